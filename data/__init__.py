@@ -1,0 +1,1 @@
+"""Images, sub-images and data sets."""

@@ -1,0 +1,1 @@
+"""Option trees and recipes."""

@@ -1,0 +1,1 @@
+"""What training and evaluation stand on: files, processes, logs, scores."""
