@@ -1,0 +1,116 @@
+"""Time one training step, and print one line of JSON.
+
+    python benchmarks/train_step.py --opt options/train_rrdb_P+SeD.yml --batch 1 --steps 3 --device cpu --precision bf16
+
+The networks have random weights and the batch is noise: neither changes the time. The unit of comparison is a plain
+float32 forward and backward pass of RRDB(23 blocks, 64 features, growth 32) on as many LR images of that size, in the
+same process; it makes figures of different machines comparable.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
+
+from models.build import RANDOM, build_generator, build_train_step
+from models.rrdb import RRDBNet
+from options.schema import Override, load_options
+from utils.distributed import World
+from utils.entry import run
+
+WARM_UP_STEPS = 2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--opt", required=True, metavar="FILE", help="recipe whose step is timed")
+    parser.add_argument("--batch", type=int, default=1, help="images in a batch (1)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps after two that are not (3)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    arguments = parser.parse_args()
+    fixed = {
+        "semantic_extractor.weights": RANDOM,
+        "device": arguments.device,
+        "train.precision": arguments.precision,
+        "dataloader.batch_size": arguments.batch,
+    }
+    options = load_options(arguments.opt)
+    if options.losses.perceptual is not None:
+        fixed["losses.perceptual.vgg_weights"] = RANDOM
+    options = load_options(arguments.opt, [Override(key, value, f"{key}={value}") for key, value in fixed.items()])
+    device = World().device(options.device)
+
+    generator = build_generator(options).to(device, memory_format=torch.channels_last)
+    step = build_train_step(options, generator=generator, device=device)
+    side = options.dataset.lr_patch_px
+    lr, hr = (
+        torch.rand(arguments.batch, 3, px, px, device=device).contiguous(memory_format=torch.channels_last)
+        for px in (side, side * generator.scale)
+    )
+    step_s = median_s(lambda: step(lr, hr), arguments.steps, device)
+    peak_bytes = peak_memory_bytes(device)
+    with FlopCounterMode(display=False) as counter:
+        step(lr, hr)
+    unit_s = median_s(plain_rrdb(lr, hr), arguments.steps, device)
+    report = {
+        "recipe": options.name,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}",
+        "precision": arguments.precision,
+        "batch": arguments.batch,
+        "lr_patch_px": side,
+        "seconds_per_step": round(step_s, 4),
+        "images_per_s": round(arguments.batch / step_s, 4),
+        "peak_memory_gib": round(peak_bytes / 2**30, 3),
+        "tflop_per_step": round(counter.get_total_flops() / 1e12, 4),
+        "plain_rrdb_seconds": round(unit_s, 4),
+        "ratio_to_plain_rrdb": round(step_s / unit_s, 3),
+    }
+    print(json.dumps(report))
+    return 0
+
+
+def plain_rrdb(lr: torch.Tensor, hr: torch.Tensor) -> Callable[[], None]:
+    """Forward and backward pass of the published RRDB, as everybody would write it."""
+    network = RRDBNet(features=64, blocks=23, growth=32).to(lr.device)
+    lr, hr = lr.contiguous(), hr.contiguous()
+
+    def once() -> None:
+        network.zero_grad(set_to_none=True)
+        F.l1_loss(network(lr), hr).backward()
+
+    return once
+
+
+def median_s(once: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Median duration of a call, after the first ones, in which caches fill and kernels are chosen."""
+    durations = []
+    for _ in range(WARM_UP_STEPS + steps):
+        started_s = time.perf_counter()
+        once()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        durations.append(time.perf_counter() - started_s)
+    return statistics.median(durations[WARM_UP_STEPS:])
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest so far: of the GPU's allocations, or of the process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,217 @@
+"""The paired training set, the stream of samples that a run sees, and the loader that brings them together.
+
+Every random choice derives from (seed, epoch, index), never from a worker, a rank or what came before. So the number of
+samples seen is all that a run needs to go on where it stopped.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from data.images import read_rgb, to_tensor
+from data.pairs import check_pairs, find_pairs
+from utils.errors import UserError
+
+AUGMENTATIONS = 8
+BATCHES_AHEAD = 4  # per worker
+
+
+class PairedImages(Dataset):
+    """Aligned random crops of HR images and their LR images, flipped and turned in 8 ways.
+
+    Args:
+        hr_root, lr_root: folders of images that pair by name (`find_pairs`) and by size (`check_pairs`).
+        scale: HR side / LR side.
+        lr_patch_px: side p of the LR crop.
+        augment: whether to flip and turn.
+        seed: of crops and augmentations, not negative.
+
+    Raises:
+        UserError: the folders do not pair, or an image is too small.
+    """
+
+    def __init__(
+        self, hr_root: Path, lr_root: Path, *, scale: int, lr_patch_px: int, augment: bool = True, seed: int = 1
+    ) -> None:
+        self.pairs = find_pairs(hr_root, lr_root)
+        check_pairs(self.pairs, scale=scale, lr_patch_px=lr_patch_px)
+        self.scale = scale
+        self.lr_patch_px = lr_patch_px
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return the sample of key (epoch, index).
+
+        Returns:
+            lr: (3, p, p) uint8 RGB. hr: (3, scale * p, scale * p) uint8 RGB. name: the HR image's stem.
+
+        Raises:
+            UserError: an image cannot be read, or is smaller than it was when the data set was made.
+        """
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        hr_path, lr_path = self.pairs[index]
+        hr, lr = read_rgb(hr_path), read_rgb(lr_path)
+        # An LR image of ceil(HR / scale) has a last row or column without a whole HR counterpart.
+        free = [min(lr.shape[axis], hr.shape[axis] // self.scale) - self.lr_patch_px for axis in (0, 1)]
+        if min(free) < 0:
+            raise UserError(f"{hr_path} or {lr_path} became smaller than the patch while the data set was in use")
+        top, left = (int(rng.integers(room + 1)) for room in free)
+        way = int(rng.integers(AUGMENTATIONS)) if self.augment else 0
+        return {
+            "lr": to_tensor(turn(crop(lr, top, left, size_px=self.lr_patch_px), way)),
+            "hr": to_tensor(
+                turn(crop(hr, top * self.scale, left * self.scale, size_px=self.lr_patch_px * self.scale), way)
+            ),
+            "name": hr_path.stem,
+        }
+
+
+def crop(image: np.ndarray, top: int, left: int, *, size_px: int) -> np.ndarray:
+    """Return a view of the square with corner (top, left)."""
+    return image[top : top + size_px, left : left + size_px]
+
+
+def turn(image: np.ndarray, way: int) -> np.ndarray:
+    """Return a view of an image (H, W, C) in one of the 8 symmetries of the square; way 0 is the image itself.
+
+    The bits of `way` say whether it is flipped up-down, flipped left-right and transposed: two flips are half a turn,
+    a flip and a transposition a quarter.
+    """
+    if way & 1:
+        image = image[::-1]
+    if way & 2:
+        image = image[:, ::-1]
+    if way & 4:
+        image = image.transpose(1, 0, 2)
+    return image
+
+
+class SampleStream(Sampler):
+    """Batches of keys (epoch, index) from one endless stream: a permutation of the set for every epoch, end to end.
+
+    Sample k of the stream is of epoch k // length. Batch b of all ranks together starts at sample
+    first_sample + b * world_size * batch_size, and rank r takes the r-th slice of it. So nothing is dropped, a set
+    smaller than a batch repeats, and 2 ranks of 2 see together what 1 rank of 4 sees.
+
+    Args:
+        length: number of pairs in the set.
+        batch_size: samples per batch and rank.
+        batches: how many batches to yield.
+        rank, world_size: this process among all.
+        seed: of the permutations, not negative.
+        first_sample: where the stream begins: the number of samples that a resumed run has seen on all ranks.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        batches: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 1,
+        first_sample: int = 0,
+    ) -> None:
+        assert length > 0
+        assert 0 <= rank < world_size
+        self.length = length
+        self.batch_size = batch_size
+        self.batches = batches
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.first_sample = first_sample
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        current_epoch, order = None, None
+        for batch in range(self.batches):
+            start = self.first_sample + (batch * self.world_size + self.rank) * self.batch_size
+            keys = []
+            for sample in range(start, start + self.batch_size):
+                epoch, place = divmod(sample, self.length)
+                if epoch != current_epoch:
+                    current_epoch, order = epoch, self._permutation(epoch)
+                keys.append((epoch, int(order[place])))
+            yield keys
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        # numpy pads the seed with zeros: without a third number, image 0 would draw its crop from the same generator.
+        # No image has the index `length`.
+        return np.random.default_rng([self.seed, epoch, self.length]).permutation(self.length)
+
+
+class Loader:
+    """Batches of a data set along a stream, read by worker processes; see `make_loader`."""
+
+    def __init__(self, batches: DataLoader) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self._batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def make_loader(dataset: Dataset, stream: SampleStream, *, num_workers: int, device_type: str) -> Loader:
+    """Load the samples of a stream.
+
+    Args:
+        dataset: maps a key (epoch, index) to a dict of tensors and strings.
+        num_workers: processes; 0 loads in this one.
+        device_type: "cuda" puts batches into pinned memory, from which they are copied to the GPU asynchronously.
+
+    Returns:
+        Yields the samples' dicts with stacked tensors and lists of strings. Iterating raises the UserError that reading
+        an image raised, in whichever process.
+    """
+    loader = DataLoader(
+        _ErrorsAsSamples(dataset),
+        batch_sampler=stream,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=device_type == "cuda",
+        prefetch_factor=BATCHES_AHEAD if num_workers else None,
+        worker_init_fn=_start_worker,
+        # Of its own: starting the workers draws a number, which must not shift the model's random numbers.
+        generator=torch.Generator(),
+    )
+    return Loader(loader)
+
+
+class _ErrorsAsSamples(Dataset):
+    # An exception that leaves a worker arrives with the worker's traceback as its message; returned, it stays itself.
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | UserError:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def _collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
+    errors = (sample for sample in samples if isinstance(sample, UserError))
+    return next(errors, None) or default_collate(samples)
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers use the cores already

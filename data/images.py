@@ -1,0 +1,173 @@
+"""Image files and tensors: the only place that knows OpenCV's BGR order, uint8 against float, and how files are made.
+
+Everywhere else an image is an RGB uint8 array (H, W, 3) or a tensor (3, H, W). torch is imported only where a tensor is
+made, so that the processes that cut or shrink images start without it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.errors import UserError
+from utils.files import atomic_writer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Formats that both OpenCV (pixels) and Pillow (header) read.
+IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+PNG_HEADER = struct.Struct(">8s4x4sII")  # signature, (length of the chunk), its name, width, height
+
+# What OpenCV prints about a broken file repeats, less readably, what the UserError says.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def read_unchanged(path: Path) -> np.ndarray:
+    """Decode an image as it is stored: any depth, (H, W) or (H, W, C) in OpenCV's channel order.
+
+    EXIF orientation is not applied, so that the images of a pair stay as they were made. A palette is looked up.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+    try:
+        encoded = np.frombuffer(Path(path).read_bytes(), np.uint8)
+    except OSError as error:
+        raise UserError(f"cannot read image {path}: {error.strerror}") from error
+    try:
+        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # an empty file, or more pixels than OpenCV accepts
+        image = None
+    if image is None:
+        raise UserError(f"cannot decode {path}: it is damaged or not an image")
+    return image
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Read any image as RGB, (H, W, 3) uint8 in [0, 255].
+
+    Grey is repeated over the three channels, alpha is dropped (the colour below it counts, whatever its opacity), and
+    16 bits become 8 by rounding x / 257.
+
+    Raises:
+        UserError: the file is missing, damaged or no image, or holds neither 8 nor 16 bits per channel.
+    """
+    image = read_unchanged(path)
+    if image.dtype == np.uint16:
+        # 257 is odd, so no quotient lies half-way and adding 128 rounds every one to the nearest.
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise UserError(f"image {path} holds {image.dtype} values; 8 or 16 bits per channel are expected")
+    if image.ndim == 2:
+        return np.repeat(image[:, :, None], 3, axis=2)
+    return np.ascontiguousarray(image[:, :, 2::-1])
+
+
+def write_image(path: Path, rgb: np.ndarray, *, compression_level: int = 3) -> None:
+    """Write an RGB image, (H, W, 3) uint8, as PNG; a file under the final name is always whole.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written for another reason.
+    """
+    assert rgb.dtype == np.uint8, rgb.dtype
+    assert rgb.ndim == 3, rgb.shape
+    write_unchanged(path, rgb[:, :, ::-1], compression_level=compression_level)
+
+
+def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3) -> None:
+    """Write what `read_unchanged` returned, or a part of it, as PNG of the same depth and channels.
+
+    The file is encoded in memory and written by `atomic_writer`; folders on the way are created.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written for another reason.
+        UserError: PNG cannot hold such an image (floating point, for instance).
+    """
+    path = Path(path)
+    assert path.suffix == ".png", path
+    if image.dtype not in (np.uint8, np.uint16):  # OpenCV would convert them without a word
+        raise UserError(f"cannot write {path}: PNG does not hold {image.dtype} values")
+    _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression_level])
+    with atomic_writer(path) as file:
+        file.write(encoded)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) in pixels from the file's header alone; no pixel is decoded.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = file.read(PNG_HEADER.size)
+            if len(header) == PNG_HEADER.size:
+                signature, chunk, width, height = PNG_HEADER.unpack(header)
+                if signature == b"\x89PNG\r\n\x1a\n" and chunk == b"IHDR":
+                    return height, width
+            with Image.open(file) as image:  # lazy: pixels stay in the file
+                return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged or not an image"
+        raise UserError(f"cannot read the size of {path}: {reason}") from error
+
+
+def list_image_names(folder: Path) -> list[str]:
+    """Return the names of the images of a folder, sorted; hidden files and other kinds of file are passed over.
+
+    Raises:
+        UserError: the folder is missing, cannot be read or holds no image.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"cannot read the image folder {folder}: {error.strerror}") from error
+    names = sorted(n for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES)
+    if not names:
+        raise UserError(f"no image in {folder}; files ending in {' '.join(sorted(IMAGE_SUFFIXES))} are expected there")
+    return names
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the images of a folder sorted by name; see `list_image_names`."""
+    return [Path(folder, name) for name in list_image_names(folder)]
+
+
+def strip_scale_suffix(stem: str) -> str:
+    """Remove the scale from the end of an LR image's stem: "0001x4" -> "0001"; "ax4b" and "x4" stay as they are."""
+    return re.sub(r"(?<=.)[xX][2348]$", "", stem)
+
+
+def has_scale_suffix(name: str) -> bool:
+    """Whether the stem of a file or the name of a folder ends in a scale: "0001x4", "train_x4", "X4"."""
+    return re.search(r"[xX][2348]$", name) is not None
+
+
+def to_tensor(rgb: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8 tensor on any device -> (H, W, 3) uint8 array."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 -> float32 in [0, 1], on the same device."""
+    return images.float() / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(..., 3, H, W) float -> uint8: clamped to [0, 1], scaled to 255 and rounded, on the same device."""
+    return (images.float().clamp(0, 1) * 255).round().byte()

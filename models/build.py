@@ -1,0 +1,107 @@
+"""From the option tree to modules. Two plain dicts say which networks there are; a new one is a line here."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from models.discriminators import PatchDiscriminator, UNetDiscriminator
+from models.losses import GANLoss, PerceptualLoss
+from models.rrdb import RRDBNet
+from models.semantic_extractor import SemanticExtractor, load_clip_rn50
+from models.swinir import SwinIR
+from models.train_step import TrainStep, stepwise
+from options.schema import Options
+from utils import checkpoint
+from utils.weights import locate
+
+GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
+DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
+
+RANDOM = "random"  # asked for instead of a weight file
+
+
+def build_generator(options: Options) -> nn.Module:
+    """The generator of the options, with random weights from the run's seed."""
+    arguments = options.generator.model_dump(exclude={"type"})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return GENERATORS[options.generator.type](**arguments)
+
+
+def build_discriminator(options: Options) -> nn.Module | None:
+    """The discriminator of the options, with random weights from the run's seed; None for PSNR-oriented training."""
+    if options.discriminator is None:
+        return None
+    channels = SemanticExtractor.channels if options.discriminator.semantic else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return DISCRIMINATORS[options.discriminator.type](
+            semantic_channels=channels, features=options.discriminator.features
+        )
+
+
+def build_extractor(options: Options) -> SemanticExtractor | None:
+    """The frozen semantic extractor; None where nothing is conditioned on it."""
+    if options.discriminator is None or not options.discriminator.semantic:
+        return None
+    weights = options.semantic_extractor.weights
+    path = None if weights == RANDOM else locate(weights, pretrained_root=options.paths.pretrained_root)
+    state = None if path is None else load_clip_rn50(path)
+    return SemanticExtractor(state=state, batch_statistics=options.semantic_extractor.batch_statistics)
+
+
+def build_perceptual_loss(options: Options) -> PerceptualLoss | None:
+    """The frozen perceptual loss; None where the objective has no such term."""
+    perceptual = options.losses.perceptual
+    if perceptual is None:
+        return None
+    weights = perceptual.vgg_weights
+    path = None if weights == RANDOM else locate(weights, pretrained_root=options.paths.pretrained_root)
+    state = None if path is None else checkpoint.load(path)
+    return PerceptualLoss(layer_weights=perceptual.layers, state=state)
+
+
+def pretrained_weights(options: Options) -> dict[str, str]:
+    """The pretrained networks that training needs, and what the options give for each: a file, or `random`."""
+    wanted = {}
+    if options.discriminator is not None and options.discriminator.semantic:
+        wanted["semantic extractor"] = options.semantic_extractor.weights
+    if options.losses.perceptual is not None:
+        wanted["VGG19 of the perceptual loss"] = options.losses.perceptual.vgg_weights
+    return wanted
+
+
+def build_train_step(options: Options, *, generator: nn.Module, device: torch.device) -> TrainStep:
+    """All that a training step needs, on `device`, around a generator whose weights are loaded already.
+
+    Raises UserError where a weight file is missing or wrong.
+    """
+    discriminator = build_discriminator(options)
+    extractor, perceptual = build_extractor(options), build_perceptual_loss(options)
+    for network in filter(None, (generator, discriminator, extractor, perceptual)):
+        # the layout in which convolutions run fastest, by far in bfloat16
+        network.to(device=device, memory_format=torch.channels_last).train()
+
+    def adam(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=options.optimizer.betas)
+
+    adversary = {}
+    if discriminator is not None:
+        adversary = {
+            "discriminator": discriminator,
+            "discriminator_optimizer": adam(discriminator, options.optimizer.discriminator_learning_rate),
+            "extractor": extractor,
+            "adversarial": GANLoss(options.losses.gan.type),
+        }
+    terms = {name: getattr(options.losses, name) for name in ("pixel", "perceptual", "gan")}
+    return TrainStep(
+        generator=generator,
+        generator_optimizer=adam(generator, options.optimizer.learning_rate),
+        **adversary,
+        perceptual=perceptual,
+        weights={name: term.weight for name, term in terms.items() if term is not None},
+        schedule=partial(stepwise, milestones=options.optimizer.milestones, decay=options.optimizer.decay),
+        ema_decay=options.train.ema_decay,
+        precision=options.train.precision,
+    )

@@ -1,0 +1,162 @@
+"""PatchGAN and U-Net discriminators, plain or conditioned on semantic features (SeD_P and SeD_U).
+
+Sources: SeD (CVPR 2024, arXiv 2402.19387), section 3; PatchGAN: Isola et al., "pix2pix", CVPR 2017; U-Net: Wang et
+al., "Real-ESRGAN", ICCVW 2021; spectral norm: Miyato et al., ICLR 2018. The plain ones are the paper's baselines P and
+U: the same networks without `fusion` and `merge`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Of torch's two spectral norms this is the one that can be deep-copied after a forward pass in training mode: the older
+# keeps the normalised weight, a non-leaf tensor, as an attribute. Both live with DDP, frozen parameters, torch.compile
+# and autocast. Power iterations advance in training mode only, so also when G is trained through D.
+from torch.nn.utils.parametrizations import spectral_norm
+
+from models.semantic_fusion import SemanticFusionBlock
+from utils.errors import UserError
+
+SEMANTIC_STRIDE = 16  # image pixels for each position of the semantic map
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: each logit judges one overlapping patch. With `semantic_channels=None`, the plain baseline.
+
+    `features` is the width of the first layer, 64 in the paper; the others are 2, 4 and 8 times as wide.
+    Weights of convolutions and linear layers start from N(0, 0.02), biases from 0.
+    """
+
+    def __init__(self, *, semantic_channels: int | None = 1024, features: int = 64):
+        super().__init__()
+        self.semantic_channels = semantic_channels
+        c1, c2, c3, c4 = features, 2 * features, 4 * features, 8 * features
+        self.conv0 = nn.Conv2d(3, c1, 4, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(c1, c2, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(c2, c3, 4, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(c3, c4, 4, stride=1, padding=1)
+        self.conv4 = nn.Conv2d(c4, 1, 4, stride=1, padding=1)
+        self.fusion1, self.merge1 = _fusion_and_merge(semantic_channels, c2, upscale=4)
+        self.fusion2, self.merge2 = _fusion_and_merge(semantic_channels, c3, upscale=2)
+        # conv3 keeps the stride but loses a row and a column: the even kernel makes the fused features lose them too.
+        self.fusion3, self.merge3 = _fusion_and_merge(semantic_channels, c4, upscale=2, refine_kernel=4)
+
+        self.apply(_init_normal)
+        # After the initialisation, so that the power iterations start on the weights that will be used.
+        for layer in (self.conv1, self.conv2, self.conv3, self.merge1, self.merge2, self.merge3):
+            if layer is not None:
+                spectral_norm(layer)
+
+    def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
+        """Logits, one for each patch, not squashed.
+
+        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32; semantic: (B, semantic_channels,
+        H/16, W/16), or None for the plain discriminator. Returns (B, 1, H/8 - 2, W/8 - 2): 30x30 for 256x256.
+
+        Raises UserError if the sizes do not fit.
+        """
+        _check_inputs(image, semantic, self.semantic_channels, least_px=32)
+        x = _lrelu(self.conv0(image))
+        x = _lrelu(_fuse(self.conv1(x), semantic, self.fusion1, self.merge1))  # H/4
+        x = _lrelu(_fuse(self.conv2(x), semantic, self.fusion2, self.merge2))  # H/8
+        x = _lrelu(_fuse(self.conv3(x), semantic, self.fusion3, self.merge3))  # H/8 - 1
+        return self.conv4(x)
+
+
+class UNetDiscriminator(nn.Module):
+    """U-Net: one logit for each pixel. With `semantic_channels=None`, the plain baseline.
+
+    `features` is the width at full resolution, 64 in the paper; the others are 2, 4 and 8 times as wide.
+    PyTorch's default initialisation, except that the fusion blocks' output projections start from zero.
+    """
+
+    def __init__(self, *, semantic_channels: int | None = 1024, features: int = 64):
+        super().__init__()
+        self.semantic_channels = semantic_channels
+        c0, c1, c2, c3 = features, 2 * features, 4 * features, 8 * features
+        self.conv0 = nn.Conv2d(3, c0, 3, padding=1)
+        self.conv1 = spectral_norm(nn.Conv2d(c0, c1, 4, stride=2, padding=1, bias=False))
+        self.conv2 = spectral_norm(nn.Conv2d(c1, c2, 4, stride=2, padding=1, bias=False))
+        self.conv3 = spectral_norm(nn.Conv2d(c2, c3, 4, stride=2, padding=1, bias=False))
+        self.conv4 = spectral_norm(nn.Conv2d(c3, c2, 3, padding=1, bias=False))
+        self.conv5 = spectral_norm(nn.Conv2d(c2, c1, 3, padding=1, bias=False))
+        self.conv6 = spectral_norm(nn.Conv2d(c1, c0, 3, padding=1, bias=False))
+        self.conv7 = spectral_norm(nn.Conv2d(c0, c0, 3, padding=1, bias=False))
+        self.conv8 = spectral_norm(nn.Conv2d(c0, c0, 3, padding=1, bias=False))
+        self.conv9 = nn.Conv2d(c0, 1, 3, padding=1)
+        self.fusion1, self.merge1 = _fusion_and_merge(semantic_channels, c1, upscale=8)
+        self.fusion2, self.merge2 = _fusion_and_merge(semantic_channels, c2, upscale=4)
+        self.fusion3, self.merge3 = _fusion_and_merge(semantic_channels, c3, upscale=2)
+        for merge in (self.merge1, self.merge2, self.merge3):
+            if merge is not None:
+                spectral_norm(merge)
+
+    def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
+        """Logits, one for each pixel, not squashed.
+
+        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16; semantic: (B, semantic_channels, H/16, W/16), or
+        None for the plain discriminator. Returns (B, 1, H, W).
+
+        Raises UserError if the sizes do not fit.
+        """
+        _check_inputs(image, semantic, self.semantic_channels, least_px=16)
+        x0 = _lrelu(self.conv0(image))
+        x1 = _lrelu(self.conv1(x0))  # H/2
+        x2 = _lrelu(self.conv2(x1))  # H/4
+        x3 = self.conv3(x2)  # H/8
+        # The figure in the paper draws the fusion blocks in the encoder; the released code has them here.
+        x = _lrelu(_fuse(x3, semantic, self.fusion3, self.merge3))
+        x = _lrelu(self.conv4(_double(x))) + x2
+        x = _fuse(x, semantic, self.fusion2, self.merge2)
+        x = _lrelu(self.conv5(_double(x))) + x1
+        x = _fuse(x, semantic, self.fusion1, self.merge1)
+        x = _lrelu(self.conv6(_double(x))) + x0
+        return self.conv9(_lrelu(self.conv8(_lrelu(self.conv7(x)))))
+
+
+def _fusion_and_merge(
+    semantic_channels: int | None, channels: int, *, upscale: int, refine_kernel: int = 3
+) -> tuple[SemanticFusionBlock, nn.Conv2d] | tuple[None, None]:
+    """A fusion block for `channels` image channels, and the convolution that brings its concatenation back to them."""
+    if semantic_channels is None:
+        return None, None
+    fusion = SemanticFusionBlock(
+        semantic_channels=semantic_channels, image_channels=channels, upscale=upscale, refine_kernel=refine_kernel
+    )
+    return fusion, nn.Conv2d(channels + fusion.out_channels, channels, 3, padding=1)
+
+
+def _fuse(x: Tensor, semantic: Tensor | None, fusion: nn.Module | None, merge: nn.Module | None) -> Tensor:
+    return x if fusion is None else merge(torch.cat((x, fusion(semantic, x)), dim=1))
+
+
+def _check_inputs(image: Tensor, semantic: Tensor | None, semantic_channels: int | None, *, least_px: int) -> None:
+    batch, _, height, width = image.shape
+    if height % SEMANTIC_STRIDE or width % SEMANTIC_STRIDE or min(height, width) < least_px:
+        raise UserError(
+            f"The discriminator was given images of {height}x{width} pixels, but needs sides that are multiples of "
+            f"{SEMANTIC_STRIDE}, at least {least_px}: choose another patch size."
+        )
+    assert (semantic is None) == (semantic_channels is None), "semantics go to semantic discriminators only"
+    if semantic is not None:
+        expected = (batch, semantic_channels, height // SEMANTIC_STRIDE, width // SEMANTIC_STRIDE)
+        if semantic.shape != expected:
+            raise UserError(
+                f"The discriminator was given a semantic map of shape {tuple(semantic.shape)}, but for images of shape "
+                f"{tuple(image.shape)} it needs {expected}: choose a semantic extractor with stride {SEMANTIC_STRIDE}."
+            )
+
+
+def _init_normal(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _lrelu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, negative_slope=0.2)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

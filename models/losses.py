@@ -1,0 +1,189 @@
+"""The losses that training adds to pixel L1: VGG perceptual loss and GAN losses."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+# Convolution `j` of block `i` (Simonyan & Zisserman, ICLR 2015, table 1, column E) -> its index in `vgg19().features`.
+VGG19_LAYERS = {
+    "conv1_1": 0,
+    "conv1_2": 2,
+    "conv2_1": 5,
+    "conv2_2": 7,
+    "conv3_1": 10,
+    "conv3_2": 12,
+    "conv3_3": 14,
+    "conv3_4": 16,
+    "conv4_1": 19,
+    "conv4_2": 21,
+    "conv4_3": 23,
+    "conv4_4": 25,
+    "conv5_1": 28,
+    "conv5_2": 30,
+    "conv5_3": 32,
+    "conv5_4": 34,
+}
+SED_LAYER_WEIGHTS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PerceptualLoss(nn.Module):
+    """Weighted sum of L1 distances between VGG19 features of SR and HR, taken before the ReLU.
+
+    Source: Johnson et al., ECCV 2016; features before activation: Wang et al., "ESRGAN", ECCVW 2018, section 3.3.
+
+    `layer_weights` maps layers (`conv3_4`) to their weights. `state` is a state dict with torchvision's names for vgg19
+    (`features.0.weight`, ...), of which only the layers needed are read; None gives random weights, the same in every
+    process, for runs that only test the machinery.
+
+    Raises UserError for an unknown layer or none, and if `state` lacks a weight or holds one of another shape.
+    """
+
+    def __init__(
+        self, *, layer_weights: Mapping[str, float] = SED_LAYER_WEIGHTS, state: dict[str, Tensor] | None = None
+    ):
+        super().__init__()
+        if not layer_weights:
+            raise UserError(f"The perceptual loss was given no layer, but needs some of {', '.join(VGG19_LAYERS)}.")
+        for name in layer_weights:
+            if name not in VGG19_LAYERS:
+                raise UserError(
+                    f"The perceptual loss was given the layer {name!r}, but VGG19 has {', '.join(VGG19_LAYERS)}."
+                )
+        self.weights = {VGG19_LAYERS[name]: weight for name, weight in layer_weights.items()}
+        self.features = _vgg19_features(max(self.weights) + 1, state)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """sr, hr: (B, 3, H, W) float in [0, 1], sides of 16 and more -> scalar. No gradient to hr."""
+        with torch.no_grad():
+            hr_features = self._extract(hr)
+        sr_features = self._extract(sr)
+        return sum(weight * F.l1_loss(sr_features[i], hr_features[i]) for i, weight in self.weights.items())
+
+    def _extract(self, image: Tensor) -> dict[int, Tensor]:
+        x = (image - self.mean) / self.std
+        features = {}
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.weights:
+                features[i] = x
+        return features
+
+
+def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequential:
+    """The first `depth` layers of VGG19's convolutional part, with ReLUs that leave their input as it is."""
+    with torch.device("meta"):  # torchvision builds the whole network; its classifier alone would take half a gigabyte
+        features = torchvision.models.vgg19(weights=None).features[:depth]
+    features.to_empty(device="cpu")
+    # Drawn from a generator that is put back afterwards; only the CPU's takes part.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        for i, layer in enumerate(features):
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+            elif isinstance(layer, nn.ReLU):
+                features[i] = nn.ReLU()  # torchvision's works in place and would overwrite the features wanted
+    if state is not None:
+        _load_features(features, state)
+    return features
+
+
+def _load_features(features: nn.Sequential, state: dict[str, Tensor]) -> None:
+    weights = {}
+    for name, own in features.state_dict().items():
+        given = state.get(f"features.{name}")
+        if given is None or given.shape != own.shape:
+            problem = "lack it" if given is None else f"have the shape {tuple(given.shape)} there"
+            raise UserError(
+                f"The perceptual loss expects VGG19 weights with `features.{name}` of shape {tuple(own.shape)}, "
+                f"but those given {problem}."
+            )
+        weights[name] = given
+    features.load_state_dict(weights)
+
+
+# Each GAN loss is a pair: what G minimises, given logits of fake and real, and what D minimises, given real and fake.
+# Logits have any shape; means run over all of them. D's loss is the sum of its two terms, without 1/2. The identity
+# -log(sigmoid(x)) = softplus(-x) keeps the logarithms finite.
+
+
+def _vanilla_generator(fake: Tensor, _: Tensor | None) -> Tensor:
+    """Goodfellow et al. 2014, section 3, the non-saturating form: -E[log sigmoid(fake)]."""
+    return F.softplus(-fake).mean()
+
+
+def _vanilla_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Goodfellow et al. 2014, equation 1: -E[log sigmoid(real)] - E[log(1 - sigmoid(fake))]."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def _lsgan_generator(fake: Tensor, _: Tensor | None) -> Tensor:
+    """Mao et al. 2017, equation 9, without 1/2."""
+    return (fake - 1).square().mean()
+
+
+def _lsgan_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Mao et al. 2017, equation 9, without 1/2."""
+    return (real - 1).square().mean() + fake.square().mean()
+
+
+def _hinge_generator(fake: Tensor, _: Tensor | None) -> Tensor:
+    """Lim & Ye 2017; Miyato et al. 2018, equation 17."""
+    return -fake.mean()
+
+
+def _hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Lim & Ye 2017; Miyato et al. 2018, equation 16."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def _relativistic_generator(fake: Tensor, real: Tensor | None) -> Tensor:
+    """Relativistic average: Jolicoeur-Martineau 2018; ESRGAN, equation 2. D's loss with the roles exchanged."""
+    return _relativistic_discriminator(real=fake, fake=real)
+
+
+def _relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Relativistic average: Jolicoeur-Martineau 2018; ESRGAN, equation 1."""
+    return F.softplus(fake.mean() - real).mean() + F.softplus(fake - real.mean()).mean()
+
+
+GAN_LOSSES = {
+    "vanilla": (_vanilla_generator, _vanilla_discriminator),
+    "lsgan": (_lsgan_generator, _lsgan_discriminator),
+    "hinge": (_hinge_generator, _hinge_discriminator),
+    "relativistic": (_relativistic_generator, _relativistic_discriminator),
+}
+
+
+class GANLoss:
+    """The adversarial losses of G and of D for one `kind`: vanilla, lsgan, hinge or relativistic.
+
+    Computed in float32, under autocast too. `needs_real` tells whether the generator's loss reads the logits of real.
+
+    Raises UserError for an unknown kind.
+    """
+
+    def __init__(self, kind: str):
+        if kind not in GAN_LOSSES:
+            raise UserError(f"The GAN loss {kind!r} was given, but only {', '.join(GAN_LOSSES)} are known.")
+        self._generator, self._discriminator = GAN_LOSSES[kind]
+        self.needs_real = kind == "relativistic"
+
+    def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
+        """Logits of fake, and of real where `needs_real` -> the scalar that G minimises."""
+        assert real is not None or not self.needs_real, "this GAN loss needs the logits of real in the G step"
+        return self._generator(fake.float(), None if real is None else real.float())
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Logits of real and of fake -> the scalar that D minimises."""
+        return self._discriminator(real.float(), fake.float())

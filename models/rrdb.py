@@ -1,0 +1,77 @@
+"""RRDBNet, the generator of ESRGAN: residual-in-residual dense blocks.
+
+Source: Wang et al., "ESRGAN", ECCVW 2018, section 3.1 and figure 4. The parameter names are those of the released
+`RRDB.pth` (ESRGAN, KAIR, SeD), so that such files load strictly.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Residuals are scaled down before they are added, so that 23 blocks without normalisation train stably (section 3.1).
+RESIDUAL_SCALE = 0.2
+
+
+class RRDBNet(nn.Module):
+    """x4 generator. The defaults are the published network, 16.70 M parameters."""
+
+    scale = 4
+
+    def __init__(self, *, features: int = 64, blocks: int = 23, growth: int = 32):
+        super().__init__()
+        self.conv_first = nn.Conv2d(3, features, 3, padding=1)
+        self.RRDB_trunk = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
+        self.trunk_conv = nn.Conv2d(features, features, 3, padding=1)
+        self.upconv1 = nn.Conv2d(features, features, 3, padding=1)
+        self.upconv2 = nn.Conv2d(features, features, 3, padding=1)
+        self.HRconv = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
+        x = self.conv_first(lr)
+        x = x + self.trunk_conv(self.RRDB_trunk(x))
+        x = _lrelu(self.upconv1(F.interpolate(x, scale_factor=2, mode="nearest")))  # (B, C, 2H, 2W)
+        x = _lrelu(self.upconv2(F.interpolate(x, scale_factor=2, mode="nearest")))  # (B, C, 4H, 4W)
+        return self.conv_last(_lrelu(self.HRconv(x)))
+
+
+class RRDB(nn.Module):
+    """Residual-in-residual dense block: (B, features, H, W) -> the same shape."""
+
+    def __init__(self, features: int, growth: int):
+        super().__init__()
+        self.RDB1 = DenseBlock(features, growth)
+        self.RDB2 = DenseBlock(features, growth)
+        self.RDB3 = DenseBlock(features, growth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, self.RDB3(self.RDB2(self.RDB1(x))), alpha=RESIDUAL_SCALE)
+
+
+class DenseBlock(nn.Module):
+    """Five convolutions, each fed with the outputs of all before it: (B, features, H, W) -> the same shape."""
+
+    def __init__(self, features: int, growth: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(features, growth, 3, padding=1)
+        self.conv2 = nn.Conv2d(features + growth, growth, 3, padding=1)
+        self.conv3 = nn.Conv2d(features + 2 * growth, growth, 3, padding=1)
+        self.conv4 = nn.Conv2d(features + 3 * growth, growth, 3, padding=1)
+        self.conv5 = nn.Conv2d(features + 4 * growth, features, 3, padding=1)
+        # Small kernels, as published: every block starts close to the identity.
+        for conv in self.children():
+            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.data.mul_(0.1)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dense = x
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            dense = torch.cat((dense, _lrelu(conv(dense))), dim=1)
+        return torch.add(x, self.conv5(dense), alpha=RESIDUAL_SCALE)
+
+
+def _lrelu(x: Tensor) -> Tensor:
+    # In place: its input is always the fresh output of a convolution, which nobody else reads.
+    return F.leaky_relu(x, negative_slope=0.2, inplace=True)

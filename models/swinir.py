@@ -1,0 +1,256 @@
+"""SwinIR for classical x4 SR: a generator of shifted-window transformer blocks.
+
+Source: Liang et al., "SwinIR", ICCVW 2021, section 3; windows and shifts after Liu et al., "Swin Transformer", ICCV
+2021, section 3.2. The names of parameters and buffers are those of the released
+`001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth`, so that such files load strictly, and those saved here load elsewhere.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
+UPSAMPLER_FEATURES = 64
+TRAINING_PX = 64  # side of the LR patches whose shift mask the released file holds
+
+
+class SwinIR(nn.Module):
+    """x4 generator. The defaults are SwinIR-M, 11.90 M parameters.
+
+    `depths[i]` blocks with `heads[i]` attention heads make up the i-th residual group. `window` is the side of an
+    attention window in LR pixels. `drop_path` is the probability of leaving out the last block's residuals for a sample
+    in training; it rises linearly from 0 at the first block.
+
+    The buffers `attn_mask` and `relative_position_index` follow from the window alone. They are in the state dict
+    because other readers expect them there; loading takes no notice of those in the file, so that files trained at
+    other patch sizes load too.
+
+    Raises UserError if `depths` and `heads` differ in length, or a number of heads does not divide `embed_dim`.
+    """
+
+    scale = 4
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 180,
+        depths: tuple[int, ...] = (6,) * 6,
+        heads: tuple[int, ...] = (6,) * 6,
+        window: int = 8,
+        mlp_ratio: float = 2.0,
+        drop_path: float = 0.1,
+    ):
+        super().__init__()
+        if len(depths) != len(heads):
+            raise UserError(f"SwinIR was given {len(depths)} depths and {len(heads)} heads, but needs as many of each.")
+        if any(embed_dim % n for n in heads):
+            raise UserError(f"SwinIR was given embed_dim {embed_dim}, but needs a multiple of each of {heads} heads.")
+        self.window = window
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)
+        self.patch_embed = PatchEmbed(embed_dim)
+        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(depths)
+        self.layers = nn.ModuleList(
+            ResidualGroup(embed_dim, heads=n, window=window, mlp_ratio=mlp_ratio, drop_paths=group_rates.tolist())
+            for n, group_rates in zip(heads, rates, strict=True)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
+        self.conv_before_upsample = nn.Sequential(
+            nn.Conv2d(embed_dim, UPSAMPLER_FEATURES, 3, padding=1), nn.LeakyReLU(inplace=True)
+        )
+        self.upsample = nn.Sequential(
+            nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
+            nn.PixelShuffle(2),
+            nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+        self.conv_last = nn.Conv2d(UPSAMPLER_FEATURES, 3, 3, padding=1)
+        self.apply(_init_linear)
+        self.register_load_state_dict_pre_hook(_keep_derived_buffers)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
+        height, width = lr.shape[-2:]
+        x = reflect_pad(lr, _round_up(height, self.window), _round_up(width, self.window))
+        x = self.conv_first(x - self.mean)
+        x = x + self.conv_after_body(self._body(x))
+        sr = self.conv_last(self.upsample(self.conv_before_upsample(x))) + self.mean
+        return sr[..., : self.scale * height, : self.scale * width]
+
+    def _body(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x.permute(0, 2, 3, 1))  # (B, H, W, C), the layout of everything between the convolutions
+        for group in self.layers:
+            x = group(x)
+        return self.norm(x).permute(0, 3, 1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """A patch is one pixel, so that only the normalisation is left of Swin's patch embedding."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class ResidualGroup(nn.Module):
+    """Residual Swin transformer block, RSTB (SwinIR, equation 7): (B, H, W, dim) -> the same shape."""
+
+    def __init__(self, dim: int, *, heads: int, window: int, mlp_ratio: float, drop_paths: list[float]):
+        super().__init__()
+        self.residual_group = nn.Module()  # this level exists in the released names only
+        self.residual_group.blocks = nn.Sequential(
+            *(
+                # Every other block shifts its windows by half, so that neighbouring windows exchange information.
+                SwinBlock(dim, heads=heads, window=window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio, drop_path=rate)
+                for i, rate in enumerate(drop_paths)
+            )
+        )
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        body = self.residual_group.blocks(x)
+        return x + self.conv(body.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class SwinBlock(nn.Module):
+    """(Shifted-)window attention and an MLP, each residual: (B, H, W, dim) -> the same; the window divides H and W."""
+
+    def __init__(self, dim: int, *, heads: int, window: int, shifted: bool, mlp_ratio: float, drop_path: float):
+        super().__init__()
+        self.window = window
+        self.shift = window // 2 if shifted else 0
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        side = _round_up(TRAINING_PX, window)
+        self.register_buffer("attn_mask", _shift_mask(side, side, window) if shifted else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self._attend(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        batch, height, width, dim = x.shape
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        windows = x.view(batch, height // self.window, self.window, width // self.window, self.window, dim)
+        windows = windows.transpose(2, 3).reshape(-1, self.window**2, dim)  # (B * windows, tokens, dim)
+        windows = self.attn(windows, self._mask(height, width))
+        x = windows.view(batch, height // self.window, width // self.window, self.window, self.window, dim)
+        x = x.transpose(2, 3).reshape(batch, height, width, dim)
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x
+
+    def _mask(self, height: int, width: int) -> Tensor | None:
+        if not self.shift:
+            return None
+        if height == width == _round_up(TRAINING_PX, self.window):
+            return self.attn_mask
+        return _cached_shift_mask(height, width, window=self.window, device=self.attn_mask.device)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with a learned bias for each relative position."""
+
+    def __init__(self, dim: int, heads: int, window: int):
+        super().__init__()
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", _relative_position_index(window))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (B * W, T, dim) for W windows of T tokens; mask: (W, T, T), added to the logits -> (B * W, T, dim)."""
+        total, tokens, dim = x.shape
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, T, T)
+        if mask is not None:
+            # Masks differ between windows, not between images: with windows and heads in one dimension, the batch
+            # broadcasts, and the bias is not repeated for it.
+            bias = (mask[:, None] + bias).flatten(0, 1)  # (W * heads, T, T)
+        q, k, v = (
+            part.view(-1, len(bias), tokens, dim // self.heads)
+            for part in self.qkv(x).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        )
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        x = x.view(total, self.heads, tokens, -1).transpose(1, 2).reshape(total, tokens, dim)
+        return self.proj(x)
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def reflect_pad(image: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, height, width), mirrored about the last row and column (which are not repeated).
+
+    Unlike `F.pad`, it reflects back and forth as often as a small image needs; one pixel is simply repeated.
+    """
+    for dim, size in ((-2, height), (-1, width)):
+        if image.shape[dim] != size:
+            last = image.shape[dim] - 1
+            position = torch.arange(size, device=image.device) % max(2 * last, 1)
+            image = image.index_select(dim, torch.minimum(position, 2 * last - position))
+    return image
+
+
+def _shift_mask(height: int, width: int, window: int) -> Tensor:
+    """(windows, T, T): -100 between tokens that only the cyclic shift has brought into one window, else 0."""
+
+    def strips(size):
+        # After the shift, the last window holds pixels from both ends of the image: 1 and 2 there, 0 elsewhere.
+        position = torch.arange(size)
+        return (position >= size - window).int() + (position >= size - window // 2).int()
+
+    region = 3 * strips(height)[:, None] + strips(width)  # (height, width)
+    region = region.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
+    return (region[:, :, None] != region[:, None, :]).float() * -100.0
+
+
+@functools.lru_cache(maxsize=4)  # a benchmark's images differ in size: keep few, a mask takes 256 bytes a pixel
+def _cached_shift_mask(height: int, width: int, *, window: int, device: torch.device) -> Tensor:
+    return _shift_mask(height, width, window).to(device)
+
+
+def _relative_position_index(window: int) -> Tensor:
+    """(T, T) int64: for each pair of tokens in a window, the row of its bias in the table."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy = y[:, None] - y + window - 1  # 0 .. 2 * window - 2
+    dx = x[:, None] - x + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def _keep_derived_buffers(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    for name, buffer in module.named_buffers():
+        if name.endswith(("attn_mask", "relative_position_index")):
+            state_dict[prefix + name] = buffer
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

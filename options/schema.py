@@ -1,0 +1,469 @@
+"""The option tree: what can be chosen, what is allowed, and how it is read.
+
+A recipe is a YAML file that says only what makes it different from the one it `extends`. `load_options` merges the
+chain of files, then the `--set key=value` of the command line, and checks the result against the classes below. Every
+default is the paper's recipe for classical x4 SR (SeD, CVPR 2024, section 4.1 and the released configuration).
+
+The classes are frozen: nothing changes an option after it was read.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from utils.errors import UserError
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tree
+
+
+def _whole(value: Any) -> Any:
+    """3e5 is a float to YAML and a number of steps to a person."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Location = Annotated[Path, Field(strict=False)]  # strict mode would refuse the string that YAML gives
+
+Metric = Literal["psnr", "ssim", "lpips"]
+
+
+class Section(BaseModel):
+    """A group of options. Unknown keys are refused, types are not converted, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Paths(Section):
+    """Folders. Relative ones are relative to where the command is run."""
+
+    data_root: Location = Field(Path("DF2K"), description="folder of the training set; `dataset` names folders in it")
+    data_test_root: Location = Field(Path("Evaluation"), description="folder of the benchmarks: Set5, Set14, ...")
+    out_root: Location = Field(Path("checkpoint"), description="runs are written to <out_root>/<name>")
+    pretrained_root: Location = Field(Path("pretrained"), description="folder of the pretrained weights")
+
+
+class RRDBOptions(Section):
+    """The generator of ESRGAN (Wang et al. 2018); the defaults are its 16.70 M parameters."""
+
+    type: Literal["rrdb"]
+    features: Positive = Field(64, description="channels of the trunk")
+    blocks: Positive = Field(23, description="number of residual-in-residual dense blocks")
+    growth: Positive = Field(32, description="channels that each convolution of a dense block adds")
+
+
+class SwinIROptions(Section):
+    """SwinIR (Liang et al. 2021); the defaults are SwinIR-M for classical SR."""
+
+    type: Literal["swinir"]
+    embed_dim: Positive = Field(180, description="channels of the transformer blocks")
+    depths: tuple[Positive, ...] = Field((6,) * 6, description="transformer blocks in each residual group")
+    heads: tuple[Positive, ...] = Field((6,) * 6, description="attention heads in each residual group")
+    window: Positive = Field(8, description="side of an attention window in LR pixels")
+    mlp_ratio: PositiveFloat = Field(2.0, description="hidden channels of the MLP, as a multiple of embed_dim")
+    drop_path: Fraction = Field(0.1, description="stochastic depth of the last block in training, rising from 0")
+
+
+GeneratorOptions = Annotated[Union[RRDBOptions, SwinIROptions], Field(discriminator="type")]  # noqa: UP007
+
+
+class DiscriminatorOptions(Section):
+    """PatchGAN or U-Net; with `semantic`, the paper's SeD."""
+
+    type: Literal["patch", "unet"] = Field(description="patch: PatchGAN; unet: per-pixel U-Net of Real-ESRGAN")
+    semantic: bool = Field(True, description="condition it on semantic features (SeD); false: the plain baseline")
+    features: Positive = Field(64, description="channels after the first convolution")
+
+
+class SemanticExtractorOptions(Section):
+    """The frozen vision model whose features condition a semantic discriminator: CLIP RN50 up to layer3."""
+
+    weights: str = Field(
+        "RN50.pt", description="a known file (downloaded to pretrained_root when missing), a path, or `random`"
+    )
+    batch_statistics: bool = Field(
+        False, description="keep its BatchNorm in training mode, as the released code did (for reproduction only)"
+    )
+
+
+class PixelLossOptions(Section):
+    """L1 between SR and HR."""
+
+    weight: PositiveFloat = Field(1.0, description="factor of the L1 loss in the generator's objective")
+
+
+class PerceptualLossOptions(Section):
+    """L1 between VGG19 features of SR and HR, taken before the ReLU."""
+
+    weight: PositiveFloat = Field(0.1, description="factor in the generator's objective; 0.1 with patch, 1.0 with unet")
+    layers: dict[str, NonNegativeFloat] = Field(
+        {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0},
+        description="weight of each layer; an empty mapping is refused",
+        min_length=1,
+    )
+    vgg_weights: str = Field(
+        "vgg19-dcbb9e9d.pth", description="a known file (downloaded when missing), a path, or `random`"
+    )
+
+
+class GANLossOptions(Section):
+    """The adversarial loss of G and D."""
+
+    type: Literal["vanilla", "lsgan", "hinge", "relativistic"] = Field("vanilla", description="formula of the loss")
+    weight: PositiveFloat = Field(0.01, description="factor in the generator's objective; D's loss is not scaled")
+
+
+class LossOptions(Section):
+    """The terms of the generator's objective; `null` leaves one out."""
+
+    pixel: PixelLossOptions | None = Field(PixelLossOptions(), description="L1 loss")
+    perceptual: PerceptualLossOptions | None = Field(PerceptualLossOptions(), description="VGG19 loss")
+    gan: GANLossOptions | None = Field(GANLossOptions(), description="adversarial loss")
+
+
+class DatasetOptions(Section):
+    """The paired training set: two folders in `paths.data_root` with images of the same names."""
+
+    hr: str = Field("train_sub", description="folder of the HR sub-images")
+    lr: str = Field("train_sub_x4", description="folder of the LR sub-images")
+    lr_patch_px: Positive = Field(64, description="side of the random LR crop; the HR crop is 4 times as large")
+    augment: bool = Field(True, description="flips and 90-degree rotations, 8 ways")
+
+
+class DataLoaderOptions(Section):
+    """How batches are made."""
+
+    batch_size: Positive = Field(8, description="pairs per step and process (the paper: 4 processes of 8)")
+    num_workers: Natural = Field(4, description="reading processes of each training process; 0: read in the process")
+
+
+class OptimizerOptions(Section):
+    """Adam for both networks, with a step-wise learning rate."""
+
+    learning_rate: PositiveFloat = Field(1e-4, description="of the generator")
+    discriminator_learning_rate: PositiveFloat = Field(1e-4, description="of the discriminator")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="Adam's decay rates of the two moments")
+    milestones: tuple[Positive, ...] = Field(
+        (100_000, 200_000), description="steps at which both learning rates are multiplied by `decay`"
+    )
+    decay: PositiveFloat = Field(0.5, description="factor at each milestone")
+
+
+class TrainOptions(Section):
+    """Length, arithmetic and records of a training run."""
+
+    total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward passes")
+    ema_decay: Fraction | None = Field(None, description="exponential moving average of G's weights; null: none")
+    log_every_steps: Positive = Field(100, description="steps between two lines of the log")
+    save_every_steps: Positive = Field(5_000, description="steps between two saves of weights and training state")
+    keep_states: Positive = Field(3, description="how many training states are kept, the newest")
+
+
+class ValidationOptions(Section):
+    """Scores during training."""
+
+    every_steps: Positive = Field(5_000, description="steps between two validations; the last step is validated too")
+    benchmarks: tuple[str, ...] = Field(("Set5",), description="benchmarks in paths.data_test_root; [] for none")
+    metrics: tuple[Metric, ...] = Field(("psnr", "ssim"), description="which scores", min_length=1)
+
+
+class TestOptions(Section):
+    """What `test.py` scores."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    weights: str | None = Field(None, description="generator weights in any released format, or `bicubic`")
+    benchmarks: tuple[str, ...] = Field(
+        ("Set5", "Set14", "Urban100", "Manga109", "DIV2K"),
+        description="names in paths.data_test_root, or folders; a folder without HR is simply upscaled",
+        min_length=1,
+    )
+    metrics: tuple[Metric, ...] | None = Field(
+        None, description="which scores, all required; null: psnr and ssim, and lpips if its backbone can be had"
+    )
+    paper_row: str | None = Field(None, description="row of the paper's Table 1 to print beside, e.g. RRDB+P+SeD")
+
+
+class Options(Section):
+    """Everything that a run of `train.py` or `test.py` depends on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]*$")] = Field(
+        description="name of the run and of its folder: letters, digits, and . _ + -"
+    )
+    seed: Natural = Field(1, description="every random choice derives from it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one, else cpu")
+    paths: Paths = Paths()
+    generator: GeneratorOptions = Field(description="the network that is trained")
+    discriminator: DiscriminatorOptions | None = Field(
+        description="its adversary; null: PSNR-oriented training without one"
+    )
+    semantic_extractor: SemanticExtractorOptions = SemanticExtractorOptions()
+    losses: LossOptions = LossOptions()
+    dataset: DatasetOptions = DatasetOptions()
+    dataloader: DataLoaderOptions = DataLoaderOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    train: TrainOptions = TrainOptions()
+    validation: ValidationOptions = ValidationOptions()
+    test: TestOptions = TestOptions()
+
+    def as_yaml(self) -> str:
+        """The whole tree as YAML; `load_options` reads it back to an equal tree."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+
+
+def impossible_combinations(options: Options) -> Iterator[tuple[str, str]]:
+    """(key path, what is wrong) for each choice that is allowed alone and makes no sense beside another one."""
+    losses, adversary = options.losses, options.discriminator
+    if adversary is not None and losses.gan is None:
+        yield "losses.gan", "is null, but a discriminator is given; set discriminator: null, or give losses.gan"
+    if adversary is None and losses.gan is not None:
+        yield "losses.gan", "needs a discriminator, but discriminator is null; set losses.gan: null, or give one"
+    if losses == LossOptions(pixel=None, perceptual=None, gan=None):
+        yield "losses", "has no term; give at least one of pixel, perceptual, gan"
+    if adversary is not None:
+        # HR crops are 4 times as large; the discriminators halve them up to four times, the extractor does so too
+        if options.dataset.lr_patch_px % 4:
+            yield "dataset.lr_patch_px", f"is {options.dataset.lr_patch_px}; with a discriminator a multiple of 4"
+        if adversary.features % 8:
+            yield "discriminator.features", f"is {adversary.features}; should be a multiple of 8"
+    if isinstance(options.generator, SwinIROptions):
+        net = options.generator
+        if len(net.depths) != len(net.heads):
+            yield "generator.heads", f"has {len(net.heads)} entries and depths {len(net.depths)}; one for each group"
+        odd = [heads for heads in net.heads if net.embed_dim % heads]
+        if odd:
+            yield "generator.heads", f"has {odd[0]}, which does not divide embed_dim {net.embed_dim}"
+    if any(a >= b for a, b in zip(options.optimizer.milestones, options.optimizer.milestones[1:], strict=False)):
+        yield "optimizer.milestones", f"should rise: {list(options.optimizer.milestones)}"
+    if options.train.precision == "fp16" and options.device == "cpu":
+        yield "train.precision", "is fp16, which needs a GPU; on a CPU take bf16 or fp32"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+@dataclass(frozen=True)
+class Override:
+    """One choice of the command line."""
+
+    key: str  # path in the tree, e.g. train.total_steps
+    value: Any
+    said: str  # as the user typed it, for messages
+
+    @classmethod
+    def parse(cls, text: str) -> "Override":
+        """From the argument of `--set`: `key=value`, the value read as YAML. Raises UserError for another form."""
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"--set {text}: expected key=value, such as --set train.total_steps=1000")
+        try:
+            node = yaml.compose(value, Loader=_Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value is not valid YAML ({_reason(error)})") from None
+        return cls(key, _Reader(f"--set {text}").value(node, ()) if node else None, f"--set {text}")
+
+
+def load_options(file: str | Path, overrides: Sequence[Override] = ()) -> Options:
+    """Read a recipe, the recipes that it extends, and the command line's overrides (the last one wins).
+
+    Raises UserError that names file and line (or the argument) of every key that is wrong, what was given and what
+    is allowed.
+    """
+    tree, said = _read_chain(Path(file), ())
+    for override in overrides:
+        *parents, _ = path = tuple(override.key.split("."))
+        for depth in range(1, len(parents) + 1):
+            said.setdefault(path[:depth], override.said)
+        _merge(tree, _nested(path, override.value))
+        said[path] = override.said
+    try:
+        options = Options.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+    else:
+        problems = [(tuple(key.split(".")), text) for key, text in impossible_combinations(options)]
+        if not problems:
+            return options
+    lines = [f"{_where(path, said, file)}: {'.'.join(path)} {text}" for path, text in problems]
+    raise UserError("\n".join(lines))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, in which 1e-4 would be a string; it is a number here, as in YAML 1.2."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+class _Reader:
+    """Turns the nodes of one YAML document into plain values and remembers the line of every key."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.said: dict[tuple[str, ...], str] = {}
+
+    def value(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(self.value(item, path) for item in node.value)
+        try:
+            return _Loader("").construct_object(node)
+        except (yaml.YAMLError, ValueError):
+            raise UserError(f"{self._line(node)}: cannot read the value {node.value!r}") from None
+
+    def _mapping(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict[str, Any]:
+        mapping = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                raise UserError(f"{self._line(key_node)}: a key should be a plain word")
+            key = key_node.value
+            if key in mapping:
+                raise UserError(f"{self._line(key_node)}: the key {'.'.join((*path, key))} is given twice")
+            here = (*path, key)
+            self.said[here] = self._line(key_node)
+            mapping[key] = self.value(value_node, here)
+        return mapping
+
+    def _line(self, node: yaml.Node) -> str:
+        return self.source if self.source.startswith("--set") else f"{self.source}:{node.start_mark.line + 1}"
+
+
+def _read_chain(file: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """The merged tree of a file and of what it extends, and where each key was said."""
+    if file.resolve() in children:
+        raise UserError(f"{file}: extends itself, by way of {' -> '.join(path.name for path in children)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob("*.yml")], n=1, cutoff=0.5)
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        by = f" (which {children[-1]} extends)" if children else ""
+        raise UserError(f"option file {file}{by} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"option file {file} cannot be read ({_reason(error)})") from None
+    reader = _Reader(str(file))
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        tree = reader.value(node, ()) if node else {}
+    except (yaml.YAMLError, RecursionError) as error:  # the latter: an anchor inside itself
+        raise UserError(f"{file}: not valid YAML ({_reason(error)})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: expected keys and values, given {_short(tree)}")
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree, reader.said
+    if not isinstance(parent, str):
+        raise UserError(f"{reader.said[('extends',)]}: extends should be the name of one option file")
+    merged, said = _read_chain(file.parent / parent, (*children, file.resolve()))
+    _merge(merged, tree)
+    return merged, {**said, **reader.said}
+
+
+def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Lay `changes` over `tree`: mappings key by key, everything else replaced."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saying what is wrong
+
+_GENERATOR_TYPES = [get_args(net.model_fields["type"].annotation)[0] for net in (RRDBOptions, SwinIROptions)]
+
+
+def _explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    """(key path, sentence) for one of pydantic's findings."""
+    path = tuple(
+        str(part)
+        for depth, part in enumerate(problem["loc"])
+        if not (depth == 1 and part in _GENERATOR_TYPES)  # pydantic puts the union's tag into the path
+    )
+    given = _short(problem["input"])
+    kind = problem["type"]
+    if kind == "extra_forbidden":
+        keys = list(_section_of(problem["loc"][:-1]).model_fields)
+        return path, f"is not an option{_did_you_mean(path[-1], keys)}; allowed here: {', '.join(keys)}"
+    if kind in ("missing", "union_tag_not_found"):
+        if kind == "union_tag_not_found" and isinstance(problem["input"], dict):
+            path = (*path, "type")
+        return path, "is required and was not given"
+    if kind in ("literal_error", "union_tag_invalid"):
+        allowed = re.findall(r"'([^']*)'", problem["ctx"].get("expected") or problem["ctx"]["expected_tags"])
+        if kind == "union_tag_invalid":
+            path, given = (*path, "type"), repr(problem["input"]["type"])
+        return path, f"is {given}{_did_you_mean(given.strip(repr(' ')), allowed)}; allowed: {', '.join(allowed)}"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return path, f"is {given}; expected keys and values"
+    if kind == "string_pattern_mismatch":
+        return path, f"is {given}; expected {Options.model_fields[path[-1]].description}"
+    expected = re.sub(r"^(Input|String|Value|Tuple|Dictionary) ", "", problem["msg"])
+    for python, plain in (("is not a valid path for <class 'pathlib.Path'>", "should be a path"), ("tuple", "list")):
+        expected = expected.replace(python, plain)
+    return path, f"is {given}; it {expected.removesuffix(' after validation')}"
+
+
+def _section_of(location: tuple[str | int, ...]) -> type[Section]:
+    """The class of the section at a pydantic location."""
+    section: type[Section] = Options
+    parts = iter(location)
+    for part in parts:
+        field = section.model_fields[part]
+        classes = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]
+        sections = [c for c in classes if issubclass(c, Section)]
+        section = sections[_GENERATOR_TYPES.index(next(parts))] if len(sections) > 1 else sections[0]
+    return section
+
+
+def _where(path: tuple[str, ...], said: dict[tuple[str, ...], str], file: str | Path) -> str:
+    """Where the user said it: the closest key on the way up that some file or argument gave."""
+    for depth in range(len(path), 0, -1):
+        if path[:depth] in said:
+            return said[path[:depth]]
+    return str(file)
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _short(value: Any) -> str:
+    text = repr(list(value)) if isinstance(value, tuple) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, on one line, without its trace."""
+    mark = getattr(error, "problem_mark", None)
+    place = f", line {mark.line + 1}" if mark else ""
+    return f"{getattr(error, 'problem', None) or getattr(error, 'strerror', None) or error}{place}"

@@ -1,0 +1,117 @@
+"""Score a generator on benchmarks, or upscale folders of images."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from data.benchmarks import Benchmark, find_benchmark
+from models.build import build_generator
+from options.schema import Options, Override
+from utils.arguments import option_parser, options_from
+from utils.checkpoint import generator_weights, load_into
+from utils.distributed import World, join_world
+from utils.entry import run
+from utils.errors import UserError
+from utils.evaluate import LPIPS_BACKBONE, Upscale, bicubic, build_metrics, by_network, evaluate
+from utils.files import write_text
+from utils.score_table import as_json, score_table
+from utils.weights import locate
+
+BICUBIC = "bicubic"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = option_parser(__doc__, folders=("data_test_root",))
+    parser.add_argument("--output_path", metavar="FOLDER", help="for SR images and results.json (results/<name>)")
+    parser.add_argument("--weights", metavar="FILE", help="generator weights, or `bicubic` (test.weights)")
+    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="names, or folders (test.benchmarks)")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="among psnr, ssim, lpips (test.metrics)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    flags = {"weights": arguments.weights, "benchmarks": arguments.benchmarks, "metrics": arguments.metrics}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value}
+    world = join_world()
+    try:
+        with world.agree():
+            options = options_from(
+                arguments, *(Override(f"test.{name}", value, f"--{name} {value}") for name, value in given.items())
+            )
+        test(options, output=Path(arguments.output_path or f"results/{options.name}"), world=world)
+    finally:
+        world.leave()
+    return 0
+
+
+def test(options: Options, *, output: Path, world: World) -> None:
+    """Look at everything before anything is upscaled; then upscale, score and report."""
+    with world.agree():
+        device = world.device(options.device)
+        generator = build_generator(options)
+        benchmarks = find_benchmarks(options, output, scale=generator.scale)
+        upscale, kind = build_upscale(options, generator, device)
+        names = options.test.metrics
+        metrics = build_metrics(names, pretrained_root=options.paths.pretrained_root, device=device)
+    console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
+    console.print(f"{options.test.weights}: {kind}", markup=False)
+    if names is None and "lpips" not in metrics:
+        console.print(f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not there and could not be downloaded")
+    scores = {}
+    for benchmark in benchmarks:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(benchmark.name, total=len(benchmark.images[world.rank :: world.size]))
+            scores[benchmark.name] = evaluate(
+                upscale,
+                benchmark,
+                metrics=metrics,
+                device=device,
+                world=world,
+                output=output / benchmark.name,
+                on_image=lambda *_, bar=bar, task=task: bar.advance(task),
+            )
+    with world.agree():
+        if world.main:
+            about = {"name": options.name, "weights": options.test.weights, "weights_kind": kind}
+            write_text(output / "results.json", json.dumps({**about, "benchmarks": as_json(scores)}, indent=2) + "\n")
+    if any(benchmark.has_ground_truth for benchmark in benchmarks):
+        row = BICUBIC if options.test.weights == BICUBIC else options.test.paper_row
+        console.print(score_table(scores, row))
+    console.print(f"images and results.json are in {output}", markup=False)
+
+
+def find_benchmarks(options: Options, output: Path, *, scale: int) -> list[Benchmark]:
+    """The benchmarks of the options. Raises UserError where SR images would take the place of others."""
+    root = options.paths.data_test_root
+    benchmarks = [find_benchmark(root, name, scale=scale) for name in options.test.benchmarks]
+    names = [benchmark.name for benchmark in benchmarks]
+    for benchmark in benchmarks:
+        folder = (output / benchmark.name).resolve()
+        if names.count(benchmark.name) > 1:
+            raise UserError(f"two of the benchmarks are called {benchmark.name}; score them one after the other")
+        if any(folder == path.resolve().parent for image in benchmark.images for path in (image.lr, image.hr) if path):
+            raise UserError(f"SR images would be written into {folder}, where {benchmark.name}'s own are; "
+                            "give another --output_path")
+    return benchmarks
+
+
+def build_upscale(options: Options, generator: nn.Module, device: torch.device) -> tuple[Upscale, str]:
+    """What upscales, and what it is in words."""
+    if options.test.weights is None:
+        raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights in the options")
+    if options.test.weights == BICUBIC:
+        return bicubic(generator.scale), "MATLAB's interpolation"
+    path = locate(options.test.weights, pretrained_root=options.paths.pretrained_root)
+    weights = generator_weights(path)
+    load_into(generator, weights, path)
+    return by_network(generator.to(device, memory_format=torch.channels_last), device), weights.kind
+
+
+if __name__ == "__main__":
+    run(main)

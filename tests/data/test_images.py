@@ -1,0 +1,159 @@
+import errno
+import io
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data import images
+from utils.errors import UserError
+from utils.files import WriteError
+
+
+@pytest.fixture
+def rgb():
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def test_rgb_survives_writing_and_pillow_agrees_on_the_channels(tmp_path, rgb):
+    images.write_image(tmp_path / "a.png", rgb)
+    np.testing.assert_array_equal(images.read_rgb(tmp_path / "a.png"), rgb)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), rgb)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGB", "RGBA"])
+def test_every_kind_of_png_reads_as_pillow_converts_it(tmp_path, rgb, mode):
+    image = Image.fromarray(rgb).convert(mode)
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(images.read_rgb(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
+
+
+def test_alpha_is_dropped_and_colour_kept(tmp_path, rgb):
+    alpha = np.zeros((20, 30, 1), np.uint8)
+    Image.fromarray(np.concatenate([rgb, alpha], axis=2)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(images.read_rgb(tmp_path / "a.png"), rgb)
+
+
+def test_every_16_bit_value_becomes_the_nearest_8_bit_value(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    expected = np.round(values / 257).astype(np.uint8)
+    np.testing.assert_array_equal(images.read_rgb(tmp_path / "a.png"), np.stack([expected] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3), (20, 30, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_unchanged_images_keep_depth_and_channels(tmp_path, shape, dtype):
+    stored = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+    images.write_unchanged(tmp_path / "a.png", stored)
+    read = images.read_unchanged(tmp_path / "a.png")
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, stored)
+
+
+def test_orientation_is_ignored_by_pixels_and_size_alike(tmp_path, rgb):
+    image = Image.fromarray(rgb)
+    exif = image.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert images.read_rgb(tmp_path / "a.jpg").shape[:2] == images.image_size(tmp_path / "a.jpg") == (20, 30)
+
+
+@pytest.mark.parametrize("suffix", sorted(images.IMAGE_SUFFIXES - {".pbm", ".pgm"}))
+def test_header_size_equals_decoded_size_in_every_format(tmp_path, rgb, suffix):
+    Image.fromarray(rgb).save(tmp_path / f"a{suffix}")
+    assert images.image_size(tmp_path / f"a{suffix}") == images.read_rgb(tmp_path / f"a{suffix}").shape[:2] == (20, 30)
+
+
+def test_size_needs_no_pixel(tmp_path, rgb):
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue()[:24])
+    assert images.image_size(tmp_path / "a.png") == (20, 30)
+
+
+@pytest.mark.parametrize("read", [images.read_rgb, images.read_unchanged, images.image_size])
+def test_missing_and_damaged_files_are_named(tmp_path, read):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello " * 20)
+    for name in ("missing.png", "empty.png", "text.png"):
+        with pytest.raises(UserError, match=name):
+            read(tmp_path / name)
+
+
+def test_a_truncated_image_is_an_error_not_half_a_picture(tmp_path, rgb):
+    for suffix in (".png", ".jpg", ".bmp", ".webp"):
+        path = tmp_path / f"a{suffix}"
+        Image.fromarray(rgb).save(path)
+        path.write_bytes(path.read_bytes()[:-200])
+        with pytest.raises(UserError, match=path.name):
+            images.read_rgb(path)
+
+
+def test_floating_point_images_are_refused_both_ways(tmp_path):
+    Image.fromarray(np.ones((5, 5), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="float32"):
+        images.read_rgb(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="float32"):
+        images.write_unchanged(tmp_path / "a.png", images.read_unchanged(tmp_path / "a.tif"))
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path, rgb, monkeypatch):
+    def no_space(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    images.write_image(tmp_path / "a.png", rgb)
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(WriteError, match=r"a\.png: No space left"):
+        images.write_image(tmp_path / "a.png", 255 - rgb)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    np.testing.assert_array_equal(images.read_rgb(tmp_path / "a.png"), rgb)
+
+
+def test_written_files_have_the_permissions_of_any_new_file(tmp_path, rgb):
+    images.write_image(tmp_path / "a.png", rgb)
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_listing_is_sorted_and_passes_over_what_is_no_image(tmp_path):
+    for name in ("b.png", "a.JPG", ".hidden.png", ".c.png.7.tmp", "notes.txt", "c.png.tmp"):
+        (tmp_path / name).touch()
+    assert [path.name for path in images.list_images(tmp_path)] == ["a.JPG", "b.png"]
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=str(folder)):
+            images.list_images(folder)
+
+
+@pytest.mark.parametrize(
+    ("stem", "stripped"),
+    [("0001x4", "0001"), ("ax4b", "ax4b"), ("x4", "x4"), ("ax4x2", "ax4"), ("640x480", "640x480"), ("0001", "0001")],
+)
+def test_the_scale_is_removed_at_the_end_only(stem, stripped):
+    assert images.strip_scale_suffix(stem) == stripped
+
+
+@given(st.integers(0, 255))
+def test_uint8_survives_float(value):
+    batch = torch.full((1, 3, 2, 2), value, dtype=torch.uint8)
+    assert images.to_float(batch).max() <= 1
+    assert torch.equal(images.to_uint8(images.to_float(batch)), batch)
+
+
+def test_float_is_clamped_and_rounded_to_the_nearest():
+    values = torch.tensor([-0.5, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.5])
+    assert images.to_uint8(values).tolist() == [0, 0, 1, 255, 255]
+
+
+def test_tensor_and_array_are_inverse_and_channels_come_first(rgb):
+    tensor = images.to_tensor(rgb)
+    assert tensor.shape == (3, 20, 30)
+    assert tensor[1, 5, 7] == rgb[5, 7, 1]
+    np.testing.assert_array_equal(images.to_array(tensor), rgb)

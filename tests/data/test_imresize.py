@@ -1,0 +1,120 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.images import read_rgb, read_unchanged, write_image, write_unchanged
+from data.imresize import imresize
+
+
+def brute_force(image, scale):
+    """The definition: an output pixel is a double sum over the mirrored plane, weighted by the continuous kernel."""
+
+    def kernel(x):
+        x = abs(x)
+        if x <= 1:
+            return (1.5 * x - 2.5) * x * x + 1
+        return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+
+    def mirrored(i, size):
+        while not 0 <= i < size:
+            i = -1 - i if i < 0 else 2 * size - 1 - i
+        return i
+
+    def weights(out, size):
+        centre = (out + 0.5) / scale - 0.5
+        shrink = min(scale, 1)
+        reach = math.ceil(2 / shrink) + 1
+        taps = range(math.floor(centre) - reach, math.floor(centre) + reach + 1)
+        values = [kernel((centre - tap) * shrink) for tap in taps]
+        return [(mirrored(tap, size), value / sum(values)) for tap, value in zip(taps, values, strict=True) if value]
+
+    height, width = image.shape
+    result = np.zeros((math.ceil(height * scale), math.ceil(width * scale)))
+    for y, x in np.ndindex(result.shape):
+        rows, columns = weights(y, height), weights(x, width)
+        result[y, x] = sum(wy * wx * image[iy, ix] for iy, wy in rows for ix, wx in columns)
+    return result
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    scale=st.sampled_from([1 / 4, 1 / 3, 1 / 2, 0.7, 1.5, 2, 3, 4]),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_double_sum_everywhere_borders_included(size, scale, seed):
+    image = np.random.default_rng(seed).uniform(0, 1, size)
+    np.testing.assert_allclose(imresize(image, scale=scale), brute_force(image, scale), atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1 / 4, 1 / 2, 2, 4])
+def test_equals_pillow_inside(scale):
+    # Pillow rounds and clips after each of its two passes: a level of difference, and no values that overshoot.
+    image = np.random.default_rng(0).integers(64, 192, (64, 48, 3), dtype=np.uint8)
+    ours = imresize(image, scale=scale).astype(int)
+    pillow = np.asarray(Image.fromarray(image).resize(ours.shape[1::-1], Image.Resampling.BICUBIC))
+    border = math.ceil(3 * max(1, scale))  # Pillow cuts the kernel at the border instead of mirroring the image
+    assert np.abs(ours - pillow)[border:-border, border:-border].max() <= 1
+
+
+@pytest.mark.parametrize("scale", [1 / 4, 1 / 3, 2, 4])
+def test_a_constant_stays_and_a_ramp_stays_a_ramp(scale):
+    assert (imresize(np.full((24, 36), 77, np.uint8), scale=scale) == 77).all()
+    ramp = np.tile(np.arange(48.0), (24, 1))
+    centres = (np.arange(48 * scale) + 0.5) / scale - 0.5
+    inside = slice(math.ceil(3 * max(scale, 1)), -math.ceil(3 * max(scale, 1)))
+    resized = imresize(ramp, scale=scale)
+    np.testing.assert_allclose(resized[:, inside], np.broadcast_to(centres, resized.shape)[:, inside], atol=1e-12)
+
+
+def test_scale_one_is_the_identity():
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(imresize(image, scale=1), image)
+
+
+def test_integers_are_rounded_once_from_the_float_result_and_clipped():
+    image = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (32, 32, 3))  # overshoots both ends
+    exact = imresize(image.astype(np.float64), scale=2)
+    assert exact.min() < 0
+    assert exact.max() > 255
+    np.testing.assert_array_equal(imresize(image, scale=2), np.clip(np.floor(exact + 0.5), 0, 255).astype(np.uint8))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 3, 4, 8]))
+def test_output_sides_are_rounded_up(height, width, scale):
+    shrunk = imresize(np.zeros((height, width, 3), np.float32), scale=1 / scale)
+    assert shrunk.shape == (-(-height // scale), -(-width // scale), 3)
+    assert shrunk.dtype == np.float32
+
+
+def shrink(*arguments):
+    command = [sys.executable, "-m", "data.imresize", "--n_thread", "2", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_command_makes_lr_images_of_a_folder(tmp_path):
+    hr = np.random.default_rng(0).integers(0, 256, (43, 38, 3), dtype=np.uint8)
+    deep = np.random.default_rng(0).integers(0, 65536, (16, 16), dtype=np.uint16)
+    (tmp_path / "hr").mkdir()
+    write_image(tmp_path / "hr/0001.png", hr)
+    write_unchanged(tmp_path / "hr/0002.png", deep)
+    (tmp_path / "hr/0003.png").write_bytes(b"no image")
+
+    done = shrink("--input", tmp_path / "hr", "--output", tmp_path / "lr")
+    assert done.returncode == 1
+    assert "0003.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in (tmp_path / "lr").iterdir()) == ["0001x4.png", "0002x4.png"]
+    np.testing.assert_array_equal(read_rgb(tmp_path / "lr/0001x4.png"), imresize(hr[:40, :36], scale=0.25))
+    np.testing.assert_array_equal(read_unchanged(tmp_path / "lr/0002x4.png"), imresize(deep, scale=0.25))
+
+    again = shrink("--input", tmp_path / "hr", "--output", tmp_path / "lr")
+    assert again.returncode == 2
+    assert again.stderr.startswith("imresize.py: error: ")
+    assert again.stderr.count("\n") == 1

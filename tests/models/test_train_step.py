@@ -1,0 +1,167 @@
+"""The training step: what moves, what stays, and that it is the algorithm that the paper states."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import MultiStepLR
+
+from models.discriminators import PatchDiscriminator, UNetDiscriminator
+from models.losses import GANLoss, PerceptualLoss
+from models.rrdb import RRDBNet
+from models.train_step import TrainStep, stepwise
+
+CHANNELS = 64  # of the stand-in for semantic features
+
+
+class Extractor(nn.Module):
+    """A stand-in for CLIP: means of 16x16 blocks, repeated into channels."""
+
+    def forward(self, hr: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return F.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, CHANNELS, 1, 1)
+
+
+def make(discriminator=PatchDiscriminator, *, kind="vanilla", optimizer=torch.optim.Adam, lr=1e-3, **more) -> TrainStep:
+    torch.manual_seed(0)
+    generator = RRDBNet(features=8, blocks=1, growth=4)
+    adversary = discriminator(semantic_channels=CHANNELS, features=16)
+    return TrainStep(
+        generator=generator,
+        generator_optimizer=optimizer(generator.parameters(), lr=lr),
+        discriminator=adversary,
+        discriminator_optimizer=optimizer(adversary.parameters(), lr=lr),
+        extractor=Extractor(),
+        adversarial=GANLoss(kind),
+        weights={"pixel": 1.0, "gan": 0.5},
+        **more,
+    )
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, 3, 16, 16, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
+
+
+def parameters(network: nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def test_step_is_gradient_descent_on_the_stated_objectives(batch):
+    """Against the two objectives of the module's docstring, written down and differentiated anew."""
+    lr, hr = batch
+    step = make(optimizer=torch.optim.SGD, lr=0.1)
+    generator, adversary = copy.deepcopy(step.generator), copy.deepcopy(step.discriminator)
+    step(lr, hr)
+
+    semantic = step.extractor(hr)
+    sr = generator(lr)
+    fooled = adversary(sr, semantic)
+    ((sr - hr).abs().mean() + 0.5 * -torch.log(torch.sigmoid(fooled)).mean()).backward()
+    for parameter, moved in zip(generator.parameters(), step.generator.parameters(), strict=True):
+        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
+
+    adversary.zero_grad()
+    logits = adversary(torch.cat((hr, sr.detach())), torch.cat((semantic, semantic)))
+    real, fake = logits.chunk(2)
+    (-torch.log(torch.sigmoid(real)).mean() - torch.log(1 - torch.sigmoid(fake)).mean()).backward()
+    for parameter, moved in zip(adversary.parameters(), step.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "lsgan", "hinge", "relativistic"])
+@pytest.mark.parametrize("discriminator", [PatchDiscriminator, UNetDiscriminator])
+def test_both_networks_move_and_every_term_is_finite(batch, kind, discriminator):
+    step = make(discriminator, kind=kind)
+    before = parameters(step.generator), parameters(step.discriminator)
+    terms = step(*batch)
+    assert terms.keys() == {"pixel", "gan", "d_loss", "d_real", "d_fake"}
+    assert all(torch.isfinite(term) and not term.requires_grad for term in terms.values())
+    for old, network in zip(before, (step.generator, step.discriminator), strict=True):
+        assert any(not torch.equal(a, b) for a, b in zip(old, parameters(network), strict=True))
+
+
+def test_generator_step_leaves_no_gradient_in_the_discriminator(batch):
+    step = make()
+    seen = []
+    descend = step._descend
+    step._descend = lambda name, loss: (
+        descend(name, loss),
+        seen.append((name, [p.grad is not None for p in step.discriminator.parameters()])),
+    )
+    step(*batch)
+    assert seen[0] == ("generator", [False] * len(seen[0][1]))
+    assert all(parameter.requires_grad for parameter in step.discriminator.parameters())
+
+
+def test_adversarial_gradient_reaches_the_generator(batch):
+    """Two steps that differ in the weight of the adversarial term alone must move G differently."""
+    moved = []
+    for weight in (0.0, 1.0):
+        step = make(optimizer=torch.optim.SGD)
+        step.weights = {"pixel": 1.0, "gan": weight}
+        step(*batch)
+        moved.append(torch.cat([parameter.flatten() for parameter in parameters(step.generator)]))
+    assert (moved[0] - moved[1]).abs().max() > 0
+
+
+def test_state_restores_the_step_exactly(batch):
+    """N + M steps in one go equal N, a state, M."""
+    whole = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
+    for _ in range(4):
+        whole(*batch)
+    first = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
+    for _ in range(2):
+        first(*batch)
+    state = copy.deepcopy(first.state_dict())
+    second = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
+    second.load_state_dict(state)
+    for _ in range(2):
+        second(*batch)
+    for name in ("generator", "discriminator", "ema"):
+        both = [getattr(step, name).state_dict() for step in (whole, second)]
+        assert all(torch.equal(both[0][key], both[1][key]) for key in both[0]), name
+
+
+def test_learning_rate_is_the_options_after_a_restart(batch):
+    step = make(lr=1e-3)
+    step(*batch)
+    again = make(lr=1e-5)
+    again.load_state_dict(step.state_dict())
+    again(*batch)
+    assert again.optimizers["generator"].param_groups[0]["lr"] == 1e-5
+
+
+def test_stepwise_schedule_equals_torchs():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = MultiStepLR(optimizer, milestones=[3, 5], gamma=0.5)
+    for step in range(8):
+        assert stepwise(step, milestones=[3, 5], decay=0.5) == scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+
+
+def test_average_follows_its_definition(batch):
+    step = make(ema_decay=0.75)
+    step(*batch)
+    expected = parameters(step.generator)
+    for _ in range(2):
+        step(*batch)
+        now = parameters(step.generator)
+        expected = [0.75 * average + 0.25 * value for average, value in zip(expected, now, strict=True)]
+    for average, value in zip(step.deployed_generator.parameters(), expected, strict=True):
+        torch.testing.assert_close(average.detach(), value)
+
+
+def test_bfloat16_takes_nearly_the_same_step(batch):
+    """The objective in bfloat16 is that of float32 up to its rounding (8 bits), perceptual loss included."""
+    terms = {}
+    for precision in ("fp32", "bf16"):
+        step = make(precision=precision, perceptual=PerceptualLoss(layer_weights={"conv2_2": 1.0}))
+        step.weights = {**step.weights, "perceptual": 1.0}
+        terms[precision] = step(*batch)
+    for name in ("pixel", "perceptual", "gan", "d_loss"):
+        torch.testing.assert_close(terms["bf16"][name], terms["fp32"][name], rtol=0.03, atol=0.01)

@@ -1,0 +1,198 @@
+"""The whole way as a user goes it: images, sub-images, training on one process and on two, resuming, scores."""
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from data.images import read_rgb
+
+PSNR, SED = "train.py --opt rrdb_psnr.yml", "train.py --opt rrdb_P+SeD.yml"
+TEST = "test.py --opt rrdb_psnr.yml --benchmarks"
+TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
+LAUNCH = "-m torch.distributed.launch --nproc_per_node=2 --master_port=0"  # as the released code documents it
+
+
+def finished(done, *expected: str) -> str:
+    assert done.returncode == 0, done.stderr + done.stdout
+    for text in expected:
+        assert text in done.stdout
+    return done.stdout
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "generator_latest.pth", weights_only=True)["params"]
+
+
+def test_from_photographs_to_scores(workshop, command):
+    """PSNR-oriented training, SeD from its weights, scores: every file that the README promises is there and true."""
+    finished(command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop))
+    start = "checkpoint/rrdb_psnr/generator_latest.pth"
+    finished(command("train.py", "--opt", "rrdb_P+SeD.yml", "--resume", start, cwd=workshop), "starts from", "random")
+
+    run = workshop / "checkpoint/rrdb_P+SeD"
+    present = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {"options.yml", "train.log", "metrics.jsonl", "generator_latest.pth", "generator_000000004.pth",
+            "states/state_000000004.pth", "images/step_000000004/Photos/cat.png"} <= present  # fmt: skip
+    assert not [name for name in present if "tmp" in name]
+    assert list((run / "tensorboard").iterdir())
+    lines = metrics_of(run)
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4]
+    for line in trained:
+        for term in ("pixel", "perceptual", "gan", "d_loss", "d_real", "d_fake"):
+            assert math.isfinite(line[term])
+    assert [line["learning_rate"] for line in trained] == [1e-3, 1e-3, 5e-4, 5e-4]  # of the step that comes next
+
+    scored = command("test.py", "--opt", "rrdb_P+SeD.yml", "--weights", run / "generator_latest.pth", "--benchmarks",
+                     "Photos", "--metrics", "psnr", "ssim", "--output_path", "results", cwd=workshop)  # fmt: skip
+    finished(scored, "Photos", "PSNR-Y")
+    results = json.loads((workshop / "results/results.json").read_text())["benchmarks"]["Photos"]
+    assert results["images"].keys() == {"cat.png", "cup.png", "spoon.png"}
+    validated = [line for line in lines if line["kind"] == "validation/Photos"][-1]
+    for metric in ("psnr", "ssim"):
+        mean = sum(row[metric] for row in results["images"].values()) / 3
+        assert results[metric] == pytest.approx(mean)
+        assert validated[metric] == pytest.approx(results[metric], abs=1e-6)  # what is validated is what is saved
+    sr = cv2.imread(str(workshop / "results/Photos/cat.png"))
+    assert sr.shape == (96, 120, 3)
+    assert (read_rgb(run / "images/step_000000004/Photos/cat.png") == sr[:, :, ::-1]).all()
+
+
+@pytest.mark.parametrize("recipe", ["rrdb_U+SeD", "swinir_P+SeD", "swinir_U+SeD", "rrdb_P", "swinir_U", "swinir_psnr"])
+def test_every_pair_of_networks_trains(workshop, command, recipe):
+    finished(command("train.py", "--opt", f"{recipe}.yml", "--set", "train.total_steps=2", cwd=workshop))
+    trained = [line for line in metrics_of(workshop / "checkpoint" / recipe) if line["kind"] == "train"]
+    assert [line["step"] for line in trained] == [1, 2]
+    assert all(math.isfinite(value) for line in trained for key, value in line.items() if key != "kind")
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, LAUNCH])
+def test_two_processes_make_one_run(workshop, command, launcher):
+    """The run of two processes with one image each is the run of one process with two."""
+    sizes = {"one": 2, "two": 1}
+    for name, size in sizes.items():
+        started = launcher.split() if name == "two" else ()
+        done = command(*started, "train.py", "--opt", "rrdb_psnr.yml", "--set", f"name={name}", "--set",
+                       f"dataloader.batch_size={size}", cwd=workshop)  # fmt: skip
+        finished(done)
+    one, two = (metrics_of(workshop / "checkpoint" / name) for name in sizes)
+    assert [(line["kind"], line["step"]) for line in one] == [(line["kind"], line["step"]) for line in two]
+    for ours, theirs in zip(one, two, strict=True):
+        for metric in {"pixel", "psnr", "ssim"} & ours.keys():
+            assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3)
+    log = (workshop / "checkpoint/two/train.log").read_text()
+    assert "2 processes" in log
+    assert log.count("step 4/4") == 1
+
+
+def test_resumed_run_equals_the_undisturbed_one(workshop, command):
+    """Parameters of G, its optimiser's moments and D, bit for bit, from a state in the middle of an epoch."""
+    finished(command("train.py", "--opt", "rrdb_P+SeD.yml", "--set", "name=whole", cwd=workshop))
+    stopped = ("train.py", "--opt", "rrdb_P+SeD.yml", "--set", "name=parts", "--resume", "auto")
+    finished(command(*stopped, "--set", "train.total_steps=2", cwd=workshop), "no training state yet")
+    finished(command(*stopped, cwd=workshop), "a training state at step 2", "train.total_steps was 2, is 4")
+    whole, parts = (
+        torch.load(workshop / f"checkpoint/{name}/states/state_000000004.pth", weights_only=True)
+        for name in ("whole", "parts")
+    )
+    assert (whole["step"], whole["samples"]) == (parts["step"], parts["samples"]) == (4, 8)
+    assert equal(whole["train_step"], parts["train_step"])
+    finished(command(*stopped, cwd=workshop), "nothing to do")
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_bicubic_and_folders_without_ground_truth(workshop, command):
+    """`bicubic` needs no weights; a folder of LR images alone is upscaled and not scored."""
+    words = f"{TEST} Photos Evaluation/Photos/LRbicx4 --weights bicubic --metrics psnr ssim --output_path out"
+    finished(command(*words.split(), cwd=workshop))
+    results = json.loads((workshop / "out/results.json").read_text())["benchmarks"]
+    assert results["Photos"]["psnr"] > 20
+    assert results["LRbicx4"] == {"images": {}}
+    scored, alone = (read_rgb(workshop / f"out/{name}.png") for name in ("Photos/cat", "LRbicx4/catx4"))
+    assert (scored == alone).all()
+
+
+def test_two_processes_score_as_one_does(workshop, command):
+    words = f"{TEST} Photos --weights bicubic --metrics psnr --output_path"
+    finished(command(*words.split(), "one", cwd=workshop))
+    finished(command(*TORCHRUN.split(), *words.split(), "two", cwd=workshop))
+    one, two = (json.loads((workshop / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one == two
+
+
+MISTAKES = {  # the words of a command, and what its sentence must say
+    f"{PSNR} --set train.totalsteps=3": "did you mean total_steps?",
+    "train.py --opt rrdb_psn.yml": "did you mean rrdb_psnr.yml?",
+    f"{PSNR} --data_root nowhere": "nowhere/train_sub",
+    f"{PSNR} --set validation.benchmarks=[Photo]": "did you mean Photos?",
+    f"{PSNR} --set dataset.lr_patch_px=64": "smaller than the LR patch",
+    f"{PSNR} --resume nothing.pth": "nothing.pth",
+    f"{SED} --set semantic_extractor.weights=RN5O.pt": "did you mean RN50.pt?",
+    f"{SED} --set losses.perceptual.layers.conv9_9=1": "conv9_9",
+    f"{TEST} Photos": "no weights were given",
+    f"{TEST} Photos --weights rrdb_psnr.yml": "text file",
+    # a file in the place of the folder of weights, so that nothing can be downloaded to it
+    f"{TEST} Photos --weights bicubic --metrics lpips --set paths.pretrained_root=rrdb_P.yml": "alexnet",
+    f"{TEST} Evaluation/Photos/LRbicx4 --weights bicubic --output_path Evaluation/Photos": "another --output_path",
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES.items(), ids=MISTAKES)
+def test_mistake_ends_with_one_sentence_before_anything_is_written(workshop, command, words, sentence):
+    before = sorted(workshop.iterdir())
+    done = command(*words.split(), cwd=workshop)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert sorted(workshop.iterdir()) == before
+
+
+def test_existing_run_is_not_written_over(workshop, command):
+    arguments = ("train.py", "--opt", "rrdb_psnr.yml", "--set", "train.total_steps=1")
+    finished(command(*arguments, cwd=workshop))
+    weights = weights_of(workshop / "checkpoint/rrdb_psnr")
+    refused = command(*arguments, "--set", "seed=2", cwd=workshop)
+    assert refused.returncode == 2
+    assert "--resume auto" in refused.stderr
+    after = weights_of(workshop / "checkpoint/rrdb_psnr")
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+
+
+def test_weights_of_another_architecture_are_refused(workshop, command):
+    finished(command("train.py", "--opt", "swinir_psnr.yml", "--set", "train.total_steps=1", cwd=workshop))
+    weights = "checkpoint/swinir_psnr/generator_latest.pth"
+    refused = command("train.py", "--opt", "rrdb_P+SeD.yml", "--resume", weights, cwd=workshop)
+    assert refused.returncode == 2
+    assert "SwinIR" in refused.stderr
+    assert not (workshop / "checkpoint/rrdb_P+SeD").exists()
+    state = "checkpoint/swinir_psnr/states/state_000000001.pth"
+    refused = command("train.py", "--opt", "rrdb_psnr.yml", "--resume", state, cwd=workshop)
+    assert refused.returncode == 2
+    assert "generator" in refused.stderr
+
+
+def test_image_that_becomes_unreadable_ends_training_with_its_name(workshop, command, prepared):
+    (workshop / "DF2K").unlink()
+    for name in ("train_sub", "train_sub_x4"):
+        (workshop / "DF2K" / name).mkdir(parents=True)
+        for image in (prepared / "DF2K" / name).iterdir():
+            content = image.read_bytes()
+            (workshop / "DF2K" / name / image.name).write_bytes(content[:60] if name == "train_sub" else content)
+    done = command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop)
+    assert done.returncode == 2
+    assert "DF2K/train_sub/000" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,71 @@
+"""The rooms stand in an order, and nothing imports what stands above it: any piece can be used alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("options", "models", "data", "utils")
+LEAVES = {
+    "utils.errors": set(),
+    "options.schema": {"utils.errors"},
+    "models.rrdb": {"utils.errors"},
+    "models.swinir": {"utils.errors"},
+    "models.semantic_fusion": {"utils.errors"},
+    "models.semantic_extractor": {"utils.errors"},
+    "models.losses": {"utils.errors"},
+    "models.discriminators": {"utils.errors", "models.semantic_fusion"},
+    "models.train_step": {"models.losses"},
+    "data.images": {"utils.errors", "utils.files"},
+    "data.imresize": {"utils.errors", "utils.entry", "data.images", "data.image_jobs"},
+    "utils.files": {"utils.errors"},
+    "utils.checkpoint": {"utils.errors", "utils.files"},
+    "utils.metrics": {"utils.errors", "utils.checkpoint"},
+}
+KNOW_THE_OPTIONS = {"models.build", "utils.arguments", "utils.resume", "utils.train_loop", "train", "test"}
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in found if name.split(".")[0] in (*ROOMS, "train", "test", "extract_subimages")}
+
+
+def modules() -> dict[str, set[str]]:
+    files = [file for room in ROOMS for file in (ROOT / room).glob("*.py")] + list(ROOT.glob("*.py"))
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    return {name: {target for target in imports(file) if target in names} for name, file in names.items()}
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaf_imports_only_what_stands_below_it(leaf):
+    assert modules()[leaf] <= LEAVES[leaf]
+
+
+def test_nothing_imports_an_entry_script():
+    for name, targets in modules().items():
+        assert not targets & {"train", "test", "extract_subimages"}, name
+
+
+def test_only_few_know_the_option_tree():
+    assert {name for name, targets in modules().items() if "options.schema" in targets} == KNOW_THE_OPTIONS
+
+
+def test_no_import_cycle():
+    graph = modules()
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for target in graph[name]:
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())

@@ -1,0 +1,69 @@
+"""Many processes do what one would do with all of their images."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.distributed import World
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_script(script: str, *arguments: object, processes: int) -> subprocess.CompletedProcess:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "tests/scripts" / script), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_two_ranks_of_two_images_have_the_gradients_of_one_rank_of_four(tmp_path):
+    results = []
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}.pth"
+        done = run_script("first_gradient.py", output, processes=processes)
+        assert done.returncode == 0, done.stderr
+        results.append(torch.load(output, weights_only=True))
+    one, two = results
+    assert (one["gathered"], two["gathered"]) == ([0], [0, 1])
+    assert one["terms"] == pytest.approx(two["terms"], rel=1e-4)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_mistake_of_one_rank_ends_all_of_them_and_is_told_once():
+    done = run_script("disagree.py", processes=2)
+    assert done.returncode != 0
+    assert done.stdout.count("rank 1 found a mistake") == 1
+    assert "went on" not in done.stdout
+
+
+def test_single_process_needs_no_group():
+    world = World()
+    assert world.gather("x") == ["x"]
+    assert world.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
+    network = torch.nn.Linear(1, 1)
+    assert world.wrap(network, torch.device("cpu")) is network
+    with pytest.raises(UserError, match="sentence"), world.agree():
+        raise UserError("sentence")
+
+
+def test_asking_for_a_gpu_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="no CUDA device"):
+        World().device("cuda")
+
+
+def test_more_processes_than_gpus_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="at most 2 processes"):
+        World(rank=2, size=4, local_rank=2).device("auto")

@@ -1,0 +1,59 @@
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from utils.entry import run
+from utils.errors import UserError
+
+
+def exit_code(main):
+    with pytest.raises(SystemExit) as ending:
+        run(main)
+    return ending.value.code
+
+
+def raises(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_code_of_main_is_the_exit_code(code, capsys):
+    assert exit_code(lambda: code) == code
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_is_one_sentence_with_the_script_in_front(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/train.py"])
+    assert exit_code(raises(UserError("no such option"))) == 2
+    assert capsys.readouterr().err == "train.py: error: no such option\n"
+
+
+def test_an_interrupt_is_one_line(capsys):
+    assert exit_code(raises(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+
+
+def test_a_full_disk_is_one_sentence_that_names_the_file(capsys):
+    assert exit_code(raises(OSError(errno.ENOSPC, "No space left on device", "a.png"))) == 2
+    message = capsys.readouterr().err
+    assert "No space left on device (a.png)" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(errno.EIO, "input/output error")])
+def test_a_bug_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)):
+        run(raises(bug))
+
+
+def test_a_reader_that_went_away_is_no_error():
+    script = "from utils.entry import run\nrun(lambda: [print('line' * 1000) for _ in range(1000)] and 0)"
+    command = f"'{sys.executable}' -c \"{script}\" | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "line" * 1000 + "\n"
+    assert done.stderr == ""

@@ -1,0 +1,119 @@
+"""One process or many: who we are, and the few things that processes do together.
+
+The launcher's environment decides (RANK, WORLD_SIZE, LOCAL_RANK, as torchrun and torch.distributed.launch set them).
+Without one there is a single process, and every operation here is trivial.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from utils.entry import EXIT_USER_ERROR
+from utils.errors import UserError
+
+TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for each other: a slow download, a long validation
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the run's files and speaks to the terminal."""
+        return self.rank == 0
+
+    def device(self, choice: str) -> torch.device:
+        """The device of this process for `auto`, `cpu` or `cuda`. Raises UserError where there is none for it."""
+        count = torch.cuda.device_count()
+        if choice == "cpu" or (choice == "auto" and count == 0):
+            return torch.device("cpu")
+        if count == 0:
+            raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; take device: auto or cpu")
+        if self.local_rank >= count:
+            raise UserError(
+                f"process {self.local_rank} of this machine has no GPU of its own: {count} visible; start at most "
+                f"{count} processes here (--nproc_per_node={count}), or set device: cpu"
+            )
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    @contextmanager
+    def agree(self) -> Iterator[None]:
+        """A block that succeeds on every rank or on none.
+
+        A UserError on any rank ends all of them, so that no rank waits for one that has given up: the main process
+        raises what all ranks found, each mistake once, and the others leave silently. The block itself must not wait
+        for other ranks.
+        """
+        error = None
+        try:
+            yield
+        except UserError as raised:
+            error = raised
+        sentences = dict.fromkeys(str(error) for error in self.gather(error) if error)
+        if sentences and not self.main:
+            raise SystemExit(EXIT_USER_ERROR)
+        if sentences:
+            raise UserError("\n".join(sentences)) from error
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in the order of ranks, on every rank. The value must be picklable."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the ranks of scalars that every rank has under the same names; one transfer for all of them."""
+        if not values:
+            return {}
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        if self.size > 1:
+            dist.all_reduce(stacked)
+        return dict(zip(values, (stacked / self.size).tolist(), strict=True))
+
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network in DistributedDataParallel where there are several processes."""
+        if self.size == 1:
+            return network
+        # Buffers are the same on every rank without a broadcast: they are constants (SwinIR), or follow from the
+        # weights alone (spectral norm).
+        return nn.parallel.DistributedDataParallel(
+            network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+
+    def leave(self) -> None:
+        """Say good-bye to the other ranks."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def join_world(local_rank: int | None = None) -> World:
+    """Join the processes that the launcher started.
+
+    Args:
+        local_rank: value of `--local-rank`, which old launchers pass instead of setting LOCAL_RANK.
+    """
+    env = os.environ
+    if "RANK" not in env or "WORLD_SIZE" not in env:
+        return World()
+    world = World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", local_rank or 0)))
+    if world.size > 1:
+        if torch.cuda.device_count() > world.local_rank:
+            torch.cuda.set_device(world.local_rank)  # nccl opens a context on the current device
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    return world

@@ -1,0 +1,42 @@
+"""How a command ends: entry scripts run their `main` here, so that a mistake is one sentence and never a traceback."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from utils.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what a shell reports for a command stopped by Ctrl-C
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Call `main` and exit with the code it returns.
+
+    A UserError and a full disk end with one sentence on stderr and exit code 2, Ctrl-C with "interrupted" and 130, a
+    reader of stdout that went away (`| head`) silently with 1. Any other exception is a bug and keeps its traceback.
+    """
+    script = Path(sys.argv[0]).name
+    try:
+        code = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{script}: error: {error.strerror}{where}: free some space and start again", file=sys.stderr)
+        code = EXIT_USER_ERROR
+    sys.exit(code)

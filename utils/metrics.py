@@ -1,0 +1,131 @@
+"""PSNR, SSIM and LPIPS as the super-resolution literature computes them.
+
+PSNR and SSIM: on Y of images rounded to uint8, with a border cropped that is as wide as the scale. LPIPS: on RGB,
+uncropped.
+"""
+
+import math
+import warnings
+from pathlib import Path
+
+import lpips
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.checkpoint import load
+from utils.errors import UserError
+
+SSIM_WINDOW_PX = 11
+SSIM_SIGMA_PX = 1.5
+LPIPS_MIN_SIDE_PX = 31  # below it, nothing is left of an image after AlexNet's second pooling
+
+
+def psnr_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
+    """Peak signal-to-noise ratio of two images on Y, in dB; infinite for identical images.
+
+    Args:
+        sr, hr: (3, H, W) uint8 RGB, on any device.
+        crop_border_px: left out on each side.
+
+    Raises:
+        UserError: the sizes differ, or nothing is left after cropping.
+    """
+    sr, hr = _cropped_luma(sr, hr, crop_border_px, min_side_px=1)
+    mse = (sr - hr).square().mean().item()
+    return 10 * math.log10(255**2 / mse) if mse else math.inf
+
+
+def ssim_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
+    """Structural similarity (Wang et al., 2004) of two images on Y, in [-1, 1].
+
+    The means, variances and covariance are taken in a Gaussian window, and only where it lies inside the image.
+
+    Args:
+        sr, hr: (3, H, W) uint8 RGB, on any device.
+        crop_border_px: left out on each side.
+
+    Raises:
+        UserError: the sizes differ, or less than the window is left after cropping.
+    """
+    sr, hr = _cropped_luma(sr, hr, crop_border_px, min_side_px=SSIM_WINDOW_PX)
+    moments = torch.stack([sr, hr, sr * sr, hr * hr, sr * hr])[:, None]  # (5, 1, H, W)
+    offsets = torch.arange(SSIM_WINDOW_PX, dtype=sr.dtype, device=sr.device) - SSIM_WINDOW_PX // 2
+    window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA_PX**2))
+    window = window / window.sum()
+    moments = F.conv2d(F.conv2d(moments, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    mean_sr, mean_hr, square_sr, square_hr, product = moments[:, 0]
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    variance_sr, variance_hr = square_sr - mean_sr**2, square_hr - mean_hr**2
+    covariance = product - mean_sr * mean_hr
+    luminance = (2 * mean_sr * mean_hr + c1) / (mean_sr**2 + mean_hr**2 + c1)
+    structure = (2 * covariance + c2) / (variance_sr + variance_hr + c2)
+    return (luminance * structure).mean().item()  # their equation 13
+
+
+class LPIPS:
+    """LPIPS (Zhang et al., 2018), AlexNet, version 0.1; lower is more alike, 0 for identical images.
+
+    Args:
+        backbone_path: torchvision's AlexNet state dict, `alexnet-owt-7be5be79.pth`. The calibrated linear layers on
+            top of it come with the lpips package.
+        device: where to compute.
+
+    Raises:
+        UserError: the file cannot be read or is not AlexNet.
+    """
+
+    def __init__(self, backbone_path: str | Path, *, device: torch.device | str = "cpu"):
+        # lpips draws a random backbone first; a run's own random numbers must not depend on that.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # lpips calls torchvision by a deprecated argument
+            self._network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+        alexnet = load(backbone_path)
+        backbone = self._network.net
+        try:
+            # lpips cuts torchvision's features.N into slices, slice2.N, and keeps their numbers.
+            backbone.load_state_dict(
+                {name: alexnet[f"features.{name.partition('.')[2]}"] for name in backbone.state_dict()}
+            )
+        except (KeyError, RuntimeError) as error:
+            raise UserError(f"{backbone_path} is not torchvision's AlexNet, whose weights LPIPS needs.") from error
+        self._network.to(device).requires_grad_(False)
+        self._device = device
+
+    @torch.inference_mode()
+    def __call__(self, sr: Tensor, hr: Tensor) -> float:
+        """The distance of two images, (3, H, W) uint8 RGB, on any device.
+
+        Raises:
+            UserError: the sizes differ, or a side is shorter than 31 pixels.
+        """
+        _check_pair(sr, hr, min_side_px=LPIPS_MIN_SIDE_PX)
+        sr, hr = (image[None].to(self._device, torch.float32) / 127.5 - 1 for image in (sr, hr))  # in [-1, 1]
+        return self._network(sr, hr).item()
+
+
+def _cropped_luma(sr: Tensor, hr: Tensor, border_px: int, *, min_side_px: int) -> tuple[Tensor, Tensor]:
+    _check_pair(sr, hr, min_side_px=min_side_px + 2 * border_px)
+    height, width = sr.shape[1:]
+    inside = (slice(border_px, height - border_px), slice(border_px, width - border_px))
+    return _luma(sr)[inside], _luma(hr)[inside]
+
+
+def _luma(image: Tensor) -> Tensor:
+    """Y of ITU-R BT.601 as MATLAB's rgb2ycbcr computes it, in [16, 235], without its rounding."""
+    red, green, blue = image.double()  # (H, W) each, in [0, 255]
+    return (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
+
+
+def _check_pair(sr: Tensor, hr: Tensor, *, min_side_px: int) -> None:
+    assert all(image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 for image in (sr, hr))
+    if sr.shape != hr.shape:
+        raise UserError(f"An SR image of {_size(sr)} cannot be compared with a GT of {_size(hr)}: they must be alike.")
+    if min(sr.shape[1:]) < min_side_px:
+        raise UserError(f"An image of {_size(sr)} is too small for this score: at least {min_side_px} px are needed.")
+
+
+def _size(image: Tensor) -> str:
+    _, height, width = image.shape
+    return f"{width}x{height} px"

@@ -1,0 +1,85 @@
+"""What a run tells: to the terminal, to files, to TensorBoard."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from utils.run_folder import RunFolder
+
+
+class SilentLog:
+    """The log of a process that has nothing to tell, because another one does."""
+
+    def info(self, text: str) -> None:
+        """A line for people."""
+
+    def warning(self, text: str) -> None:
+        """A line that they should not overlook."""
+
+    def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Figures of one step: a line of metrics.jsonl, and curves."""
+
+    def image(self, name: str, step: int, image: np.ndarray) -> None:
+        """A picture, (H, W, 3) uint8 RGB."""
+
+    @contextmanager
+    def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar where the terminal can show one; the function that is handed out moves it to a step."""
+        yield lambda step: None
+
+    def close(self) -> None:
+        """Flush and close the files."""
+
+
+class RunLog(SilentLog):
+    """The log of the main process: console, train.log, metrics.jsonl, TensorBoard."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process needs it
+
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._lines = logging.FileHandler(folder.log, encoding="utf-8")
+        self._lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._metrics = folder.metrics.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(folder.tensorboard))
+
+    def info(self, text: str) -> None:
+        self.console.print(text, markup=False)
+        self._line(logging.INFO, text)
+
+    def warning(self, text: str) -> None:
+        self.console.print(f"warning: {text}", style="yellow", markup=False)
+        self._line(logging.WARNING, text)
+
+    def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
+        # JSON has no infinity and no NaN
+        figures = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        self._metrics.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def image(self, name: str, step: int, image: np.ndarray) -> None:
+        self._events.add_image(name, image, step, dataformats="HWC")
+
+    @contextmanager
+    def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
+        columns = (TextColumn("step"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("", completed=done, total=total)
+            yield lambda step: bar.update(task, completed=step)
+
+    def close(self) -> None:
+        self._lines.close()
+        self._metrics.close()
+        self._events.close()
+
+    def _line(self, level: int, text: str) -> None:
+        self._lines.emit(logging.LogRecord("train", level, "", 0, text, None, None))
+        self._lines.flush()
+
