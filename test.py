@@ -96,8 +96,10 @@ def find_benchmarks(options: Options, output: Path, *, scale: int) -> list[Bench
         if names.count(benchmark.name) > 1:
             raise UserError(f"two of the benchmarks are called {benchmark.name}; score them one after the other")
         if any(folder == path.resolve().parent for image in benchmark.images for path in (image.lr, image.hr) if path):
-            raise UserError(f"SR images would be written into {folder}, where {benchmark.name}'s own are; "
-                            "give another --output_path")
+            raise UserError(
+                f"SR images would be written into {folder}, where {benchmark.name}'s own are; "
+                "give another --output_path"
+            )
     return benchmarks
 
 

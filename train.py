@@ -124,9 +124,7 @@ def build_dataset(options: Options, *, scale: int) -> PairedImages:
     )
 
 
-def announce(
-    log: SilentLog, options: Options, start: Start, *, world: World, device: torch.device, pairs: int
-) -> None:
+def announce(log: SilentLog, options: Options, start: Start, *, world: World, device: torch.device, pairs: int) -> None:
     """What is about to happen, at the head of the log."""
     log.info(options.as_yaml().rstrip())
     log.info(

@@ -1,10 +1,10 @@
 """Benchmarks on disk: which LR image belongs to which HR image, in the layouts that are found in the wild.
 
-    Set5/GTmod12/baby.png                Set5/LRbicx4/baby.png                     (SwinIR, BasicSR)
-    Set5/HR/baby.png                     Set5/LR_bicubic/X4/babyx4.png             (EDSR)
-    DIV2K/DIV2K_valid_HR/0801.png        DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4.png
-    Set5/image_SRF_4/img_001_SRF_4_HR.png beside img_001_SRF_4_LR.png              (SelfExSR)
-    photos/a.png                         LR images alone: nothing to score, only to upscale
+Set5/GTmod12/baby.png                Set5/LRbicx4/baby.png                     (SwinIR, BasicSR)
+Set5/HR/baby.png                     Set5/LR_bicubic/X4/babyx4.png             (EDSR)
+DIV2K/DIV2K_valid_HR/0801.png        DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4.png
+Set5/image_SRF_4/img_001_SRF_4_HR.png beside img_001_SRF_4_LR.png              (SelfExSR)
+photos/a.png                         LR images alone: nothing to score, only to upscale
 """
 
 import difflib

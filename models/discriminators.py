@@ -134,16 +134,16 @@ def _check_inputs(image: Tensor, semantic: Tensor | None, semantic_channels: int
     batch, _, height, width = image.shape
     if height % SEMANTIC_STRIDE or width % SEMANTIC_STRIDE or min(height, width) < least_px:
         raise UserError(
-            f"The discriminator was given images of {height}x{width} pixels, but needs sides that are multiples of "
-            f"{SEMANTIC_STRIDE}, at least {least_px}: choose another patch size."
+            f"the discriminator was given images of {height}x{width} pixels, but needs sides that are multiples of "
+            f"{SEMANTIC_STRIDE}, at least {least_px}: choose another patch size"
         )
     assert (semantic is None) == (semantic_channels is None), "semantics go to semantic discriminators only"
     if semantic is not None:
         expected = (batch, semantic_channels, height // SEMANTIC_STRIDE, width // SEMANTIC_STRIDE)
         if semantic.shape != expected:
             raise UserError(
-                f"The discriminator was given a semantic map of shape {tuple(semantic.shape)}, but for images of shape "
-                f"{tuple(image.shape)} it needs {expected}: choose a semantic extractor with stride {SEMANTIC_STRIDE}."
+                f"the discriminator was given a semantic map of shape {tuple(semantic.shape)}, but for images of shape "
+                f"{tuple(image.shape)} it needs {expected}: choose a semantic extractor with stride {SEMANTIC_STRIDE}"
             )
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from models.pretrained import load_part
 from utils.errors import UserError
 
 # Convolution `j` of block `i` (Simonyan & Zisserman, ICLR 2015, table 1, column E) -> its index in `vgg19().features`.
@@ -50,11 +51,11 @@ class PerceptualLoss(nn.Module):
     ):
         super().__init__()
         if not layer_weights:
-            raise UserError(f"The perceptual loss was given no layer, but needs some of {', '.join(VGG19_LAYERS)}.")
+            raise UserError(f"the perceptual loss was given no layer, but needs some of {', '.join(VGG19_LAYERS)}")
         for name in layer_weights:
             if name not in VGG19_LAYERS:
                 raise UserError(
-                    f"The perceptual loss was given the layer {name!r}, but VGG19 has {', '.join(VGG19_LAYERS)}."
+                    f"the perceptual loss was given the layer {name!r}, but VGG19 has {', '.join(VGG19_LAYERS)}"
                 )
         self.weights = {VGG19_LAYERS[name]: weight for name, weight in layer_weights.items()}
         self.features = _vgg19_features(max(self.weights) + 1, state)
@@ -67,7 +68,9 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             hr_features = self._extract(hr)
         sr_features = self._extract(sr)
-        return sum(weight * F.l1_loss(sr_features[i], hr_features[i]) for i, weight in self.weights.items())
+        return sum(
+            weight * F.l1_loss(sr_features[i].float(), hr_features[i].float()) for i, weight in self.weights.items()
+        )
 
     def _extract(self, image: Tensor) -> dict[int, Tensor]:
         x = (image - self.mean) / self.std
@@ -94,22 +97,8 @@ def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequentia
             elif isinstance(layer, nn.ReLU):
                 features[i] = nn.ReLU()  # torchvision's works in place and would overwrite the features wanted
     if state is not None:
-        _load_features(features, state)
+        load_part(features, state, prefix="features.", what="VGG19 weights")
     return features
-
-
-def _load_features(features: nn.Sequential, state: dict[str, Tensor]) -> None:
-    weights = {}
-    for name, own in features.state_dict().items():
-        given = state.get(f"features.{name}")
-        if given is None or given.shape != own.shape:
-            problem = "lack it" if given is None else f"have the shape {tuple(given.shape)} there"
-            raise UserError(
-                f"The perceptual loss expects VGG19 weights with `features.{name}` of shape {tuple(own.shape)}, "
-                f"but those given {problem}."
-            )
-        weights[name] = given
-    features.load_state_dict(weights)
 
 
 # Each GAN loss is a pair: what G minimises, given logits of fake and real, and what D minimises, given real and fake.
@@ -175,7 +164,7 @@ class GANLoss:
 
     def __init__(self, kind: str):
         if kind not in GAN_LOSSES:
-            raise UserError(f"The GAN loss {kind!r} was given, but only {', '.join(GAN_LOSSES)} are known.")
+            raise UserError(f"the GAN loss {kind!r} was given, but only {', '.join(GAN_LOSSES)} are known")
         self._generator, self._discriminator = GAN_LOSSES[kind]
         self.needs_real = kind == "relativistic"
 

@@ -4,17 +4,16 @@ Sources: SeD (CVPR 2024, arXiv 2402.19387), section 3; Radford et al., "CLIP", I
 """
 
 import hashlib
-import pickle
 import warnings
 import zipfile
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from open_clip.modified_resnet import ModifiedResNet
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from models.pretrained import load_part
+from utils import checkpoint
 from utils.errors import UserError
 
 CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"  # OpenAI's RN50.pt
@@ -48,7 +47,8 @@ class SemanticExtractor(nn.Module):
             self.visual = ModifiedResNet(layers=[3, 4, 6, 3], output_dim=1024, heads=32)
         del self.visual.layer4, self.visual.attnpool
         if state is not None:
-            _load_visual(self.visual, state)
+            prefix = "visual." if any(name.startswith("visual.") for name in state) else ""
+            load_part(self.visual, state, prefix=prefix, what="CLIP RN50 weights")
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -68,22 +68,20 @@ class SemanticExtractor(nn.Module):
 def load_clip_rn50(path: str | Path, *, sha256: str = CLIP_RN50_SHA256) -> dict[str, Tensor]:
     """The float32 weights in a CLIP RN50 file, under the file's own names.
 
-    The file is OpenAI's TorchScript archive `RN50.pt`, a state dict saved by `torch.save`, or safetensors. Nothing is
-    unpickled that could run code; a TorchScript archive, which is code, is opened only if its hash is `sha256`.
+    The file is OpenAI's TorchScript archive `RN50.pt`, or a state dict as `checkpoint.load` reads it. A TorchScript
+    archive, which is code, is opened only if its hash is `sha256`.
 
     Raises UserError if the file is missing, is none of these, or is an archive with another hash.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"The CLIP weights {path} do not exist; expected OpenAI's RN50.pt, or its state dict.")
-    state = _load_torchscript(path, sha256) if _is_torchscript(path) else _load_state_dict(path)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"The CLIP weights {path} are no dict of named tensors, which was expected.")
+    state = _load_torchscript(path, sha256) if _is_torchscript(path) else checkpoint.load(path)
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"the CLIP weights {path} are no dict of named tensors, which was expected")
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(path):  # nor for a path where nothing is
         return False
     with zipfile.ZipFile(path) as archive:
         # Members lie in one folder named after the archive; files of `torch.save` have neither of these.
@@ -95,40 +93,10 @@ def _load_torchscript(path: Path, sha256: str) -> dict[str, Tensor]:
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         raise UserError(
-            f"The TorchScript archive {path} has the sha256 {found}, but OpenAI's RN50.pt has {sha256}: "
-            "download it again."
+            f"the TorchScript archive {path} has the sha256 {found}, but OpenAI's RN50.pt has {sha256}: "
+            "download it again"
         )
     with warnings.catch_warnings():
         # PyTorch advises against TorchScript for new models; this archive has been what it is since 2021.
         warnings.simplefilter("ignore", FutureWarning)
         return dict(torch.jit.load(path, map_location="cpu").state_dict())
-
-
-def _load_state_dict(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(
-            f"The CLIP weights {path} cannot be read; expected OpenAI's RN50.pt, a state dict of tensors, or "
-            "a .safetensors file."
-        ) from error
-
-
-def _load_visual(visual: nn.Module, state: dict[str, Tensor]) -> None:
-    prefix = "visual." if any(name.startswith("visual.") for name in state) else ""
-    weights = {}
-    for name, own in visual.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            weights[name] = own  # a counter that normalisation does not read; some files leave it out
-            continue
-        given = state.get(prefix + name)
-        if given is None or given.shape != own.shape:
-            problem = "lack it" if given is None else f"have the shape {tuple(given.shape)} there"
-            raise UserError(
-                f"The semantic extractor expects CLIP RN50 weights with `{prefix}{name}` of shape {tuple(own.shape)}, "
-                f"but those given {problem}."
-            )
-        weights[name] = given
-    visual.load_state_dict(weights)

@@ -35,8 +35,8 @@ class SemanticFusionBlock(nn.Module):
         for divisor in (NORM_GROUPS, upscale**2):
             if semantic_channels % divisor:
                 raise UserError(
-                    f"A semantic extractor with {semantic_channels} channels was given, but the fusion block that "
-                    f"upscales by {upscale} needs a number of channels divisible by {divisor}."
+                    f"a semantic extractor with {semantic_channels} channels was given, but the fusion block that "
+                    f"upscales by {upscale} needs a number of channels divisible by {divisor}"
                 )
         self.out_channels = semantic_channels // upscale**2
         self.norm = nn.GroupNorm(NORM_GROUPS, semantic_channels, eps=1e-6)

@@ -47,9 +47,9 @@ class SwinIR(nn.Module):
     ):
         super().__init__()
         if len(depths) != len(heads):
-            raise UserError(f"SwinIR was given {len(depths)} depths and {len(heads)} heads, but needs as many of each.")
+            raise UserError(f"SwinIR was given {len(depths)} depths and {len(heads)} heads, but needs as many of each")
         if any(embed_dim % n for n in heads):
-            raise UserError(f"SwinIR was given embed_dim {embed_dim}, but needs a multiple of each of {heads} heads.")
+            raise UserError(f"SwinIR was given embed_dim {embed_dim}, but needs a multiple of each of {heads} heads")
         self.window = window
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)

@@ -235,6 +235,8 @@ def impossible_combinations(options: Options) -> Iterator[tuple[str, str]]:
         # HR crops are 4 times as large; the discriminators halve them up to four times, the extractor does so too
         if options.dataset.lr_patch_px % 4:
             yield "dataset.lr_patch_px", f"is {options.dataset.lr_patch_px}; with a discriminator a multiple of 4"
+        if adversary.type == "patch" and options.dataset.lr_patch_px < 8:
+            yield "dataset.lr_patch_px", f"is {options.dataset.lr_patch_px}; with a patch discriminator at least 8"
         if adversary.features % 8:
             yield "discriminator.features", f"is {adversary.features}; should be a multiple of 8"
     if isinstance(options.generator, SwinIROptions):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from data.images import read_rgb
 PSNR, SED = "train.py --opt rrdb_psnr.yml", "train.py --opt rrdb_P+SeD.yml"
 TEST = "test.py --opt rrdb_psnr.yml --benchmarks"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
-LAUNCH = "-m torch.distributed.launch --nproc_per_node=2 --master_port=0"  # as the released code documents it
+LAUNCH = "-m torch.distributed.launch --nproc_per_node=2"  # as the released code documents it
 
 
 def finished(done, *expected: str) -> str:
@@ -25,6 +26,11 @@ def finished(done, *expected: str) -> str:
 
 def metrics_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -77,6 +83,8 @@ def test_every_pair_of_networks_trains(workshop, command, recipe):
 @pytest.mark.parametrize("launcher", [TORCHRUN, LAUNCH])
 def test_two_processes_make_one_run(workshop, command, launcher):
     """The run of two processes with one image each is the run of one process with two."""
+    if launcher == LAUNCH:
+        launcher += f" --master_port={free_port()}"
     sizes = {"one": 2, "two": 1}
     for name, size in sizes.items():
         started = launcher.split() if name == "two" else ()

@@ -64,26 +64,26 @@ def load(path: str | Path) -> dict:
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a directory, but a file of weights was expected.")
+        raise UserError(f"{path} is a directory, but a file of weights was expected")
     try:
         with open(path, "rb") as file:
             head = file.read(64)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist, but a file of weights was expected there.") from None
+        raise UserError(f"{path} does not exist, but a file of weights was expected there") from None
     except OSError as error:
-        raise UserError(f"{path} could not be read: {error.strerror}.") from error
+        raise UserError(f"{path} could not be read: {error.strerror}") from error
 
     if not head:
-        raise UserError(f"{path} is empty, but weights were expected in it.")
+        raise UserError(f"{path} is empty, but weights were expected in it")
     if set(head) <= set(string.printable.encode()):
         begins = head.decode().splitlines()[0]
-        raise UserError(f"{path} is a text file that begins with {begins!r}, but weights were expected.")
+        raise UserError(f"{path} is a text file that begins with {begins!r}, but weights were expected")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         payload = _load_safetensors(path)
     else:
         payload = _load_torch(path)
     if not isinstance(payload, dict):
-        raise UserError(f"{path} holds a {type(payload).__name__}, but a dict of weights was expected in it.")
+        raise UserError(f"{path} holds a {type(payload).__name__}, but a dict of weights was expected in it")
     return payload
 
 
@@ -91,7 +91,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is a damaged or cut-off safetensors file ({error}); fetch it again.") from error
+        raise UserError(f"{path} is a damaged or cut-off safetensors file ({error}); fetch it again") from error
 
 
 def _load_torch(path: Path) -> object:
@@ -101,15 +101,15 @@ def _load_torch(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes raise nearly anything: KeyError, EOFError, RuntimeError, OSError...
         if "TorchScript" in str(error):
-            raise UserError(f"{path} is a TorchScript program, but a state dict was expected.") from error
+            raise UserError(f"{path} is a TorchScript program, but a state dict was expected") from error
         if isinstance(error, pickle.UnpicklingError):
             culprit = re.search(r"GLOBAL (\S+)", str(error))
             found = f"the Python object {culprit[1]}" if culprit else "something else than tensors and plain containers"
             raise UserError(
                 f"{path} holds {found} and is not loaded, because unpickling that could run code; save its bare state "
-                "dict to a new file, if you trust it."
+                "dict to a new file, if you trust it"
             ) from error
-        raise UserError(f"{path} is damaged, cut off or no file of weights; fetch or copy it again.") from error
+        raise UserError(f"{path} is damaged, cut off or no file of weights; fetch or copy it again") from error
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ def _generator_weights(payload: dict, path: str | Path, *, ema: bool) -> Generat
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(
             f"{path} holds no generator weights: a state dict was expected, bare or under {', '.join(WRAPPERS)}, "
-            f"but {f'{wrapper!r} in it' if wrapper else 'it'} holds {_first_few(map(str, state)) or 'nothing'}."
+            f"but {f'{wrapper!r} in it' if wrapper else 'it'} holds {_first_few(map(str, state)) or 'nothing'}"
         )
     state = {
         name: value.float() if value.is_floating_point() else value for name, value in _without_prefixes(state).items()
     }
     for name, value in state.items():
         if not value.isfinite().all():
-            raise UserError(f"{path} holds NaN or infinite values in {name}; take weights from before they diverged.")
+            raise UserError(f"{path} holds NaN or infinite values in {name}; take weights from before they diverged")
     state, names = _in_our_names(state)
     options, step = payload.get("options"), payload.get("step")
     return GeneratorWeights(
@@ -218,7 +218,7 @@ def load_into(generator: nn.Module, weights: GeneratorWeights, path: str | Path)
     try:
         generator.load_state_dict(weights.state)
     except RuntimeError as error:
-        raise UserError(f"{path} holds {weights.kind}, {_misfit(weights.state, generator.state_dict())}.") from error
+        raise UserError(f"{path} holds {weights.kind}, {_misfit(weights.state, generator.state_dict())}") from error
 
 
 def _misfit(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
@@ -336,7 +336,7 @@ def load_state(path: str | Path) -> dict:
     """
     found = read_resume(path)
     if isinstance(found, GeneratorWeights):
-        raise UserError(f"{path} holds {found.kind}, but a training state of this project was expected.")
+        raise UserError(f"{path} holds {found.kind}, but a training state of this project was expected")
     return found
 
 

@@ -89,7 +89,7 @@ class LPIPS:
                 {name: alexnet[f"features.{name.partition('.')[2]}"] for name in backbone.state_dict()}
             )
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"{backbone_path} is not torchvision's AlexNet, whose weights LPIPS needs.") from error
+            raise UserError(f"{backbone_path} is not torchvision's AlexNet, whose weights LPIPS needs") from error
         self._network.to(device).requires_grad_(False)
         self._device = device
 
@@ -121,9 +121,9 @@ def _luma(image: Tensor) -> Tensor:
 def _check_pair(sr: Tensor, hr: Tensor, *, min_side_px: int) -> None:
     assert all(image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 for image in (sr, hr))
     if sr.shape != hr.shape:
-        raise UserError(f"An SR image of {_size(sr)} cannot be compared with a GT of {_size(hr)}: they must be alike.")
+        raise UserError(f"an SR image of {_size(sr)} cannot be compared with a GT of {_size(hr)}: they must be alike")
     if min(sr.shape[1:]) < min_side_px:
-        raise UserError(f"An image of {_size(sr)} is too small for this score: at least {min_side_px} px are needed.")
+        raise UserError(f"an image of {_size(sr)} is too small for this score: at least {min_side_px} px are needed")
 
 
 def _size(image: Tensor) -> str:

@@ -82,4 +82,3 @@ class RunLog(SilentLog):
     def _line(self, level: int, text: str) -> None:
         self._lines.emit(logging.LogRecord("train", level, "", 0, text, None, None))
         self._lines.flush()
-

@@ -101,7 +101,7 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
     suggestion = f"; did you mean {names[nearest[0]]}?" if nearest else "."
     looked_in = " nor ".join(dict.fromkeys(str(path) for path in (spec, inside)))
     raise UserError(
-        f"There is no weight file {spec}: it is not at {looked_in}, and the files that can be downloaded to "
+        f"there is no weight file {spec}: it is not at {looked_in}, and the files that can be downloaded to "
         f"{pretrained_root} are {', '.join(KNOWN)}{suggestion}"
     )
 
@@ -120,7 +120,7 @@ def verify(path: Path) -> bool:
         return False
     found = sha256_of(path)
     if found != expected:
-        raise UserError(f"{path} has the sha256 {found}, but {expected} was expected: delete it and fetch it again.")
+        raise UserError(f"{path} has the sha256 {found}, but {expected} was expected: delete it and fetch it again")
     return True
 
 
@@ -203,4 +203,4 @@ def _refuse_plain_http(url: str) -> None:
 
 
 def _failed(file: WeightFile, path: Path, reason: str) -> UserError:
-    return UserError(f"{file.url} could not be downloaded: {reason}; put the file at {path} by hand.")
+    return UserError(f"{file.url} could not be downloaded: {reason}; put the file at {path} by hand")

@@ -81,9 +81,7 @@ def test_workers_change_nothing_and_global_randomness_is_left_alone(folders):
     dataset = paired(folders)
     state = torch.get_rng_state()
     one, two = (
-        list(
-            make_loader(dataset, SampleStream(4, batch_size=3, batches=5), num_workers=number, device_type="cpu")
-        )
+        list(make_loader(dataset, SampleStream(4, batch_size=3, batches=5), num_workers=number, device_type="cpu"))
         for number in (0, 2)
     )
     assert torch.equal(torch.get_rng_state(), state)
@@ -99,9 +97,7 @@ def test_workers_change_nothing_and_global_randomness_is_left_alone(folders):
 def test_an_image_that_breaks_during_training_is_one_sentence(folders, num_workers):
     dataset = paired(folders)
     (folders[0] / "0002.png").write_bytes(b"")
-    loader = make_loader(
-        dataset, SampleStream(4, batch_size=2, batches=4), num_workers=num_workers, device_type="cpu"
-    )
+    loader = make_loader(dataset, SampleStream(4, batch_size=2, batches=4), num_workers=num_workers, device_type="cpu")
     with pytest.raises(UserError) as error:
         list(loader)
     assert str(folders[0] / "0002.png") in str(error.value)

@@ -153,7 +153,7 @@ class RunsCode:
 )
 def test_wrong_files_get_one_sentence_and_run_no_code(write, name, tmp_path, capfd):
     write(tmp_path / name)
-    with pytest.raises(UserError, match=rf"The CLIP weights .*{name}.*expected") as caught:
+    with pytest.raises(UserError, match=rf"{name} .*(expected|not loaded|damaged)|CLIP weights .*{name}") as caught:
         load_clip_rn50(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert "must not be printed" not in capfd.readouterr().out

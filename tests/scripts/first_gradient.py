@@ -1,6 +1,6 @@
 """Started by torchrun or alone: takes one step on this rank's share of a fixed batch of 4 and saves the gradients.
 
-    first_gradient.py OUTPUT
+first_gradient.py OUTPUT
 """
 
 import sys
