@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
 
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
+SHOWN_PX = 512  # side of the part of an image on which D's opinion is shown
 
 
 class TrainLoop:
@@ -96,12 +98,6 @@ class TrainLoop:
         generator = self.train_step.deployed_generator
         for benchmark in self.benchmarks:
             folder = self.folder.images / f"step_{self.step:09d}" / benchmark.name
-            previews = {image.name for image in benchmark.images[:PREVIEW_IMAGES]}
-
-            def show(image: BenchmarkImage, sr: np.ndarray, *, name: str = benchmark.name, names=previews) -> None:
-                if image.name in names and self.world.main:
-                    self.log.image(f"{name}/{image.name}", self.step, sr)
-
             scores = evaluate(
                 by_network(generator, self.device),
                 benchmark,
@@ -109,12 +105,17 @@ class TrainLoop:
                 device=self.device,
                 world=self.world,
                 output=folder,
-                on_image=show,
+                on_image=partial(self._show_image, benchmark),
             )
             self._report(benchmark, scores)
-        self.train_step.generator.train()
         if self.benchmarks and self.world.main:
             self._show_discriminator(self.benchmarks[0].images[0])
+        self.train_step.generator.train()
+
+    def _show_image(self, benchmark: Benchmark, image: BenchmarkImage, sr: np.ndarray) -> None:
+        share = benchmark.images[:: self.world.size]  # of the main process, which alone has a log to show them in
+        if self.world.main and image in share[:PREVIEW_IMAGES]:
+            self.log.image(f"{benchmark.name}/{image.name}", self.step, sr)
 
     def _report(self, benchmark: Benchmark, scores: BenchmarkScores) -> None:
         if not scores.mean:
@@ -130,8 +131,8 @@ class TrainLoop:
         if discriminator is None or image.hr is None:
             return
         lr, hr = (to_float(to_tensor(read_rgb(path))[None].to(self.device)) for path in (image.lr, image.hr))
-        side = 16  # D takes sides that are multiples of this
-        height, width = (size // side * side for size in hr.shape[2:])
+        multiple = 16  # D takes sides that are multiples of this
+        height, width = (min(px, SHOWN_PX) // multiple * multiple for px in hr.shape[2:])
         hr = hr[..., :height, :width]
         sr = self.train_step.deployed_generator(lr)[..., :height, :width]
         semantic = self.train_step.extractor(hr) if self.train_step.extractor is not None else None
