@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data import image_jobs, images
+from utils.entry import run
 from utils.errors import UserError
 
 
@@ -109,6 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from utils.entry import run
-
     run(main)

@@ -22,6 +22,7 @@ from rich.table import Table
 from data.images import read_rgb, write_image
 from utils.entry import run
 from utils.errors import UserError
+from utils.files import write_text
 
 TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry")  # and the two of a motorcycle
 TEST_PHOTOS = ("chelsea", "coffee")
@@ -30,6 +31,7 @@ DETAIL_PX = 128  # side of the HR detail that the comparison shows
 ENLARGED = 2  # how much larger it is shown
 CAPTION_PX, GAP_PX = 28, 8
 PRETRAINED = Path("pretrained")
+MARK = "made-by-the-demo.txt"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -53,12 +55,12 @@ def main() -> int:
 
 
 def clear(root: Path) -> None:
-    """Start anew; only what an earlier demo has made is removed."""
-    made = {"DF2K", "Evaluation", "checkpoint", "results", "comparison.png"}
-    strange = [path.name for path in root.iterdir() if path.name not in made] if root.is_dir() else []
-    if strange:
-        raise UserError(f"{root} holds {strange[0]}, which no demo has made; give another folder with --output")
+    """Start anew, in an empty folder; one that is not empty is emptied only if it is an earlier demo's."""
+    mark = root / MARK
+    if root.exists() and not mark.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} is there and no demo's; give another folder with --output")
     shutil.rmtree(root, ignore_errors=True)
+    write_text(mark, "This folder is made by the demo, and emptied by the next one.\n")
 
 
 def build_photos(root: Path) -> Path:

@@ -13,9 +13,8 @@ from data.benchmarks import Benchmark, BenchmarkImage
 from data.images import read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
 from data.imresize import imresize
 from utils.distributed import World
-from utils.errors import UserError
 from utils.metrics import LPIPS, psnr_y, ssim_y
-from utils.weights import locate
+from utils.weights import WeightsMissing, locate
 
 Upscale = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB -> (4H, 4W, 3) uint8 RGB
 Metric = Callable[[Tensor, Tensor], float]  # SR and HR, (3, H, W) uint8 -> score
@@ -63,7 +62,7 @@ def build_metrics(names: tuple[str, ...] | None, *, pretrained_root: Path, devic
     if "lpips" in wanted:
         try:
             backbone = locate(LPIPS_BACKBONE, pretrained_root=pretrained_root)
-        except UserError:
+        except WeightsMissing:
             if names is not None:
                 raise
         else:

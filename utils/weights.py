@@ -15,11 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from utils.errors import UserError
-from utils.files import atomic_writer, write_text
+from utils.files import WriteError, atomic_writer, write_text
 
 TIMEOUT_S = 10  # to connect, and between two pieces
 PIECE_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class WeightsMissing(UserError):
+    """A weight file is not there and cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
         pretrained_root: the folder of pretrained weights, created when a download needs it.
 
     Raises:
-        UserError: there is no such file, or one in `pretrained_root` is not what its name says, or its download failed
-            or brought other bytes than the published ones.
+        WeightsMissing: there is no such file, or its download failed or brought other bytes than the published ones.
+        UserError: a file in `pretrained_root` is not what its name says.
     """
     spec = Path(spec).expanduser()
     names_the_folder = spec.parts[:1] == (pretrained_root.name,)
@@ -98,9 +102,9 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
         return path
     names = {name.lower(): name for name in KNOWN}
     nearest = difflib.get_close_matches(spec.name.lower(), names, n=1)
-    suggestion = f"; did you mean {names[nearest[0]]}?" if nearest else "."
+    suggestion = f"; did you mean {names[nearest[0]]}?" if nearest else ""
     looked_in = " nor ".join(dict.fromkeys(str(path) for path in (spec, inside)))
-    raise UserError(
+    raise WeightsMissing(
         f"there is no weight file {spec}: it is not at {looked_in}, and the files that can be downloaded to "
         f"{pretrained_root} are {', '.join(KNOWN)}{suggestion}"
     )
@@ -150,16 +154,19 @@ def _download(file: WeightFile, path: Path) -> None:
     expected = _expected_sha256(path)
     digest = hashlib.sha256()
     size_bytes = 0
-    with atomic_writer(path) as out, closing(_pieces(file, path)) as pieces:
-        for piece in pieces:
-            out.write(piece)
-            digest.update(piece)
-            size_bytes += len(piece)
-        found = digest.hexdigest()
-        if file.size_bytes not in (None, size_bytes):
-            raise _failed(file, path, f"it brought {size_bytes} bytes where {file.size_bytes} were expected")
-        if expected not in (None, found):
-            raise _failed(file, path, f"it brought a file with the sha256 {found} where {expected} was expected")
+    try:
+        with atomic_writer(path) as out, closing(_pieces(file, path)) as pieces:
+            for piece in pieces:
+                out.write(piece)
+                digest.update(piece)
+                size_bytes += len(piece)
+            found = digest.hexdigest()
+            if file.size_bytes not in (None, size_bytes):
+                raise _failed(file, path, f"it brought {size_bytes} bytes where {file.size_bytes} were expected")
+            if expected not in (None, found):
+                raise _failed(file, path, f"it brought a file with the sha256 {found} where {expected} was expected")
+    except WriteError as error:
+        raise _failed(file, path, str(error)) from error
     if expected is None:
         write_text(_record_of(path), f"{found}  {path.name}\n")
         Console(stderr=True).print(
@@ -202,5 +209,5 @@ def _refuse_plain_http(url: str) -> None:
         raise urllib.error.URLError(f"only https is trusted, and {url} is not")
 
 
-def _failed(file: WeightFile, path: Path, reason: str) -> UserError:
-    return UserError(f"{file.url} could not be downloaded: {reason}; put the file at {path} by hand")
+def _failed(file: WeightFile, path: Path, reason: str) -> WeightsMissing:
+    return WeightsMissing(f"{file.url} could not be downloaded: {reason}; put the file at {path} by hand")
