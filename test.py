@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,14 @@ from torch import nn
 from data.benchmarks import Benchmark, find_benchmark
 from models.build import build_generator
 from options.schema import Options, Override
+from utils import checkpoint
 from utils.arguments import option_parser, options_from
-from utils.checkpoint import generator_weights, load_into
 from utils.distributed import World, join_world
 from utils.entry import run
 from utils.errors import UserError
 from utils.evaluate import LPIPS_BACKBONE, Upscale, bicubic, build_metrics, by_network, evaluate
 from utils.files import write_text
+from utils.generator_weights import generator_weights, load_into
 from utils.score_table import as_json, score_table
 from utils.weights import locate
 
@@ -56,9 +58,16 @@ def test(options: Options, *, output: Path, world: World) -> None:
         device = world.device(options.device)
         generator = build_generator(options)
         benchmarks = find_benchmarks(options, output, scale=generator.scale)
+    scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
+    names = options.test.metrics if scored else ()
+    prepare = partial(build_metrics, names, pretrained_root=options.paths.pretrained_root, device=device)
+    with world.agree():
+        if world.local_rank == 0:  # one process of each machine downloads what is missing
+            find_weights(options)
+            prepare()
+    with world.agree():
         upscale, kind = build_upscale(options, generator, device)
-        names = options.test.metrics
-        metrics = build_metrics(names, pretrained_root=options.paths.pretrained_root, device=device)
+        metrics = prepare()
     console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
     console.print(f"{options.test.weights}: {kind}", markup=False)
     if names is None and "lpips" not in metrics:
@@ -80,7 +89,7 @@ def test(options: Options, *, output: Path, world: World) -> None:
         if world.main:
             about = {"name": options.name, "weights": options.test.weights, "weights_kind": kind}
             write_text(output / "results.json", json.dumps({**about, "benchmarks": as_json(scores)}, indent=2) + "\n")
-    if any(benchmark.has_ground_truth for benchmark in benchmarks):
+    if scored:
         row = BICUBIC if options.test.weights == BICUBIC else options.test.paper_row
         console.print(score_table(scores, row))
     console.print(f"images and results.json are in {output}", markup=False)
@@ -103,14 +112,21 @@ def find_benchmarks(options: Options, output: Path, *, scale: int) -> list[Bench
     return benchmarks
 
 
-def build_upscale(options: Options, generator: nn.Module, device: torch.device) -> tuple[Upscale, str]:
-    """What upscales, and what it is in words."""
+def find_weights(options: Options) -> Path | None:
+    """The generator's weights; None for bicubic interpolation."""
     if options.test.weights is None:
         raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights in the options")
     if options.test.weights == BICUBIC:
+        return None
+    return locate(options.test.weights, pretrained_root=options.paths.pretrained_root)
+
+
+def build_upscale(options: Options, generator: nn.Module, device: torch.device) -> tuple[Upscale, str]:
+    """What upscales, and what it is in words."""
+    path = find_weights(options)
+    if path is None:
         return bicubic(generator.scale), "MATLAB's interpolation"
-    path = locate(options.test.weights, pretrained_root=options.paths.pretrained_root)
-    weights = generator_weights(path)
+    weights = generator_weights(checkpoint.load(path), path)
     load_into(generator, weights, path)
     return by_network(generator.to(device, memory_format=torch.channels_last), device), weights.kind
 

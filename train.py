@@ -10,11 +10,11 @@ from data.datasets import PairedImages, SampleStream, make_loader
 from models.build import RANDOM, build_generator, build_train_step, pretrained_weights
 from options.schema import Options
 from utils.arguments import option_parser, options_from
-from utils.checkpoint import load_into
 from utils.distributed import World, join_world
 from utils.entry import run
-from utils.evaluate import build_metrics
+from utils.evaluate import build_metrics, metric_weights
 from utils.files import write_text
+from utils.generator_weights import load_into
 from utils.resume import AUTO, Start, find_start
 from utils.run_folder import RunFolder
 from utils.run_log import RunLog, SilentLog
@@ -52,7 +52,7 @@ def train(options: Options, *, resume: str | None, world: World) -> None:
     folder = RunFolder(options.paths.out_root / options.name)
     pretrained_root = options.paths.pretrained_root
     find = partial(locate, pretrained_root=pretrained_root)
-    wanted = (*pretrained_weights(options).values(), resume)
+    wanted = [*pretrained_weights(options).values(), resume, *metric_weights(options.validation.metrics)]
     weight_files = [name for name in wanted if name not in (RANDOM, AUTO, None)]
     with world.agree():
         device = world.device(options.device)

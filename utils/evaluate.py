@@ -52,6 +52,11 @@ def by_network(generator: nn.Module, device: torch.device) -> Upscale:
     return upscale
 
 
+def metric_weights(names: tuple[str, ...]) -> list[str]:
+    """The pretrained files that these metrics need."""
+    return [LPIPS_BACKBONE] if "lpips" in names else []
+
+
 def build_metrics(names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device) -> dict[str, Metric]:
     """The metrics of these names; for None, those that can be had: lpips only if its backbone can be found.
 

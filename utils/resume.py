@@ -6,8 +6,8 @@ from typing import Any
 
 from options.schema import Options
 from utils import checkpoint
-from utils.checkpoint import GeneratorWeights
 from utils.errors import UserError
+from utils.generator_weights import GeneratorWeights, generator_weights
 from utils.run_folder import RunFolder
 
 AUTO = "auto"
@@ -55,9 +55,10 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, path: Pa
         path = checkpoint.newest_state(folder.states)
         if path is None:
             return Start((f"{folder.root} has no training state yet: starts from random weights",), in_place=True)
-    found = checkpoint.read_resume(path)
-    if isinstance(found, GeneratorWeights):
-        return Start((f"starts from {path}: {found.kind}",), path, weights=found)
+    found = checkpoint.load(path)
+    if not checkpoint.is_training_state(found):
+        weights = generator_weights(found, path)
+        return Start((f"starts from {path}: {weights.kind}",), path, weights=weights)
     return Start(
         (f"goes on from {path}: a training state at step {found['step']:,}", *_differences(found, options, path)),
         path,

@@ -11,22 +11,24 @@ from torch import nn
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 from utils.checkpoint import (
-    GeneratorWeights,
-    generator_weights,
+    is_training_state,
     keep_newest,
     load,
-    load_into,
-    load_state,
     newest_state,
-    read_resume,
     save,
     save_generator,
     save_state,
     state_path,
 )
 from utils.errors import UserError
+from utils.generator_weights import GeneratorWeights, load_into
+from utils.generator_weights import generator_weights as recognise
 
 FEATURES, BLOCKS, GROWTH = 4, 11, 32  # blocks of two digits; spandrel knows no other growth
+
+
+def generator_weights(path: Path) -> GeneratorWeights:
+    return recognise(load(path), path)
 
 
 def layer_names():
@@ -132,21 +134,15 @@ def test_half_precision_becomes_float32_and_buffers_keep_their_type(tmp_path):
     assert torch.equal(loaded["conv_first.weight"], state["conv_first.weight"].float())
 
 
-@pytest.mark.parametrize(("ema", "expected"), [(True, "params_ema"), (False, "params")])
-def test_average_or_plain_weights_are_taken_as_asked(ema, expected, tmp_path):
+def test_average_is_taken_where_there_is_one(tmp_path):
     params, params_ema = small_rrdb().state_dict(), small_rrdb().state_dict()
     options = {"name": "run", "lr": 1e-4, "milestones": [1, 2], "ema": None}
     save_generator(tmp_path / "net.pth", params=params, params_ema=params_ema, options=options, step=7)
-    weights = generator_weights(tmp_path / "net.pth", ema=ema)
-    wanted = {"params": params, "params_ema": params_ema}[expected]
-    assert all(torch.equal(weights.state[name], wanted[name]) for name in wanted)
-    assert (weights.options, weights.step) == (options, 7)
-    assert weights.kind == f"RRDB weights in SeD names, taken from '{expected}'"
-
-
-def test_a_lone_average_serves_as_plain_weights(tmp_path):
-    torch.save({"params_ema": foreign_state("BasicSR")}, tmp_path / "net.pth")
-    assert "'params_ema'" in generator_weights(tmp_path / "net.pth", ema=False).kind
+    weights = generator_weights(tmp_path / "net.pth")
+    assert all(torch.equal(weights.state[name], params_ema[name]) for name in params_ema)
+    assert weights.kind == "RRDB weights in SeD names, taken from 'params_ema'"
+    written = load(tmp_path / "net.pth")
+    assert (written["options"], written["step"]) == (options, 7)
 
 
 @pytest.mark.parametrize("network", [small_rrdb, small_swinir])
@@ -177,7 +173,7 @@ def test_payloads_are_refused_and_never_run(write, tmp_path):
         torch.save(contents, path, _use_new_zipfile_serialization=write == "torch")
     else:
         path.write_bytes(pickle.dumps({"extra": Payload(trace)}, protocol=int(write[-1])))
-    for read in (load, generator_weights, load_state, read_resume):
+    for read in (load, generator_weights):
         with pytest.raises(UserError, match="could run code"):
             read(path)
     assert not trace.exists()
@@ -332,28 +328,25 @@ def training_state():
 def test_training_state_returns_as_it_was_saved(training_state, tmp_path):
     path = state_path(tmp_path, 12)
     save_state(path, training_state)
-    for read in (load_state, read_resume):
-        loaded = read(path)
-        assert loaded.keys() == training_state.keys()
-        assert loaded["optimizer"]["param_groups"] == training_state["optimizer"]["param_groups"]
-        assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], torch.ones(2))
-        assert torch.equal(loaded["random"], training_state["random"])
+    loaded = load(path)
+    assert is_training_state(loaded)
+    assert loaded.keys() - training_state.keys() == {"format"}
+    assert loaded["optimizer"]["param_groups"] == training_state["optimizer"]["param_groups"]
+    assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], torch.ones(2))
+    assert torch.equal(loaded["random"], training_state["random"])
 
 
 def test_training_state_serves_as_generator_weights(training_state, tmp_path):
     save_state(tmp_path / "state.pth", training_state)
     weights = generator_weights(tmp_path / "state.pth")
     assert torch.equal(weights.state["conv_first.weight"], training_state["params_ema"]["conv_first.weight"])
-    assert weights.step == 12
     save_state(tmp_path / "state.pth", {**training_state, "params_ema": None})
     assert generator_weights(tmp_path / "state.pth").kind == "RRDB weights in SeD names, taken from 'params'"
 
 
-def test_resume_tells_generator_weights_from_a_training_state(tmp_path):
+def test_generator_weights_are_no_training_state(tmp_path):
     torch.save({"params": foreign_state("BasicSR")}, tmp_path / "net.pth")
-    assert isinstance(read_resume(tmp_path / "net.pth"), GeneratorWeights)
-    with pytest.raises(UserError, match=r"RRDB weights in BasicSR names.*training state of this project was expected"):
-        load_state(tmp_path / "net.pth")
+    assert not is_training_state(load(tmp_path / "net.pth"))
 
 
 def test_states_roll_by_step_and_other_files_stay(tmp_path):
