@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.evaluate import LPIPS_BACKBONE, Upscale, bicubic, build_metrics, by_network, evaluate
 from utils.files import write_text
 from utils.generator_weights import generator_weights, load_into
+from utils.paper_scores import paper_row
 from utils.score_table import as_json, score_table
 from utils.weights import locate
 
@@ -58,6 +59,8 @@ def test(options: Options, *, output: Path, world: World) -> None:
         device = world.device(options.device)
         generator = build_generator(options)
         benchmarks = find_benchmarks(options, output, scale=generator.scale)
+        row = BICUBIC if options.test.weights == BICUBIC else options.test.paper_row
+        paper_row(row)  # a row that does not exist is told now, not after the last image
     scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
     names = options.test.metrics if scored else ()
     prepare = partial(build_metrics, names, pretrained_root=options.paths.pretrained_root, device=device)
@@ -90,7 +93,6 @@ def test(options: Options, *, output: Path, world: World) -> None:
             about = {"name": options.name, "weights": options.test.weights, "weights_kind": kind}
             write_text(output / "results.json", json.dumps({**about, "benchmarks": as_json(scores)}, indent=2) + "\n")
     if scored:
-        row = BICUBIC if options.test.weights == BICUBIC else options.test.paper_row
         console.print(score_table(scores, row))
     console.print(f"images and results.json are in {output}", markup=False)
 

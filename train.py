@@ -76,7 +76,7 @@ def train(options: Options, *, resume: str | None, world: World) -> None:
             train_step.load_state_dict(start.state["train_step"])
     with world.agree():
         if world.main:
-            folder.open() if start.in_place else folder.create()
+            folder.claim(in_place=start.in_place)
             write_text(folder.options, options.as_yaml())
     train_step.distribute(partial(world.wrap, device=device))
     batches = make_loader(

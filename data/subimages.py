@@ -123,7 +123,7 @@ def cut_images(job: Job, *, grid: Grid, compression_level: int, resume: bool) ->
     Raises:
         UserError: an image is unreadable or smaller than a sub-image, or the sizes of a pair do not belong together;
             nothing has been written then.
-        ImageWriteError: a sub-image cannot be written.
+        WriteError: a sub-image cannot be written.
     """
     source, *lr = (cut.source for cut in job.cuts)
     height, width = images.image_size(source)

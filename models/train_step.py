@@ -160,15 +160,15 @@ class TrainStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()` of a TrainStep of the same networks.
 
-        Learning rates and betas are the options', not the state's: whoever changes them means it. An average that the
-        state does not have begins with the generator as it is.
+        Learning rates and betas are the options', not the state's: whoever changes them means it. An average or a
+        loss scale that the state does not have begins anew.
         """
         self.step = state["step"]
         for name, optimizer in self.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state["moments"][name], "param_groups": groups})
         for name, part in self._parts().items():
-            if name in state or part is not self.ema:
+            if state.get(name) or part not in (self.ema, self.scaler):
                 part.load_state_dict(state[name])
 
     def _parts(self) -> dict[str, Any]:

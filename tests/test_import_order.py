@@ -24,6 +24,8 @@ LEAVES = {
     "data.datasets": {"utils.errors", "data.images", "data.pairs"},
     "data.benchmarks": {"utils.errors", "data.images", "data.pairs"},
     "utils.files": {"utils.errors"},
+    "utils.paper_scores": {"utils.errors"},
+    "utils.generator_weights": {"utils.errors"},
     "utils.checkpoint": {"utils.errors", "utils.files"},
     "utils.metrics": {"utils.errors", "utils.checkpoint"},
 }

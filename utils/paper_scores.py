@@ -1,6 +1,9 @@
 """Published x4 scores, for a reproduction to be compared with."""
 
+import difflib
 from dataclasses import dataclass
+
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ def _parse_table(table: str) -> dict[str, dict[str, Scores]]:
 PAPER = _parse_table(_TABLE)
 
 
-def paper_scores(row: str, benchmark: str) -> Scores | None:
-    """What was published for a row (`RRDB+P+SeD`) on a benchmark (`Set5`); None where nothing was."""
-    return PAPER.get(row, {}).get(benchmark)
+def paper_row(name: str | None) -> dict[str, Scores]:
+    """What was published for a row (`RRDB+P+SeD`), by benchmark; nothing for None. Raises UserError for another row."""
+    if name is None:
+        return {}
+    if name not in PAPER:
+        near = difflib.get_close_matches(name, PAPER, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"test.paper_row is {name!r}{hint}; the rows are {', '.join(PAPER)}")
+    return PAPER[name]

@@ -1,5 +1,6 @@
 """The folder of one training run: what lies where."""
 
+import fcntl
 from pathlib import Path
 
 from utils.errors import UserError
@@ -30,18 +31,26 @@ class RunFolder:
         """The generator weights of one save."""
         return self.root / f"generator_{step:09d}.pth"
 
-    def create(self) -> None:
-        """Make the folder for a new run. Raises UserError where there is a run already: nothing is written over."""
-        if self.log.exists() or self.states.exists():
+    def claim(self, *, in_place: bool) -> None:
+        """Make the folder and keep other processes out of it until this one ends.
+
+        Args:
+            in_place: go on with the run that the folder holds.
+
+        Raises:
+            UserError: another process trains in it; or it holds the results of a run and `in_place` is not set:
+                nothing is written over.
+        """
+        try:
+            self.states.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.root / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {self.root}; give this run another name") from None
+        except OSError as error:
+            raise UserError(f"the run's folder {self.root} cannot be used ({error.strerror})") from None
+        if not in_place and (self.latest_weights.exists() or any(self.states.iterdir())):
             raise UserError(
                 f"{self.root} holds a run already; go on with it (--resume auto), or give this one another name "
                 "(--set name=...), or remove that folder"
             )
-        self.open()
-
-    def open(self) -> None:
-        """Make what is missing of the folder."""
-        try:
-            self.states.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"the run's folder {self.root} cannot be made ({error.strerror})") from None

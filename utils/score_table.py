@@ -6,15 +6,15 @@ from typing import Any
 from rich.table import Table
 
 from utils.evaluate import BenchmarkScores
-from utils.paper_scores import paper_scores
+from utils.paper_scores import paper_row
 
 COLUMNS = {"psnr": ("PSNR-Y", ".2f"), "ssim": ("SSIM-Y", ".4f"), "lpips": ("LPIPS", ".4f")}
 
 
-def score_table(scores: dict[str, BenchmarkScores], paper_row: str | None) -> Table:
-    """A row for each benchmark with ground truth; beside each score the paper's, where it has one."""
+def score_table(scores: dict[str, BenchmarkScores], row: str | None) -> Table:
+    """A row for each benchmark with ground truth; beside each score the paper's in its row `row`, where it has one."""
     scored = {name: benchmark for name, benchmark in scores.items() if benchmark.images}
-    published = {name: paper_scores(paper_row, name) if paper_row else None for name in scored}
+    published = {name: paper_row(row).get(name) for name in scored}
     table = Table()
     table.add_column("benchmark")
     table.add_column("images", justify="right")
@@ -32,7 +32,7 @@ def score_table(scores: dict[str, BenchmarkScores], paper_row: str | None) -> Ta
                 cells.append("-" if theirs is None else format(theirs, COLUMNS[metric][1]))
         table.add_row(*cells)
     if any(published.values()):
-        table.caption = f"paper: {paper_row}"
+        table.caption = f"paper: {row}"
     return table
 
 
