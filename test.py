@@ -47,14 +47,17 @@ def main() -> int:
             options = options_from(
                 arguments, *(Override(f"test.{name}", value, f"--{name} {value}") for name, value in given.items())
             )
-        test(options, output=Path(arguments.output_path or f"results/{options.name}"), world=world)
+        return test(options, output=Path(arguments.output_path or f"results/{options.name}"), world=world)
     finally:
         world.leave()
-    return 0
 
 
-def test(options: Options, *, output: Path, world: World) -> None:
-    """Look at everything before anything is upscaled; then upscale, score and report."""
+def test(options: Options, *, output: Path, world: World) -> int:
+    """Look at everything before anything is upscaled; then upscale, score and report.
+
+    Returns:
+        The exit code: 1 when some images could not be read, else 0.
+    """
     with world.agree():
         device = world.device(options.device)
         generator = build_generator(options)
@@ -64,13 +67,18 @@ def test(options: Options, *, output: Path, world: World) -> None:
     scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
     names = options.test.metrics if scored else ()
     prepare = partial(build_metrics, names, pretrained_root=options.paths.pretrained_root, device=device)
+    # One process of each machine downloads what is missing, before the others look for it.
     with world.agree():
-        if world.local_rank == 0:  # one process of each machine downloads what is missing
+        if world.local_rank == 0:
             find_weights(options)
-            prepare()
     with world.agree():
         upscale, kind = build_upscale(options, generator, device)
+    with world.agree():
+        if world.local_rank == 0:
+            prepare()
+    with world.agree():
         metrics = prepare()
+        claim(output, options)
     console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
     console.print(f"{options.test.weights}: {kind}", markup=False)
     if names is None and "lpips" not in metrics:
@@ -94,7 +102,12 @@ def test(options: Options, *, output: Path, world: World) -> None:
             write_text(output / "results.json", json.dumps({**about, "benchmarks": as_json(scores)}, indent=2) + "\n")
     if scored:
         console.print(score_table(scores, row))
-    console.print(f"images and results.json are in {output}", markup=False)
+    failures = [failure for benchmark in scores.values() for failure in benchmark.failures]
+    for failure in failures:
+        console.print(f"failed: {failure}", markup=False, style="red")
+    upscaled = sum(len(benchmark.images) for benchmark in scores.values())
+    console.print(f"{upscaled} images upscaled; they and results.json are in {output}", markup=False)
+    return 1 if failures else 0
 
 
 def find_benchmarks(options: Options, output: Path, *, scale: int) -> list[Benchmark]:
@@ -112,6 +125,20 @@ def find_benchmarks(options: Options, output: Path, *, scale: int) -> list[Bench
                 "give another --output_path"
             )
     return benchmarks
+
+
+def claim(output: Path, options: Options) -> None:
+    """Make the folder of results. Raises UserError where it cannot be made, or holds those of other weights."""
+    results = output / "results.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        earlier = json.loads(results.read_text())["weights"] if results.exists() else options.test.weights
+    except OSError as error:
+        raise UserError(f"the folder of results {output} cannot be used ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{results} is not a file of results; give another --output_path") from None
+    if earlier != options.test.weights:
+        raise UserError(f"{output} holds the results of {earlier}; give another --output_path")
 
 
 def find_weights(options: Options) -> Path | None:

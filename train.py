@@ -1,17 +1,19 @@
 """Train a x4 generator: PSNR-oriented, or against a discriminator that may be conditioned on semantics (SeD)."""
 
 import argparse
+from collections.abc import Callable
 from functools import partial
-
-import torch
+from pathlib import Path
 
 from data.benchmarks import find_benchmark
 from data.datasets import PairedImages, SampleStream, make_loader
 from models.build import RANDOM, build_generator, build_train_step, pretrained_weights
+from models.train_step import TrainStep
 from options.schema import Options
 from utils.arguments import option_parser, options_from
 from utils.distributed import World, join_world
 from utils.entry import run
+from utils.errors import UserError
 from utils.evaluate import build_metrics, metric_weights
 from utils.files import write_text
 from utils.generator_weights import load_into
@@ -64,8 +66,7 @@ def train(options: Options, *, resume: str | None, world: World) -> None:
         ]
     with world.agree():
         if world.local_rank == 0:  # one process of each machine downloads what is missing
-            for name in weight_files:
-                find(name)
+            fetch(weight_files, find)
     with world.agree():
         start = find_start(resume, options, folder, find(resume) if resume not in (None, AUTO) else None)
         if start.weights is not None:
@@ -95,7 +96,7 @@ def train(options: Options, *, resume: str | None, world: World) -> None:
     )
     log = RunLog(folder) if world.main else SilentLog()
     try:
-        announce(log, options, start, world=world, device=device, pairs=len(dataset))
+        announce(log, options, start, world=world, train_step=train_step, pairs=len(dataset))
         TrainLoop(
             options=options,
             train_step=train_step,
@@ -108,8 +109,23 @@ def train(options: Options, *, resume: str | None, world: World) -> None:
             device=device,
             samples=start.samples,
         ).run()
+    except KeyboardInterrupt:
+        log.warning(f"interrupted after step {train_step.step:,}; --resume auto goes on from the newest state")
+        raise
     finally:
         log.close()
+
+
+def fetch(names: list[str], find: Callable[[str], Path]) -> None:
+    """Find or download all of the files. Raises UserError that tells of all those that cannot be had."""
+    problems = []
+    for name in names:
+        try:
+            find(name)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def build_dataset(options: Options, *, scale: int) -> PairedImages:
@@ -124,13 +140,19 @@ def build_dataset(options: Options, *, scale: int) -> PairedImages:
     )
 
 
-def announce(log: SilentLog, options: Options, start: Start, *, world: World, device: torch.device, pairs: int) -> None:
+def announce(
+    log: SilentLog, options: Options, start: Start, *, world: World, train_step: TrainStep, pairs: int
+) -> None:
     """What is about to happen, at the head of the log."""
     log.info(options.as_yaml().rstrip())
     log.info(
-        f"{options.name}: {pairs:,} pairs, {world.size} process{'es' if world.size > 1 else ''} on {device.type} "
-        f"with {options.dataloader.batch_size} each, {options.train.precision}"
+        f"{options.name}: {pairs:,} pairs, {world.size} process{'es' if world.size > 1 else ''} with "
+        f"{options.dataloader.batch_size} of them in a batch, {options.train.precision}"
     )
+    for network in filter(None, (train_step.generator, train_step.discriminator)):
+        parameters = list(network.parameters())
+        millions = sum(parameter.numel() for parameter in parameters) / 1e6
+        log.info(f"{type(network).__name__}: {millions:.2f} M parameters on {parameters[0].device}")
     for line in start.told:
         log.info(line)
     for network, weights in pretrained_weights(options).items():

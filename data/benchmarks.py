@@ -57,7 +57,7 @@ def _find(root: Path, name: str, scale: int) -> Benchmark:
         folder = Path(name)
     if not folder.is_dir():
         there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        near = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, there, n=1, cutoff=0.7)
         hint = f" (did you mean {near[0]}?)" if near else ""
         found = ", ".join(there) if there else "no folder at all"
         raise UserError(f"benchmark {name} was not found in {root}{hint}; there is {found}")
@@ -87,6 +87,10 @@ def _paired_folders(hr_folder: Path, lr_folder: Path) -> tuple[BenchmarkImage, .
 
 def _one_folder(folder: Path) -> tuple[BenchmarkImage, ...]:
     paths = list_images(folder)
+    stems = [path.stem for path in paths]
+    twice = [path.name for path in paths if stems.count(path.stem) > 1]
+    if twice:
+        raise UserError(f"{' and '.join(twice[:2])} in {folder} would both be written as one PNG; rename one of them")
     hr = {path.stem.removesuffix("_HR"): path for path in paths if path.stem.endswith("_HR")}
     if hr:
         lr = {path.stem.removesuffix("_LR"): path for path in paths if path.stem.endswith("_LR")}

@@ -5,7 +5,6 @@ image: HR offsets are `scale` times the LR offsets.
 """
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from pathlib import Path
 from data import image_jobs, images
 from data.pairs import find_pairs, pair_sizes
 from utils.errors import UserError
+from utils.files import write_text
 
+GRID_RECORD = ".grid"  # in the folder of sub-images: how they were cut
 SUBIMAGE_NAME = r".+_s\d{3,}\.png"
 
 
@@ -102,8 +103,17 @@ def extract(
         UserError: the grid or an output folder cannot be used (before any work), or an output cannot be written.
     """
     _check_grid(grid, multiple_of=max(job.multiple_of for job in jobs))
+    _check_some_fit(jobs, grid)
     cuts = jobs[0].cuts  # every job has the same folders
     outputs = [cut.output for cut in cuts]
+    records = {
+        cut.output: f"crop_size {grid.crop_px // cut.shrink}, step {grid.step_px // cut.shrink}, "
+        f"thresh_size {grid.thresh_px / cut.shrink:g}\n"
+        for cut in cuts
+    }
+    if resume:
+        for output, settings in records.items():
+            _check_earlier_grid(output, settings)
     image_jobs.prepare_outputs(
         outputs,
         inputs=[cut.source.parent for cut in cuts],
@@ -111,8 +121,8 @@ def extract(
         overwrite=overwrite,
         resume=resume,
     )
-    for cut in cuts:
-        _check_earlier_crop(cut.output, crop_px=grid.crop_px // cut.shrink)
+    for output, settings in records.items():
+        write_text(output / GRID_RECORD, settings)
     work = functools.partial(cut_images, grid=grid, compression_level=compression_level, resume=resume)
     return image_jobs.run(work, jobs, workers=workers, made=f"sub-images in {' and '.join(map(str, outputs))}")
 
@@ -126,11 +136,11 @@ def cut_images(job: Job, *, grid: Grid, compression_level: int, resume: bool) ->
         WriteError: a sub-image cannot be written.
     """
     source, *lr = (cut.source for cut in job.cuts)
-    height, width = images.image_size(source)
     for lr_source in lr:
         pair_sizes(source, lr_source, scale=job.multiple_of)
-    boxes = grid.boxes(*(side // job.multiple_of * job.multiple_of for side in (height, width)))
+    boxes = _boxes(job, grid)
     if not boxes:
+        height, width = images.image_size(source)
         raise UserError(f"{source} is {width}x{height}, smaller than a sub-image of {grid.crop_px}x{grid.crop_px}")
 
     # Every image is decoded before anything is written: sub-images without their LR would pair with nothing.
@@ -162,12 +172,31 @@ def _check_grid(grid: Grid, *, multiple_of: int) -> None:
         )
 
 
-def _check_earlier_crop(output: Path, *, crop_px: int) -> None:
-    # Only --resume finds something here. Names say nothing of the settings, the first size does.
-    earlier = min((path for path in output.iterdir() if re.fullmatch(SUBIMAGE_NAME, path.name)), default=None)
-    if earlier and images.image_size(earlier) != (crop_px, crop_px):
-        height, width = images.image_size(earlier)
+def _check_some_fit(jobs: Sequence[Job], grid: Grid) -> None:
+    # Before anything of an earlier cut is removed for this one. Headers that cannot be read are told later, by name.
+    for job in jobs:
+        try:
+            if _boxes(job, grid):
+                return
+        except UserError:
+            continue
+    raise UserError(
+        f"no image in {jobs[0].cuts[0].source.parent} is as large as a sub-image of {grid.crop_px}x{grid.crop_px}; "
+        "give another --crop_size (and --step)"
+    )
+
+
+def _boxes(job: Job, grid: Grid) -> list[tuple[int, int]]:
+    sides = images.image_size(job.cuts[0].source)
+    return grid.boxes(*(side // job.multiple_of * job.multiple_of for side in sides))
+
+
+def _check_earlier_grid(output: Path, settings: str) -> None:
+    # The names of sub-images say nothing of the grid, and two grids mixed would pair what does not belong together.
+    record = output / GRID_RECORD
+    earlier = record.read_text() if record.exists() else None
+    if earlier is not None and earlier != settings:
         raise UserError(
-            f"{earlier} of an earlier run is {width}x{height}, not {crop_px}x{crop_px}; "
-            "resume with the settings of that run, or overwrite it"
+            f"{output} was cut with {earlier.strip()}, not {settings.strip()}; resume with the settings of that run, "
+            "or give --overwrite"
         )

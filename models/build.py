@@ -13,6 +13,7 @@ from models.swinir import SwinIR
 from models.train_step import TrainStep, stepwise
 from options.schema import Options
 from utils import checkpoint
+from utils.errors import UserError
 from utils.weights import locate
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
@@ -75,8 +76,10 @@ def pretrained_weights(options: Options) -> dict[str, str]:
 def build_train_step(options: Options, *, generator: nn.Module, device: torch.device) -> TrainStep:
     """All that a training step needs, on `device`, around a generator whose weights are loaded already.
 
-    Raises UserError where a weight file is missing or wrong.
+    Raises UserError where a weight file is missing or wrong, or the device cannot do what is asked.
     """
+    if options.train.precision == "fp16" and device.type == "cpu":
+        raise UserError("train.precision is fp16, which needs a GPU; on a CPU take bf16 or fp32")
     discriminator = build_discriminator(options)
     extractor, perceptual = build_extractor(options), build_perceptual_loss(options)
     for network in filter(None, (generator, discriminator, extractor, perceptual)):

@@ -8,6 +8,7 @@ The classes are frozen: nothing changes an option after it was read.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -248,8 +249,6 @@ def impossible_combinations(options: Options) -> Iterator[tuple[str, str]]:
             yield "generator.heads", f"has {odd[0]}, which does not divide embed_dim {net.embed_dim}"
     if any(a >= b for a, b in zip(options.optimizer.milestones, options.optimizer.milestones[1:], strict=False)):
         yield "optimizer.milestones", f"should rise: {list(options.optimizer.milestones)}"
-    if options.train.precision == "fp16" and options.device == "cpu":
-        yield "train.precision", "is fp16, which needs a GPU; on a CPU take bf16 or fp32"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,7 +399,8 @@ def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Saying what is wrong
 
-_GENERATOR_TYPES = [get_args(net.model_fields["type"].annotation)[0] for net in (RRDBOptions, SwinIROptions)]
+_GENERATORS = get_args(get_args(GeneratorOptions)[0])  # the classes of the union
+_GENERATOR_TYPES = [get_args(net.model_fields["type"].annotation)[0] for net in _GENERATORS]
 
 
 def _explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
@@ -455,11 +455,13 @@ def _where(path: tuple[str, ...], said: dict[tuple[str, ...], str], file: str | 
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _short(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)  # as YAML has it: null, true, false
     text = repr(list(value)) if isinstance(value, tuple) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.images import read_rgb
 
@@ -48,7 +49,9 @@ def test_from_photographs_to_scores(workshop, command):
     assert {"options.yml", "train.log", "metrics.jsonl", "generator_latest.pth", "generator_000000004.pth",
             "states/state_000000004.pth", "images/step_000000004/Photos/cat.png"} <= present  # fmt: skip
     assert not [name for name in present if "tmp" in name]
-    assert list((run / "tensorboard").iterdir())
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert {"train/pixel", "train/d_loss", "validation/Photos/psnr"} <= set(events.Tags()["scalars"])
+    assert {"Photos/cat", "discriminator/real_or_fake"} <= set(events.Tags()["images"])
     lines = metrics_of(run)
     trained = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
@@ -97,7 +100,7 @@ def test_two_processes_make_one_run(workshop, command, launcher):
         for metric in {"pixel", "psnr", "ssim"} & ours.keys():
             assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3)
     log = (workshop / "checkpoint/two/train.log").read_text()
-    assert "2 processes" in log
+    assert "2 processes with 1 of them" in log
     assert log.count("step 4/4") == 1
 
 
@@ -114,6 +117,10 @@ def test_resumed_run_equals_the_undisturbed_one(workshop, command):
     assert (whole["step"], whole["samples"]) == (parts["step"], parts["samples"]) == (4, 8)
     assert equal(whole["train_step"], parts["train_step"])
     finished(command(*stopped, cwd=workshop), "nothing to do")
+    older = ("--resume", "checkpoint/parts/states/state_000000002.pth")
+    refused = command("train.py", "--opt", "rrdb_P+SeD.yml", "--set", "name=parts", *older, cwd=workshop)
+    assert refused.returncode == 2
+    assert "newer state" in refused.stderr
 
 
 def equal(a, b) -> bool:
@@ -128,9 +135,30 @@ def test_bicubic_and_folders_without_ground_truth(workshop, command):
     finished(command(*words.split(), cwd=workshop))
     results = json.loads((workshop / "out/results.json").read_text())["benchmarks"]
     assert results["Photos"]["psnr"] > 20
-    assert results["LRbicx4"] == {"images": {}}
+    assert results["LRbicx4"] == {"images": {f"{name}x4.png": {} for name in ("cat", "cup", "spoon")}}
     scored, alone = (read_rgb(workshop / f"out/{name}.png") for name in ("Photos/cat", "LRbicx4/catx4"))
     assert (scored == alone).all()
+
+
+def test_damaged_image_among_those_to_upscale_is_named_and_the_others_go_on(workshop, command, prepared):
+    photos = workshop / "photos"
+    photos.mkdir()
+    for image in (prepared / "Evaluation/Photos/LRbicx4").iterdir():
+        (photos / image.name).write_bytes(image.read_bytes())
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    done = command(*f"{TEST} photos --weights bicubic --output_path out".split(), cwd=workshop)
+    assert done.returncode == 1
+    assert "broken.png" in done.stdout
+    assert len(list((workshop / "out/photos").iterdir())) == 3
+
+
+def test_results_of_other_weights_are_not_written_over(workshop, command):
+    words = f"{TEST} Photos --metrics psnr --output_path out --weights"
+    finished(command(*words.split(), "bicubic", cwd=workshop))
+    finished(command("train.py", "--opt", "rrdb_psnr.yml", "--set", "train.total_steps=1", cwd=workshop))
+    refused = command(*words.split(), "checkpoint/rrdb_psnr/generator_latest.pth", cwd=workshop)
+    assert refused.returncode == 2
+    assert "results of bicubic" in refused.stderr
 
 
 def test_two_processes_score_as_one_does(workshop, command):

@@ -61,6 +61,8 @@ def load(path: str | Path) -> dict:
     if set(head) <= set(string.printable.encode()):
         begins = head.decode().splitlines()[0]
         raise UserError(f"{path} is a text file that begins with {begins!r}, but weights were expected")
+    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # zip, pickle; safetensors begin with their length
+        raise UserError(f"{path} is no file of weights")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         payload = _load_safetensors(path)
     else:

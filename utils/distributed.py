@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.entry import EXIT_USER_ERROR
 from utils.errors import UserError
 
+# Its name until PyTorch 2.14, and since.
+SYNC_BUFFERS = max({"broadcast_buffers", "forward_sync_buffers"} & set(signature(DistributedDataParallel).parameters))
 TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for each other: a slow download, a long validation
 
 
@@ -91,9 +95,8 @@ class World:
             return network
         # Buffers are the same on every rank without a broadcast: they are constants (SwinIR), or follow from the
         # weights alone (spectral norm).
-        return nn.parallel.DistributedDataParallel(
-            network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=devices, **{SYNC_BUFFERS: False})
 
     def leave(self) -> None:
         """Say good-bye to the other ranks."""

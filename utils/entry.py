@@ -3,12 +3,14 @@
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from utils.errors import UserError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a command stopped by Ctrl-C
 
@@ -20,6 +22,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     reader of stdout that went away (`| head`) silently with 1. Any other exception is a bug and keeps its traceback.
     """
     script = Path(sys.argv[0]).name
+    threading.excepthook = _thread_failed
     try:
         code = main()
         sys.stdout.flush()
@@ -34,9 +37,15 @@ def run(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL_DISK:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"{script}: error: {error.strerror}{where}: free some space and start again", file=sys.stderr)
         code = EXIT_USER_ERROR
     sys.exit(code)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    # Of a full disk the main thread tells; a writer in the background (TensorBoard's) would add a traceback.
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in FULL_DISK):
+        threading.__excepthook__(failure)

@@ -13,6 +13,7 @@ from data.benchmarks import Benchmark, BenchmarkImage
 from data.images import read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
 from data.imresize import imresize
 from utils.distributed import World
+from utils.errors import UserError
 from utils.metrics import LPIPS, psnr_y, ssim_y
 from utils.weights import WeightsMissing, locate
 
@@ -26,7 +27,8 @@ LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 class BenchmarkScores:
     """Scores of one benchmark: of each image by name, and their means."""
 
-    images: dict[str, dict[str, float]]
+    images: dict[str, dict[str, float]]  # empty scores where there is no ground truth
+    failures: tuple[str, ...] = ()  # what was wrong with images that could not be upscaled
 
     @property
     def mean(self) -> dict[str, float]:
@@ -90,21 +92,31 @@ def evaluate(
     The protocol is the paper's (see utils.metrics): SR rounded to 8 bits before it is scored. Every rank takes its
     share of the images; the scores are gathered, so that every rank returns all of them.
 
+    An LR image that cannot be read ends the evaluation of a benchmark; in a folder without ground truth it is one of
+    the failures, and the others go on.
+
     Args:
         output: folder for the SR images, one PNG each.
         on_image: called with each image and its SR on the rank that made it.
     """
-    mine = {}
+    mine, failures = {}, []
     with world.agree():
         for image in benchmark.images[world.rank :: world.size]:
-            sr = upscale(read_rgb(image.lr))
+            try:
+                lr = read_rgb(image.lr)
+            except UserError as error:
+                if image.hr is not None:
+                    raise  # a mean over some of a benchmark's images is nobody's score
+                failures.append(str(error))
+                continue
+            sr = upscale(lr)
             if output is not None:
                 write_image(output / f"{image.name}.png", sr)
-            if image.hr is not None:
-                mine[f"{image.name}.png"] = _score(sr, read_rgb(image.hr), metrics, device)
+            mine[f"{image.name}.png"] = _score(sr, read_rgb(image.hr), metrics, device) if image.hr is not None else {}
             on_image(image, sr)
-    everyone = {name: scores for share in world.gather(mine) for name, scores in share.items()}
-    return BenchmarkScores(dict(sorted(everyone.items())))
+    shares = world.gather((mine, failures))
+    everyone = {name: scores for images, _ in shares for name, scores in images.items()}
+    return BenchmarkScores(dict(sorted(everyone.items())), tuple(text for _, texts in shares for text in texts))
 
 
 def _score(sr: np.ndarray, hr: np.ndarray, metrics: dict[str, Metric], device: torch.device) -> dict[str, float]:

@@ -11,6 +11,7 @@ from utils.generator_weights import GeneratorWeights, generator_weights
 from utils.run_folder import RunFolder
 
 AUTO = "auto"
+PSNR_ORIENTED = {"rrdb": "RRDB.pth", "swinir": "SwinIR.pth"}
 ARCHITECTURE = ("generator", "discriminator", "semantic_extractor")  # options that a state cannot go on without
 
 
@@ -47,23 +48,32 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, path: Pa
     """
     if resume is None:
         told = "starts from random weights"
-        if options.discriminator is not None:
-            told += "; the paper starts from PSNR-oriented ones (--resume pretrained/RRDB.pth or SwinIR.pth)"
+        published = PSNR_ORIENTED.get(options.generator.type)
+        if options.discriminator is not None and published:
+            told += f"; the paper starts from PSNR-oriented ones (--resume {options.paths.pretrained_root / published})"
         return Start((told,))
+    newest = checkpoint.newest_state(folder.states)
     in_place = resume == AUTO
     if in_place:
-        path = checkpoint.newest_state(folder.states)
+        path = newest
         if path is None:
             return Start((f"{folder.root} has no training state yet: starts from random weights",), in_place=True)
     found = checkpoint.load(path)
     if not checkpoint.is_training_state(found):
         weights = generator_weights(found, path)
         return Start((f"starts from {path}: {weights.kind}",), path, weights=weights)
+    if not in_place and path.resolve().parent == folder.states.resolve():
+        in_place = True
+        if path.resolve() != newest.resolve():
+            raise UserError(
+                f"{folder.root} has a newer state, {newest.name}, which would be written over; give the run that "
+                f"branches off at {path.name} another name (--set name=...)"
+            )
     return Start(
         (f"goes on from {path}: a training state at step {found['step']:,}", *_differences(found, options, path)),
         path,
         state=found,
-        in_place=in_place or path.resolve().parent == folder.states.resolve(),
+        in_place=in_place,
     )
 
 

@@ -13,7 +13,7 @@ COLUMNS = {"psnr": ("PSNR-Y", ".2f"), "ssim": ("SSIM-Y", ".4f"), "lpips": ("LPIP
 
 def score_table(scores: dict[str, BenchmarkScores], row: str | None) -> Table:
     """A row for each benchmark with ground truth; beside each score the paper's in its row `row`, where it has one."""
-    scored = {name: benchmark for name, benchmark in scores.items() if benchmark.images}
+    scored = {name: benchmark for name, benchmark in scores.items() if benchmark.mean}
     published = {name: paper_row(row).get(name) for name in scored}
     table = Table()
     table.add_column("benchmark")

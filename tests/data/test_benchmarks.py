@@ -58,6 +58,7 @@ def test_name_that_is_nearly_right_is_suggested(tmp_path):
         ({"HR/a.png": 16, "LR_bicubic/X4/ax4.png": 5}, "calls for 4x4 at scale 4"),
         ({"a_HR.png": 16, "a_LR.png": 4, "b_LR.png": 4}, "do not pair up by name"),
         ({"somewhere/else/a.png": 4}, "none of the known layouts"),
+        ({"a.png": 4, "a.jpg": 4}, "both be written as one PNG"),
     ],
 )
 def test_what_does_not_fit_is_told(tmp_path, files, sentence):

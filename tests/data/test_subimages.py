@@ -26,7 +26,7 @@ def extract(*arguments):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".grid")
 
 
 def assert_one_sentence(done, *parts):
@@ -179,7 +179,7 @@ def test_an_earlier_cut_is_refused_resumed_or_replaced(tmp_path, coordinate_imag
     arguments = ["--input", tmp_path / "in", "--output", out, "--crop_size", 16, "--step", 8]
     assert extract(*arguments).returncode == 0
     whole = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert len(whole) == 2 * 2 * 3
+    assert len(list(out.glob("*.png"))) == 2 * 2 * 3
 
     assert_one_sentence(extract(*arguments), out, "--resume", "--overwrite")
 
@@ -192,7 +192,10 @@ def test_an_earlier_cut_is_refused_resumed_or_replaced(tmp_path, coordinate_imag
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
     assert times.items() <= {path.name: path.stat().st_mtime_ns for path in out.iterdir()}.items()
 
-    assert_one_sentence(extract(*arguments, "--resume", "--crop_size", 24), "16x16, not 24x24")
+    for option, value in (("--crop_size", 24), ("--step", 4), ("--thresh_size", 8)):
+        assert_one_sentence(extract(*arguments, "--resume", option, value), "was cut with crop_size 16, step 8")
+    assert_one_sentence(extract(*arguments, "--overwrite", "--crop_size", 240), "as large as a sub-image of 240x240")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
 
     (out / "notes_s.txt").touch()
     done = extract(*arguments, "--overwrite", "--crop_size", 24)
@@ -232,7 +235,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_half_done(tmp_path, noise):
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "extract_subimages.py: interrupted"
     assert "Traceback" not in errors
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.tmp"))
     # Images begun are finished: every one has all of its 5x5 sub-images or none.
     assert 0 < len(names(out)) < 6 * 25
     assert len(names(out)) % 25 == 0
