@@ -42,6 +42,12 @@ def run(main: Callable[[], int]) -> NoReturn:
         where = f" ({error.filename})" if error.filename else ""
         print(f"{script}: error: {error.strerror}{where}: free some space and start again", file=sys.stderr)
         code = EXIT_USER_ERROR
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # Threads of torch.distributed that outlive the interpreter abort it now and then, after all is done, and the
+        # launcher would report a failure.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -12,7 +12,7 @@ from utils.run_folder import RunFolder
 
 AUTO = "auto"
 PSNR_ORIENTED = {"rrdb": "RRDB.pth", "swinir": "SwinIR.pth"}
-ARCHITECTURE = ("generator", "discriminator", "semantic_extractor")  # options that a state cannot go on without
+ARCHITECTURE = ("generator", "discriminator")  # options that a state cannot go on without
 
 
 @dataclass(frozen=True)

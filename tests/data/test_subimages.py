@@ -228,7 +228,7 @@ def test_a_killed_run_leaves_whole_files_no_orphans_and_can_be_resumed(tmp_path,
 
 def test_ctrl_c_is_one_line_and_leaves_nothing_half_done(tmp_path, noise):
     out = tmp_path / "out"
-    arguments = ["--input", noise, "--output", out, "--crop_size", 480, "--step", 40]
+    arguments = ["--input", noise, "--output", out, "--crop_size", 480, "--step", 20, "--n_thread", 1]
     process = start_and_wait_for_a_subimage(arguments, out)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=60)
@@ -236,9 +236,9 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_half_done(tmp_path, noise):
     assert errors.splitlines()[-1] == "extract_subimages.py: interrupted"
     assert "Traceback" not in errors
     assert not list(out.glob(".*.tmp"))
-    # Images begun are finished: every one has all of its 5x5 sub-images or none.
-    assert 0 < len(names(out)) < 6 * 25
-    assert len(names(out)) % 25 == 0
+    # Images begun are finished: every one has all of its 9x9 sub-images or none.
+    assert 0 < len(names(out)) < 6 * 81
+    assert len(names(out)) % 81 == 0
 
 
 def test_a_write_that_fails_ends_the_run_with_one_sentence(tmp_path, noise):

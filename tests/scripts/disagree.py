@@ -1,18 +1,17 @@
 """Started by torchrun: one rank finds a mistake in a block in which all must agree."""
 
-import sys
-
 from utils.distributed import join_world
+from utils.entry import run
 from utils.errors import UserError
 
-world = join_world()
-try:
+
+def main() -> int:
+    world = join_world()
     with world.agree():
         if world.rank == 1:
             raise UserError("rank 1 found a mistake")
-except UserError as error:
-    print(error)
-    sys.exit(2)
-finally:
-    world.leave()
-print("went on")
+    print("went on")
+    return 0
+
+
+run(main)

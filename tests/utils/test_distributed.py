@@ -43,7 +43,7 @@ def test_two_ranks_of_two_images_have_the_gradients_of_one_rank_of_four(tmp_path
 def test_mistake_of_one_rank_ends_all_of_them_and_is_told_once():
     done = run_script("disagree.py", processes=2)
     assert done.returncode != 0
-    assert done.stdout.count("rank 1 found a mistake") == 1
+    assert done.stderr.count("rank 1 found a mistake") == 1
     assert "went on" not in done.stdout
 
 
