@@ -205,7 +205,13 @@ def test_an_earlier_cut_is_refused_resumed_or_replaced(tmp_path, coordinate_imag
 
 def start_and_wait_for_a_subimage(arguments, out):
     process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts its background jobs, this test perhaps among them, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not any(out.glob("*.png")):
         time.sleep(0.005)
