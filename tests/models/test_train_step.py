@@ -135,6 +135,14 @@ def test_learning_rate_is_the_options_after_a_restart(batch):
     assert again.optimizers["generator"].param_groups[0]["lr"] == 1e-5
 
 
+def test_schedule_reaches_both_optimisers(batch):
+    step = make(lr=1e-3, schedule=lambda steps_done: 0.5**steps_done)
+    for steps_done in range(3):
+        step(*batch)
+        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in step.optimizers.items()}
+        assert rates == {"generator": 1e-3 * 0.5**steps_done, "discriminator": 1e-3 * 0.5**steps_done}
+
+
 def test_stepwise_schedule_equals_torchs():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = MultiStepLR(optimizer, milestones=[3, 5], gamma=0.5)
