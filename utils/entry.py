@@ -43,8 +43,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         print(f"{script}: error: {error.strerror}{where}: free some space and start again", file=sys.stderr)
         code = EXIT_USER_ERROR
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        # A rank was seen to abort (SIGABRT) while its interpreter shut down, after all was done, and the launcher reports
-        # that as a failure of the run: it leaves without a shutdown.
+        # A rank was seen to abort (SIGABRT) while its interpreter shut down, after all was done, and the launcher
+        # reports that as a failure of the run: it leaves without a shutdown.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
