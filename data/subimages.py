@@ -102,13 +102,14 @@ def extract(
     Raises:
         UserError: the grid or an output folder cannot be used (before any work), or an output cannot be written.
     """
-    _check_grid(grid, multiple_of=max(job.multiple_of for job in jobs))
+    multiple_of = max(job.multiple_of for job in jobs)
+    _check_grid(grid, multiple_of=multiple_of)
     _check_some_fit(jobs, grid)
     cuts = jobs[0].cuts  # every job has the same folders
     outputs = [cut.output for cut in cuts]
     records = {
         cut.output: f"crop_size {grid.crop_px // cut.shrink}, step {grid.step_px // cut.shrink}, "
-        f"thresh_size {grid.thresh_px / cut.shrink:g}\n"
+        f"thresh_size {grid.thresh_px / cut.shrink:g}, at multiples of {multiple_of // cut.shrink}\n"
         for cut in cuts
     }
     if resume:

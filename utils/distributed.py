@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from utils.entry import EXIT_USER_ERROR
 from utils.errors import UserError
 
-# Its name until PyTorch 2.14, and since.
+# PyTorch 2.15 warns of the old name, earlier releases do not know the new one.
 SYNC_BUFFERS = max({"broadcast_buffers", "forward_sync_buffers"} & set(signature(DistributedDataParallel).parameters))
 TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for each other: a slow download, a long validation
 

@@ -192,7 +192,7 @@ def test_an_earlier_cut_is_refused_resumed_or_replaced(tmp_path, coordinate_imag
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
     assert times.items() <= {path.name: path.stat().st_mtime_ns for path in out.iterdir()}.items()
 
-    for option, value in (("--crop_size", 24), ("--step", 4), ("--thresh_size", 8)):
+    for option, value in (("--crop_size", 24), ("--step", 4), ("--thresh_size", 8), ("--scale", 2)):
         assert_one_sentence(extract(*arguments, "--resume", option, value), "was cut with crop_size 16, step 8")
     assert_one_sentence(extract(*arguments, "--overwrite", "--crop_size", 240), "as large as a sub-image of 240x240")
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
