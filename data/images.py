@@ -28,6 +28,7 @@ PNG_HEADER = struct.Struct(">8s4x4sII")  # signature, (length of the chunk), its
 
 # What OpenCV prints about a broken file repeats, less readably, what the UserError says.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+Image.MAX_IMAGE_PIXELS = None  # Pillow reads headers only, which are small however large the image is
 
 
 def read_unchanged(path: Path) -> np.ndarray:
@@ -47,7 +48,7 @@ def read_unchanged(path: Path) -> np.ndarray:
     except cv2.error:  # an empty file, or more pixels than OpenCV accepts
         image = None
     if image is None:
-        raise UserError(f"cannot decode {path}: it is damaged or not an image")
+        raise UserError(f"cannot decode {path}: it is damaged, not an image, or of a kind that OpenCV does not read")
     return image
 
 
@@ -55,7 +56,8 @@ def read_rgb(path: Path) -> np.ndarray:
     """Read any image as RGB, (H, W, 3) uint8 in [0, 255].
 
     Grey is repeated over the three channels, alpha is dropped (the colour below it counts, whatever its opacity), and
-    16 bits become 8 by rounding x / 257.
+    16 bits become 8 by rounding x / 257. CMYK becomes (255 - C)(255 - K) / 255 and so on, without a colour profile. Of
+    an animation the first frame is read. The name's suffix does not matter, the content does.
 
     Raises:
         UserError: the file is missing, damaged or no image, or holds neither 8 nor 16 bits per channel.
@@ -111,11 +113,11 @@ def image_size(path: Path) -> tuple[int, int]:
             header = file.read(PNG_HEADER.size)
             if len(header) == PNG_HEADER.size:
                 signature, chunk, width, height = PNG_HEADER.unpack(header)
-                if signature == b"\x89PNG\r\n\x1a\n" and chunk == b"IHDR":
+                if signature == b"\x89PNG\r\n\x1a\n" and chunk == b"IHDR" and height and width:
                     return height, width
             with Image.open(file) as image:  # lazy: pixels stay in the file
                 return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of broken bytes Pillow's plugins say OSError, SyntaxError, ValueError, RuntimeError...
         reason = getattr(error, "strerror", None) or "it is damaged or not an image"
         raise UserError(f"cannot read the size of {path}: {reason}") from error
 

@@ -1,7 +1,8 @@
 """Weights and training states on disk: written so that a crash never costs the old file, read without trusting the new.
 
 Files are written under a temporary name, flushed to the disk and then renamed. They are read as tensors and plain
-containers only: nothing in a file can run code.
+containers only: nothing in a file can run code. They carry a checksum: torch.save writes a zip archive with the CRC-32
+of each member, which torch.load does not look at and `load` does, so that no flipped bit gets into a run unseen.
 """
 
 import io
@@ -9,6 +10,7 @@ import pickle
 import re
 import string
 import warnings
+import zipfile
 from pathlib import Path
 
 import safetensors
@@ -20,6 +22,7 @@ from utils.errors import UserError
 from utils.files import atomic_writer
 
 STATE_FORMAT = "sed-training-state"
+DOS_DIRECTORY = 0x10  # the attribute of a member of a zip archive
 
 
 def save(obj: object, path: str | Path) -> None:
@@ -63,6 +66,8 @@ def load(path: str | Path) -> dict:
         raise UserError(f"{path} is a text file that begins with {begins!r}, but weights were expected")
     if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # zip, pickle; safetensors begin with their length
         raise UserError(f"{path} is no file of weights")
+    if head.startswith(b"PK") and not _is_intact(path):
+        raise UserError(f"{path} is damaged or cut off: it differs from its own checksums; fetch or copy it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         payload = _load_safetensors(path)
     else:
@@ -88,13 +93,27 @@ def _load_torch(path: Path) -> object:
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program, but a state dict was expected") from error
         if isinstance(error, pickle.UnpicklingError):
-            culprit = re.search(r"GLOBAL (\S+)", str(error))
+            culprit = re.search(r"GLOBAL ([\w.]{1,100}) ", str(error))
             found = f"the Python object {culprit[1]}" if culprit else "something else than tensors and plain containers"
             raise UserError(
                 f"{path} holds {found} and is not loaded, because unpickling that could run code; save its bare state "
                 "dict to a new file, if you trust it"
             ) from error
         raise UserError(f"{path} is damaged, cut off or no file of weights; fetch or copy it again") from error
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the members of a zip archive have the CRC-32 that the archive says they have."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            # Of a member marked as a directory torch.load reads nothing, and gives memory as it happens to be.
+            if any(member.external_attr & DOS_DIRECTORY for member in members):
+                return False
+            # Those who tell torch.save to leave the checksums out get zeros in their place.
+            return not any(member.CRC for member in members) or archive.testzip() is None
+    except Exception:  # broken bytes raise nearly anything: BadZipFile, zlib.error, EOFError, NotImplementedError...
+        return False
 
 
 def save_generator(
@@ -149,18 +168,16 @@ def state_path(folder: str | Path, step: int) -> Path:
     return Path(folder) / f"state_{step:09d}.pth"
 
 
-def newest_state(folder: str | Path) -> Path | None:
-    """The training state of the highest step in `folder`, or None where there is none."""
-    return max(_states(folder), default=None)
-
-
-def keep_newest(folder: str | Path, keep: int) -> None:
-    """Delete the training states in `folder` but for the `keep` (at least 1) of the highest steps."""
-    assert keep >= 1
-    for path in sorted(_states(folder))[:-keep]:
-        path.unlink(missing_ok=True)
-
-
-def _states(folder: str | Path) -> list[Path]:
+def states(folder: str | Path) -> list[Path]:
+    """The training states in `folder`, by their steps, the newest first."""
     # Nine digits sort as their numbers do. Half-written states have names of their own and never match.
-    return [path for path in Path(folder).glob("state_*.pth") if re.fullmatch(r"state_\d{9}\.pth", path.name)]
+    found = (path for path in Path(folder).glob("state_*.pth") if re.fullmatch(r"state_\d{9}\.pth", path.name))
+    return sorted(found, reverse=True)
+
+
+def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) -> None:
+    """Delete the training states in `folder` but for the `newest` (at least 1) and one of one's choice."""
+    assert newest >= 1
+    for path in states(folder)[newest:]:
+        if path != beside:
+            path.unlink(missing_ok=True)

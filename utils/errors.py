@@ -5,5 +5,12 @@ class UserError(Exception):
     """Something the user gave is wrong, and they can mend it.
 
     The message is the one sentence that they read: what was given, what was expected, where. Entry scripts print it
-    without a traceback and exit with code 2.
+    without a traceback and exit with code 2. Names of files are part of it, and names are data: what a terminal would
+    take for a command, or could not show, is escaped.
     """
+
+    def __str__(self) -> str:
+        return "".join(
+            char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+            for char in super().__str__()
+        )

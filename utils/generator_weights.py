@@ -2,10 +2,12 @@
 
 import math
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
@@ -23,6 +25,11 @@ BASICSR_NAMES = {
     "conv_up2": "upconv2",
     "conv_hr": "HRconv",
 }
+# What weights (floating point) and the counters beside them (integers) are stored in; 8-bit floats lack their scales.
+PLAIN_TYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+)
 
 
 @dataclass(frozen=True)
@@ -43,23 +50,37 @@ def generator_weights(payload: dict, path: str | Path) -> GeneratorWeights:
         path: of the file, for messages.
 
     Raises:
-        UserError: the file holds no weights, or weights that are NaN or infinite.
+        UserError: the file holds no weights, or weights that are NaN, infinite or no real numbers.
     """
     wrapper = next((name for name in WRAPPERS if isinstance(payload.get(name), dict)), None)
     state = payload[wrapper] if wrapper else payload
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(
             f"{path} holds no generator weights: a state dict was expected, bare or under {', '.join(WRAPPERS)}, "
-            f"but {f'{wrapper!r} in it' if wrapper else 'it'} holds {_first_few(map(str, state)) or 'nothing'}"
+            f"but {f'{wrapper!r} in it' if wrapper else 'it'} holds {_first_few(state) or 'nothing'}"
         )
-    state = {
-        name: value.float() if value.is_floating_point() else value for name, value in _without_prefixes(state).items()
-    }
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise UserError(f"{path} holds NaN or infinite values in {name}; take weights from before they diverged")
-    state, names = _in_our_names(state)
-    return GeneratorWeights(state, f"{names}, {f'taken from {wrapper!r}' if wrapper else 'as a bare state dict'}")
+    state = {name: _checked(value, name, path) for name, value in _without_prefixes(state).items()}
+    ours, names = _in_our_names(state)
+    if len(ours) < len(state):
+        raise UserError(f"{path} holds some of its {names} under other names too; it is not clear which of them count")
+    return GeneratorWeights(ours, f"{names}, {f'taken from {wrapper!r}' if wrapper else 'as a bare state dict'}")
+
+
+def _checked(value: Tensor, name: str, path: str | Path) -> Tensor:
+    """`value`, in float32 if it is floating point. Raises UserError unless it is finite numbers, stored one by one."""
+    plain = value.dtype in PLAIN_TYPES and value.layout == torch.strided
+    # meta tensors have no numbers, and expanded ones have fewer than they say, which may be more than memory holds
+    if not plain or value.device.type != "cpu" or value.untyped_storage().nbytes() < value.nbytes:
+        raise UserError(
+            f"{path} holds {_shown(name)} as something else than a plain tensor of floating-point numbers "
+            f"({value.dtype}, {value.layout}, on {value.device})"
+        )
+    value = value.float() if value.is_floating_point() else value
+    if not value.isfinite().all():
+        raise UserError(
+            f"{path} holds NaN or infinite values in {_shown(name)}; take weights from before they diverged"
+        )
+    return value
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -97,9 +118,9 @@ def _renamed(state: dict[str, Tensor], blocks: re.Pattern, layers: dict[str, str
 
 def _old_esrgan_names(state: dict[str, Tensor]) -> dict[str, str]:
     # A flat sequence: conv_first, trunk, (upsample, upconv, activation) for each doubling, HRconv, activation,
-    # conv_last. The convolution that ends the trunk is numbered after its last block.
-    last = max(int(index[1]) for name in state if (index := re.match(r"model\.(\d+)\.", name)))
-    trunk_conv = max(int(index[1]) for name in state if (index := re.match(r"model\.1\.sub\.(\d+)\.", name)))
+    # conv_last. The convolution that ends the trunk is numbered after its last block. Larger numbers are no layer's.
+    last = max(int(index[1]) for name in state if (index := re.match(r"model\.(\d{1,3})\.", name)))
+    trunk_conv = max(int(index[1]) for name in state if (index := re.match(r"model\.1\.sub\.(\d{1,3})\.", name)))
     return {
         "model.0": "conv_first",
         f"model.1.sub.{trunk_conv}": "trunk_conv",
@@ -113,41 +134,58 @@ def load_into(generator: nn.Module, weights: GeneratorWeights, path: str | Path)
     """Load `weights`, read from `path`, into `generator`; every parameter must be there and fit.
 
     Raises:
-        UserError: they do not fit; the sentence says whether the file is another architecture, another size of the
-            same one, or no generator at all.
+        UserError: they do not fit, and `generator` is as it was; the sentence says whether the file is another
+            architecture, another size of the same one, or no generator at all.
     """
-    try:
-        generator.load_state_dict(weights.state)
-    except RuntimeError as error:
-        raise UserError(f"{path} holds {weights.kind}, {_misfit(weights.state, generator.state_dict())}") from error
-
-
-def _misfit(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    theirs, ours = _architecture(given), _architecture(wanted)
-    differing = [trait for trait in ours if trait in theirs and theirs[trait] != ours[trait]]
-    if not theirs and not given.keys() & wanted.keys():
-        reason = "none of which the generator knows: it is the wrong file"
-    elif differing:
-        reason = " and ".join(f"{trait} {theirs[trait]} where the generator has {ours[trait]}" for trait in differing)
-        reason = f"with {reason}"
-    else:
-        reason = "which do not fit the generator"
-
-    given = {name: tuple(value.shape) for name, value in given.items() if not name.endswith(DERIVED_BUFFERS)}
-    wanted = {name: tuple(value.shape) for name, value in wanted.items() if not name.endswith(DERIVED_BUFFERS)}
+    own = generator.state_dict()
+    given, wanted = (
+        {name: value for name, value in state.items() if not name.endswith(DERIVED_BUFFERS)}
+        for state in (weights.state, own)
+    )
+    # Before anything is copied: load_state_dict copies what fits, and tells of the rest afterwards.
     findings = {
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
         "of another shape": [
-            f"{name} {given[name]} for {shape}" for name, shape in wanted.items() if given.get(name, shape) != shape
+            f"{name} {tuple(given[name].shape)} for {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in given and given[name].shape != value.shape
+        ],
+        "of another type": [
+            f"{name} {given[name].dtype} for {value.dtype}"
+            for name, value in wanted.items()
+            if name in given and given[name].is_floating_point() != value.is_floating_point()
         ],
     }
+    if any(findings.values()):
+        raise UserError(f"{path} holds {weights.kind}, {_misfit(given, wanted, findings)}")
+    generator.load_state_dict({**own, **given})
+
+
+def _misfit(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dict[str, list[str]]) -> str:
+    """What kind of mistake lies behind the `findings`: the wrong file, network or size, or single tensors."""
+    theirs, ours = _architecture(given), _architecture(wanted)
+    if not theirs and not given.keys() & wanted.keys():
+        return f"none of which the generator knows: it is the wrong file (it holds {_first_few(given)})"
+    differing = [trait for trait in ours if trait in theirs and theirs[trait] != ours[trait]]
+    if "architecture" in differing:
+        return f"but the options ask for {ours['architecture']}"
+    if differing:
+        traits = " and ".join(f"{trait} {theirs[trait]} where the options ask for {ours[trait]}" for trait in differing)
+        return f"with {traits}"
     details = "; ".join(f"{finding}: {_first_few(names)}" for finding, names in findings.items() if names)
-    return f"{reason} ({details})"
+    return f"which do not fit the generator of the options ({details})"
 
 
 def _architecture(state: dict[str, Tensor]) -> dict[str, object]:
     """The traits of an RRDB or SwinIR that its tensors give away; empty for another network."""
+    try:
+        return _traits(state)
+    except (IndexError, ValueError, ZeroDivisionError):  # tensors of these names, but of shapes that no such layer has
+        return {}
+
+
+def _traits(state: dict[str, Tensor]) -> dict[str, object]:
     if {"conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"} <= state.keys():
         return {
             "architecture": "RRDB",
@@ -181,7 +219,12 @@ def _swinir_upsampler(state: dict[str, Tensor]) -> tuple[str, int]:
     return "pixelshuffledirect", math.prod(math.isqrt(outputs // 3) for outputs, *_ in shuffles)
 
 
-def _first_few(names: Iterable[str]) -> str:
+def _first_few(names: Iterable[object]) -> str:
     names = list(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return ", ".join(map(_shown, names[:3])) + more
+
+
+def _shown(name: object) -> str:
+    """A key of a file for a message: however long or strange it is, a few words on one line."""
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 100 else reprlib.repr(name)

@@ -1,0 +1,249 @@
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import spandrel
+import torch
+from torch import nn
+
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+from utils.checkpoint import load, save_generator, save_state
+from utils.errors import UserError
+from utils.generator_weights import GeneratorWeights, load_into
+from utils.generator_weights import generator_weights as recognise
+
+FEATURES, BLOCKS, GROWTH = 4, 11, 32  # blocks of two digits; spandrel knows no other growth
+
+
+def generator_weights(path: Path) -> GeneratorWeights:
+    return recognise(load(path), path)
+
+
+def layer_names():
+    """The layers of an RRDB as the SeD, the BasicSR and the old ESRGAN files call them."""
+    yield "conv_first", "conv_first", "model.0"
+    for i in range(BLOCKS):
+        for j in range(1, 4):
+            for k in range(1, 6):
+                yield (
+                    f"RRDB_trunk.{i}.RDB{j}.conv{k}",
+                    f"body.{i}.rdb{j}.conv{k}",
+                    f"model.1.sub.{i}.RDB{j}.conv{k}.0",
+                )
+    yield "trunk_conv", "conv_body", f"model.1.sub.{BLOCKS}"
+    yield "upconv1", "conv_up1", "model.3"
+    yield "upconv2", "conv_up2", "model.6"
+    yield "HRconv", "conv_hr", "model.8"
+    yield "conv_last", "conv_last", "model.10"
+
+
+STYLES = ("SeD", "BasicSR", "old ESRGAN")
+WRAPS = {
+    "params_ema": lambda state: {"params": broken(state), "params_ema": state},
+    "params": lambda state: {"params": state},
+    "model": lambda state: {"model": state, "epoch": 3},
+    "state_dict": lambda state: {"state_dict": state},
+    "model_state_dict": lambda state: {"model_state_dict": state},
+    "bare": lambda state: state,
+    "module": lambda state: {"params": {f"module.{name}": value for name, value in state.items()}},
+    "netG": lambda state: {
+        "state_dict": {f"netG.{name}": value for name, value in state.items()} | {"netD.conv0.weight": torch.ones(1)}
+    },
+}
+
+
+def broken(state):
+    return {name: value + 1 for name, value in state.items()}
+
+
+def foreign_state(style, *, seed=0):
+    """Random weights of a small RRDB in the names of `style`."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: value.shape for name, value in small_rrdb().state_dict().items()}
+    state = {}
+    for names in layer_names():
+        for parameter in ("weight", "bias"):
+            shape = shapes[f"{names[0]}.{parameter}"]
+            state[f"{names[STYLES.index(style)]}.{parameter}"] = 0.1 * torch.randn(shape, generator=generator)
+    return state
+
+
+def small_rrdb(blocks=BLOCKS):
+    return RRDBNet(features=FEATURES, blocks=blocks, growth=GROWTH)
+
+
+def small_swinir(**changes):
+    return SwinIR(**{"window": 4, "depths": (2, 2), "embed_dim": 12, "heads": (2, 2), **changes})
+
+
+def image_of(network):
+    lr = torch.rand(1, 3, 8, 10, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return network.eval()(lr)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_every_wrapper_and_naming_gives_the_image_that_spandrel_gives(style, wrap, tmp_path):
+    state = foreign_state(style)
+    torch.save(WRAPS[wrap](state), tmp_path / "net.pth")
+    weights = generator_weights(tmp_path / "net.pth")
+    generator = small_rrdb()
+    load_into(generator, weights, tmp_path / "net.pth")
+    reference = spandrel.ModelLoader().load_from_state_dict(dict(state)).model
+    torch.testing.assert_close(image_of(generator), image_of(reference))
+    assert f"RRDB weights in {style} names" in weights.kind
+
+
+def test_safetensors_are_told_by_content(tmp_path):
+    state = foreign_state("BasicSR")
+    safetensors.torch.save_file(state, tmp_path / "net.pth")
+    generator = small_rrdb()
+    load_into(generator, generator_weights(tmp_path / "net.pth"), tmp_path / "net.pth")
+    assert torch.equal(generator.trunk_conv.weight, state["conv_body.weight"])
+
+
+def test_swinir_files_load_with_their_buffers(tmp_path):
+    original, generator = small_swinir(), small_swinir()
+    torch.save({"params": original.state_dict()}, tmp_path / "net.pth")
+    weights = generator_weights(tmp_path / "net.pth")
+    load_into(generator, weights, tmp_path / "net.pth")
+    assert torch.equal(image_of(generator), image_of(original))
+    assert weights.kind == "SwinIR weights, taken from 'params'"
+
+
+def test_half_precision_becomes_float32_and_buffers_keep_their_type(tmp_path):
+    state = {name: value.half() for name, value in foreign_state("SeD").items()}
+    torch.save({**state, "steps": torch.tensor(3)}, tmp_path / "net.pth")
+    loaded = generator_weights(tmp_path / "net.pth").state
+    assert {name: value.dtype for name, value in loaded.items() if value.dtype != torch.float32} == {
+        "steps": torch.int64
+    }
+    assert torch.equal(loaded["conv_first.weight"], state["conv_first.weight"].float())
+
+
+def test_average_is_taken_where_there_is_one(tmp_path):
+    params, params_ema = small_rrdb().state_dict(), small_rrdb().state_dict()
+    options = {"name": "run", "lr": 1e-4, "milestones": [1, 2], "ema": None}
+    save_generator(tmp_path / "net.pth", params=params, params_ema=params_ema, options=options, step=7)
+    weights = generator_weights(tmp_path / "net.pth")
+    assert all(torch.equal(weights.state[name], params_ema[name]) for name in params_ema)
+    assert weights.kind == "RRDB weights in SeD names, taken from 'params_ema'"
+    written = load(tmp_path / "net.pth")
+    assert (written["options"], written["step"]) == (options, 7)
+
+
+def test_training_state_serves_as_generator_weights(tmp_path):
+    state = {"step": 12, "params": small_rrdb().state_dict(), "params_ema": foreign_state("SeD")}
+    save_state(tmp_path / "state.pth", state)
+    weights = generator_weights(tmp_path / "state.pth")
+    assert torch.equal(weights.state["conv_first.weight"], state["params_ema"]["conv_first.weight"])
+    save_state(tmp_path / "state.pth", {**state, "params_ema": None})
+    assert generator_weights(tmp_path / "state.pth").kind == "RRDB weights in SeD names, taken from 'params'"
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ([torch.ones(1)], "holds a list"),
+        ({}, "holds no generator weights.* holds nothing"),
+        ({"state": {}, "param_groups": []}, "holds no generator weights.* holds state, param_groups"),
+        ({"params": {"step": 3}}, "'params' in it holds step"),
+    ],
+)
+def test_files_without_weights_are_refused_by_what_they_hold(contents, message, tmp_path):
+    torch.save(contents, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=message):
+        generator_weights(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_diverged_weights_are_refused_by_name(value, tmp_path):
+    state = foreign_state("SeD")
+    state["HRconv.bias"][3] = value
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"NaN or infinite values in HRconv\.bias"):
+        generator_weights(tmp_path / "net.pth")
+
+
+def with_one_doubling_fewer(state):
+    """An x2 file in old ESRGAN names, from an x4 one."""
+    layers = {"model.8": "model.5", "model.10": "model.7"}
+    parameters = [(*name.rpartition("."), value) for name, value in state.items()]
+    return {
+        layers.get(layer, layer) + dot + parameter: value
+        for layer, dot, parameter, value in parameters
+        if layer != "model.6"
+    }
+
+
+def without(state, *names):
+    return {name: value for name, value in state.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("state", "generator", "message"),
+    [
+        (lambda: small_swinir().state_dict(), small_rrdb, r"holds SwinIR weights, .*, but the options ask for RRDB$"),
+        (lambda: foreign_state("BasicSR"), small_swinir, r"holds RRDB weights .*, but the options ask for SwinIR$"),
+        (lambda: foreign_state("BasicSR"), lambda: small_rrdb(13), "with blocks 11 where the options ask for 13$"),
+        (
+            lambda: RRDBNet(features=16, blocks=BLOCKS, growth=8).state_dict(),
+            small_rrdb,
+            "with features 16 where the options ask for 4 and growth 8 where the options ask for 32$",
+        ),
+        (
+            lambda: with_one_doubling_fewer(foreign_state("old ESRGAN")),
+            small_rrdb,
+            "with scale 2 where the options ask for 4$",
+        ),
+        (lambda: small_swinir().state_dict(), lambda: small_swinir(window=2), "window 4 where the options ask for 2$"),
+        (
+            lambda: without(foreign_state("SeD"), "conv_last.bias") | {"extra.weight": torch.ones(1)},
+            small_rrdb,
+            r"do not fit the generator of the options \(missing: conv_last\.bias; unexpected: extra\.weight\)",
+        ),
+        (
+            lambda: foreign_state("SeD") | {"conv_last.bias": torch.ones(3, dtype=torch.int64)},
+            small_rrdb,
+            r"do not fit .* \(of another type: conv_last\.bias torch\.int64 for torch\.float32\)",
+        ),
+        (
+            lambda: foreign_state("old ESRGAN") | {"model.99999999999.weight": torch.ones(1)},
+            small_rrdb,
+            r"do not fit .* \(unexpected: model\.99999999999\.weight\)",
+        ),
+        (
+            lambda: foreign_state("SeD") | {"conv_first.weight": torch.tensor(1.0)},
+            small_rrdb,
+            r"do not fit .* \(of another shape: conv_first\.weight \(\) for \(4, 3, 3, 3\)\)",
+        ),
+        (
+            lambda: nn.Linear(2, 3).state_dict(),
+            small_rrdb,
+            r"it is the wrong file \(it holds weight, bias\)",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_by_what_differs(state, generator, message, tmp_path):
+    torch.save(state(), tmp_path / "net.pth")
+    weights = generator_weights(tmp_path / "net.pth")
+    with pytest.raises(UserError, match=message) as caught:
+        load_into(generator(), weights, tmp_path / "net.pth")
+    assert "net.pth" in str(caught.value)
+
+
+def test_weights_that_do_not_fit_leave_the_network_as_it_was(tmp_path):
+    generator = small_rrdb()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    torch.save(without(foreign_state("SeD"), "conv_last.bias"), tmp_path / "net.pth")
+    with pytest.raises(UserError):
+        load_into(generator, generator_weights(tmp_path / "net.pth"), tmp_path / "net.pth")
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+
+
+def test_weights_under_two_names_are_refused(tmp_path):
+    torch.save(foreign_state("BasicSR") | {"trunk_conv.weight": torch.ones(4, 4, 3, 3)}, tmp_path / "net.pth")
+    with pytest.raises(UserError, match="under other names too"):
+        generator_weights(tmp_path / "net.pth")
