@@ -1,7 +1,8 @@
 """Which LR image belongs to which HR image: paired by name, never by order, and checked for size before use."""
 
+import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -13,8 +14,8 @@ from data.images import image_size, list_image_names, strip_scale_suffix
 from utils.errors import UserError
 
 OFFENDERS_SHOWN = 5
-HEADER_READERS = 16  # threads; a network file system answers many of them at once
-PAIRS_PER_TASK = 1000
+READERS = 16  # threads; a network file system answers many of them at once
+TASKS = 10_000  # at most: a task for every pair of a large set would take more memory than its names
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
     without_hr = sorted(lr[stem] for stem in lr.keys() - hr.keys())
     if without_lr or without_hr:
         problems = [
-            f"{len(names)} of {total} images in {folder} lack an {other} image ({_first(names)})"
+            f"{len(names)} of {total} images in {folder} lack an {other} image ({first_few(names)})"
             for names, total, folder, other in (
                 (without_lr, len(hr), hr_root, "LR"),
                 (without_hr, len(lr), lr_root, "HR"),
@@ -81,20 +82,27 @@ def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
     Raises:
         UserError: some pairs do not fit, or a header cannot be read; says how many and shows the first.
     """
+    check_each(pairs, functools.partial(_complaint, scale=scale, lr_patch_px=lr_patch_px), fault="cannot be used")
+
+
+def check_each(pairs: Pairs, complaint: Callable[[Path, Path], str | None], *, fault: str) -> None:
+    """Ask `complaint` about every pair, in threads: what is wrong with an HR and an LR image, or None.
+
+    Raises:
+        UserError: there were complaints; says how many pairs have this `fault` and shows the first complaints.
+    """
 
     def complaints(start: int) -> list[str]:
-        found = (
-            _complaint(*pairs[index], scale=scale, lr_patch_px=lr_patch_px)
-            for index in range(start, min(start + PAIRS_PER_TASK, len(pairs)))
-        )
-        return [complaint for complaint in found if complaint]
+        found = (complaint(*pairs[index]) for index in range(start, min(start + pairs_per_task, len(pairs))))
+        return [text for text in found if text]
 
-    with ThreadPoolExecutor(HEADER_READERS) as executor:
-        offenders = list(chain.from_iterable(executor.map(complaints, range(0, len(pairs), PAIRS_PER_TASK))))
+    pairs_per_task = -(-len(pairs) // TASKS)
+    with ThreadPoolExecutor(READERS) as executor:
+        offenders = list(chain.from_iterable(executor.map(complaints, range(0, len(pairs), pairs_per_task))))
     if offenders:
         raise UserError(
-            f"{len(offenders)} of {len(pairs)} pairs of {pairs.hr_root} and {pairs.lr_root} cannot be used: "
-            f"{_first(offenders, separator='; ')}"
+            f"{len(offenders)} of {len(pairs)} pairs of {pairs.hr_root} and {pairs.lr_root} {fault}: "
+            f"{first_few(offenders, separator='; ')}"
         )
 
 
@@ -111,6 +119,12 @@ def pair_sizes(hr_path: Path, lr_path: Path, *, scale: int) -> tuple[tuple[int, 
             f"and calls for {hr_size[1] // scale}x{hr_size[0] // scale} at scale {scale}"
         )
     return hr_size, lr_size
+
+
+def first_few(offenders: list[str], *, separator: str = ", ") -> str:
+    """Join the first few offenders, and say by an ellipsis that there are more."""
+    shown = separator.join(offenders[:OFFENDERS_SHOWN])
+    return shown if len(offenders) <= OFFENDERS_SHOWN else f"{shown}{separator}..."
 
 
 def _complaint(hr_path: Path, lr_path: Path, *, scale: int, lr_patch_px: int) -> str | None:
@@ -131,8 +145,3 @@ def _add(names: dict[str, str], stem: str, name: str, *, folder: Path) -> None:
 
 def _pack(names: Iterable[str]) -> np.ndarray:
     return np.array([os.fsencode(name) for name in names])
-
-
-def _first(offenders: list[str], *, separator: str = ", ") -> str:
-    shown = separator.join(offenders[:OFFENDERS_SHOWN])
-    return shown if len(offenders) <= OFFENDERS_SHOWN else f"{shown}{separator}..."

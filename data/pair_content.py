@@ -1,0 +1,164 @@
+"""What headers cannot show: whether every image of a paired set can be decoded, and whether LR shows what HR shows.
+
+Two pictures are compared by the detail that outlives shrinking, noise, blur and compression: luminance between two
+Gaussians on the LR grid, by normalised cross-correlation, which does not see brightness and contrast either.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.images import read_rgb
+from data.imresize import cubic
+from data.pairs import Pairs, check_each, first_few
+from utils.errors import UserError
+
+DETAIL_SIGMAS_PX = (0.8, 2.4)  # of the Gaussians, in LR pixels
+MIN_CONTRAST = 5  # standard deviation of the detail, of 255; noise of sigma 10 alone has 3
+MIN_SIDE_PX = 24  # of LR; less is too little to tell pictures apart
+MAX_SHIFT_PX = 8  # in LR pixels, and at most a sixth of the side
+
+# Measured on photographs: right pairs stay above 0.6 whatever was done to LR, and other pictures below 0.4 (98 % of
+# them at an LR side of 24 pixels, all from 40 pixels on).
+OTHER_PICTURE = 0.4
+# A shift is believed where the pictures agree, and where it gains a good part of what is missing in place, not rounding
+# errors alone: a periodic picture looks the same in many places.
+SAME_PICTURE = 0.8
+SHIFT_GAIN = 0.35
+ROUNDING = 0.0003
+
+# One odd image is no evidence against a set (one that shows nothing but an edge may seem to slide along it): it takes
+# two wrong pairs, and one in fifty of those compared.
+MIN_WRONG = 2
+MIN_WRONG_SHARE = 0.02
+
+
+def check_readable(pairs: Pairs, *, on_pair: Callable[[], None] = lambda: None) -> None:
+    """Decode every image of a set.
+
+    Args:
+        on_pair: called after each pair, from the threads that read.
+
+    Raises:
+        UserError: some images cannot be read; says how many pairs have one and shows the first.
+    """
+
+    def complaint(hr_path: Path, lr_path: Path) -> str | None:
+        try:
+            read_rgb(hr_path)
+            read_rgb(lr_path)
+        except UserError as error:
+            return str(error)
+        finally:
+            on_pair()
+        return None
+
+    check_each(pairs, complaint, fault="cannot be read")
+
+
+def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
+    """Compare what the HR and LR images of some pairs show, and refuse a set that is shuffled or shifted.
+
+    However LR was made from HR, it passes: by any downscaler, one too that keeps the upper left pixel of every block
+    (which shifts by (scale - 1) / 2 HR pixels), with blur, noise, compression, another brightness or contrast.
+
+    Args:
+        pairs: of sizes that fit each other (`check_pairs`).
+        samples: how many pairs to draw, evenly from the whole set; all of a smaller set.
+        seed: of the draw, not negative.
+
+    Returns:
+        How many pairs could be compared: the others are too small, or without contrast.
+
+    Raises:
+        UserError: at least two pairs and 2 % of those compared are wrong; says how many, and what is wrong with the
+            first. Or a sampled image cannot be read.
+    """
+
+    def compare(index: int) -> np.ndarray | None:
+        hr, lr = (cv2.cvtColor(read_rgb(path), cv2.COLOR_RGB2GRAY).astype(np.float32) for path in pairs[index])
+        return similarity(hr, lr, scale=scale)
+
+    sample = _spread(len(pairs), samples, seed)
+    with ThreadPoolExecutor() as executor:
+        found = list(executor.map(compare, sample))
+    compared = [(index, values) for index, values in zip(sample, found, strict=True) if values is not None]
+    offenders = []
+    for index, values in compared:
+        fault = what_is_wrong(values, scale=scale)
+        if fault:
+            offenders.append(f"{pairs[index][1].name} {fault}")
+    if len(offenders) >= max(MIN_WRONG, MIN_WRONG_SHARE * len(compared)):
+        raise UserError(
+            f"{len(offenders)} of {len(compared)} compared pairs of {pairs.hr_root} and {pairs.lr_root} do not belong "
+            f"together: {first_few(offenders, separator='; ')}"
+        )
+    return len(compared)
+
+
+def similarity(hr: np.ndarray, lr: np.ndarray, *, scale: int) -> np.ndarray | None:
+    """Correlate the detail of an LR image with that of its HR image, shrunk after every shift by whole HR pixels.
+
+    The middle of LR is looked for in HR, so that every shift compares as many pixels.
+
+    Args:
+        hr, lr: luminance, (H, W) and about (H / scale, W / scale) float32 in [0, 255]. Of an LR side that was rounded
+            up, the last pixel is not used.
+
+    Returns:
+        (2R + scale, 2R + scale) float32 in [-1, 1]: at (R + y, R + x) for an LR image that shows what lies y HR pixels
+        down and x to the right of what it should; R is a multiple of the scale. None where nothing can be said: an
+        image is too small, or has no contrast.
+    """
+    height, width = (min(lr.shape[axis], hr.shape[axis] // scale) for axis in (0, 1))
+    if min(height, width) < MIN_SIDE_PX:
+        return None
+    reach = min(min(height, width) // 6, MAX_SHIFT_PX)
+    middle = (slice(reach, height - reach), slice(reach, width - reach))
+    wanted = _detail(lr[:height, :width])[middle]
+    # Means of the blocks that begin at every HR pixel: each scale-th of them is HR shrunk, after one of all shifts.
+    blocks = cv2.blur(hr, (scale, scale), anchor=(0, 0))
+    values = np.empty((scale * (2 * reach + 1),) * 2, np.float32)
+    for y in range(scale):
+        for x in range(scale):
+            shrunk = _detail(blocks[y::scale, x::scale][:height, :width])
+            if y == x == 0 and min(shrunk[middle].std(), wanted.std()) < MIN_CONTRAST:
+                return None
+            values[y::scale, x::scale] = cv2.matchTemplate(shrunk, wanted, cv2.TM_CCOEFF_NORMED)
+    return values
+
+
+def what_is_wrong(values: np.ndarray, *, scale: int) -> str | None:
+    """Say what the `similarity` of a pair tells against it in words that follow the LR image's name, or None."""
+    zero = (len(values) - scale) // 2
+    # A downscaler that keeps one pixel of every block shifts by half a pixel too where the scale is even.
+    allowed = np.arange(1 - scale, scale) / 2
+    whole = np.arange(-scale, scale + 1)
+    weights = cubic(allowed[:, None] - whole)
+    around = values[zero - scale : zero + scale + 1, zero - scale : zero + scale + 1]
+    in_place = (weights @ around @ weights.T).max()
+
+    inside = values[1:-1, 1:-1]  # a maximum on the rim may be the slope of one beyond
+    y, x = (int(place) + 1 - zero for place in np.unravel_index(inside.argmax(), inside.shape))
+    best = inside.max()
+    gain = best - in_place
+    shifted = max(abs(y), abs(x)) > allowed.max()
+    if shifted and best >= SAME_PICTURE and gain >= max(SHIFT_GAIN * (1 - in_place), ROUNDING):
+        ways = ((x, "right", "left"), (y, "down", "up"))
+        where = " and ".join(f"{abs(px)} px {ahead if px > 0 else back}" for px, ahead, back in ways if px)
+        return f"is shifted: it shows what lies {where} (HR pixels)"
+    return "shows another picture" if in_place < OTHER_PICTURE else None
+
+
+def _detail(image: np.ndarray) -> np.ndarray:
+    fine, coarse = (cv2.GaussianBlur(image, (0, 0), sigma) for sigma in DETAIL_SIGMAS_PX)
+    return fine - coarse
+
+
+def _spread(length: int, samples: int, seed: int) -> list[int]:
+    # One index from each of equal parts of the set.
+    edges = np.linspace(0, length, min(samples, length) + 1).astype(int)
+    return np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()

@@ -1,0 +1,228 @@
+import re
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+import data.pair_content
+from data.images import write_image
+from data.imresize import imresize
+from data.pair_content import check_content, check_readable
+from data.pairs import check_pairs, find_pairs
+from utils.errors import UserError
+
+HR_PX = 192
+PHOTOS = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
+CORNERS = [
+    (photo, top, left)
+    for photo in PHOTOS
+    for top in range(8, photo.shape[0] - HR_PX - 8, HR_PX)
+    for left in range(8, photo.shape[1] - HR_PX - 8, HR_PX)
+]
+HR = [photo[top : top + HR_PX, left : left + HR_PX] for photo, top, left in CORNERS]
+# The smallest that are compared, where chance plays the largest part.
+SMALL_HR = [image[top : top + 96, left : left + 96] for image in HR for top in (0, 96) for left in (0, 96)]
+
+
+def bicubic(hr, *, scale=4):
+    return imresize(hr, scale=1 / scale)
+
+
+def by_opencv(interpolation):
+    return lambda hr: cv2.resize(hr, None, fx=1 / 4, fy=1 / 4, interpolation=interpolation)
+
+
+def by_pillow(resample):
+    return lambda hr: np.asarray(Image.fromarray(hr).resize((hr.shape[1] // 4, hr.shape[0] // 4), resample))
+
+
+def blurred(hr, *, sigma_px=2.5):
+    return cv2.GaussianBlur(hr, (0, 0), sigma_px)
+
+
+def as_jpeg(image, *, quality=60):
+    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+
+
+def noisy_jpeg(hr):
+    noise = np.random.default_rng(0).normal(0, 10, (hr.shape[0] // 4, hr.shape[1] // 4, 3))
+    return as_jpeg(np.clip(bicubic(blurred(hr)) + noise, 0, 255).astype(np.uint8))
+
+
+def toned(factor, offset):
+    return lambda hr: np.clip(bicubic(hr) * factor + offset, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def write_pairs(tmp_path):
+    """write_pairs(hr images, lr images) -> Pairs"""
+
+    def write(hr, lr):
+        for number, (hr_image, lr_image) in enumerate(zip(hr, lr, strict=True)):
+            write_image(tmp_path / "hr" / f"{number:04d}.png", hr_image)
+            write_image(tmp_path / "lr" / f"{number:04d}x4.png", lr_image)
+        return find_pairs(tmp_path / "hr", tmp_path / "lr")
+
+    return write
+
+
+def compare(pairs, *, scale=4, samples=100):
+    return check_content(pairs, scale=scale, samples=samples, seed=1)
+
+
+def wrong_and_compared(error):
+    wrong, compared = re.match(r"(\d+) of (\d+) compared", str(error)).groups()
+    return int(wrong), int(compared)
+
+
+def shifted(down, right):
+    """LR pieces that were cut so many HR pixels further down and right than the HR pieces."""
+    for photo, top, left in CORNERS:
+        yield bicubic(photo[top + down : top + down + HR_PX, left + right : left + right + HR_PX])
+
+
+def test_images_that_only_decoding_shows_to_be_damaged_are_counted_and_named(write_pairs):
+    pairs = write_pairs(HR[:6], map(bicubic, HR[:6]))
+    for path in (pairs[1][0], pairs[4][1]):
+        path.write_bytes(path.read_bytes()[:-2000])
+    check_pairs(pairs, scale=4, lr_patch_px=4)
+    with pytest.raises(UserError, match=r"2 of 6 pairs .* cannot be read") as error:
+        check_readable(pairs)
+    assert "hr/0001.png" in str(error.value)
+    assert "lr/0004x4.png" in str(error.value)
+
+
+def test_progress_counts_every_pair_damaged_or_not(write_pairs):
+    pairs = write_pairs(HR, map(bicubic, HR))
+    done = threading.Semaphore(0)
+    check_readable(pairs, on_pair=done.release)
+    pairs[0][0].write_bytes(b"")
+    with pytest.raises(UserError):
+        check_readable(pairs, on_pair=done.release)
+    for _ in range(2 * len(HR)):
+        assert done.acquire(blocking=False)
+    assert not done.acquire(blocking=False)
+
+
+@pytest.mark.parametrize(
+    "shrink",
+    [
+        pytest.param(bicubic, id="bicubic"),
+        pytest.param(by_opencv(cv2.INTER_AREA), id="area"),
+        pytest.param(by_opencv(cv2.INTER_LINEAR), id="bilinear without antialiasing"),
+        pytest.param(by_opencv(cv2.INTER_LANCZOS4), id="Lanczos without antialiasing"),
+        pytest.param(by_pillow(Image.Resampling.LANCZOS), id="Lanczos"),
+        pytest.param(by_pillow(Image.Resampling.NEAREST), id="nearest"),
+        pytest.param(lambda hr: blurred(hr)[::4, ::4], id="upper left pixels"),
+        pytest.param(lambda hr: blurred(hr)[3::4, 3::4], id="lower right pixels"),
+        pytest.param(lambda hr: bicubic(blurred(hr)), id="blur"),
+        pytest.param(noisy_jpeg, id="blur, noise and JPEG"),
+        pytest.param(toned(1.0, 40), id="brighter"),
+        pytest.param(toned(0.4, 20), id="less contrast"),
+        pytest.param(toned(1.6, -60), id="more contrast"),
+    ],
+)
+def test_right_pairs_pass_however_lr_was_made(write_pairs, shrink):
+    assert compare(write_pairs(SMALL_HR, map(shrink, SMALL_HR))) >= len(SMALL_HR) / 4
+
+
+@pytest.mark.parametrize("hr", [HR, SMALL_HR], ids=["192", "96"])
+def test_shuffled_pairs_are_refused(write_pairs, hr):
+    lr = [bicubic(image) for image in hr]
+    with pytest.raises(UserError, match=r"x4\.png shows another picture") as error:
+        compare(write_pairs(hr, lr[5:] + lr[:5]))
+    assert "shifted" not in str(error.value)
+
+
+def test_the_same_light_does_not_make_the_same_picture(write_pairs):
+    light = np.linspace(0, 100, HR_PX)[:, None, None]
+    hr = [(0.6 * image + light).astype(np.uint8) for image in HR]
+    lr = [bicubic(image) for image in hr]
+    with pytest.raises(UserError) as error:
+        compare(write_pairs(hr, lr[1:] + lr[:1]))
+    wrong, compared = wrong_and_compared(error.value)
+    assert wrong == compared
+
+
+@pytest.mark.parametrize(
+    ("down", "right", "words"),
+    [
+        (2, 0, "2 px down"),
+        (0, -2, "2 px left"),
+        (-3, 1, "1 px right and 3 px up"),
+        (4, 8, "8 px right and 4 px down"),
+    ],
+)
+def test_shifts_are_measured_in_hr_pixels(write_pairs, down, right, words):
+    with pytest.raises(UserError, match=rf"x4\.png is shifted: it shows what lies {words} \(HR pixels\)") as error:
+        compare(write_pairs(HR, shifted(down, right)))
+    message = str(error.value)
+    assert message.count(words) == message.count("shows") == 5  # all that are shown
+
+
+def test_compression_does_not_hide_a_shift(write_pairs):
+    with pytest.raises(UserError) as error:
+        compare(write_pairs(HR, [as_jpeg(lr, quality=80) for lr in shifted(2, 2)]))
+    wrong, compared = wrong_and_compared(error.value)
+    assert wrong > compared / 4
+
+
+@pytest.mark.parametrize("scale", [2, 3, 8])
+def test_more_than_half_a_block_is_a_shift_at_every_scale(write_pairs, scale):
+    px = 288
+    shift = scale // 2 + 1
+    hr = [photo[:px, :px] for photo in PHOTOS]
+    compare(write_pairs(hr, [blurred(image, sigma_px=scale / 2)[::scale, ::scale] for image in hr]), scale=scale)
+    with pytest.raises(UserError, match=f"it shows what lies {shift} px right "):
+        compare(
+            write_pairs(hr, [bicubic(photo[:px, shift : shift + px], scale=scale) for photo in PHOTOS]), scale=scale
+        )
+
+
+def test_periodic_pictures_are_not_shifted_by_their_period(write_pairs):
+    y, x = np.mgrid[:HR_PX, :HR_PX]
+    patterns = [(x // 8 % 2) * 255, (x // 8 + y // 8) % 2 * 255, x // 12 % 2 * 200, 120 + 80 * np.sin(x / 3)]
+    hr = [np.repeat(pattern[..., None], 3, 2).astype(np.uint8) for pattern in patterns]
+    assert compare(write_pairs(hr, map(by_opencv(cv2.INTER_AREA), hr))) > 0
+
+
+def test_pictures_without_contrast_are_not_compared(write_pairs):
+    y, x = np.mgrid[:HR_PX, :HR_PX]
+    noise = np.random.default_rng(0).normal(0, 10, (HR_PX, HR_PX))
+    hr = [np.repeat(image[..., None], 3, 2).astype(np.uint8) for image in (x * 0 + 90, x / 2 + y / 4, 90 + noise)]
+    lr = [bicubic(image) for image in hr]
+    assert compare(write_pairs(hr, lr[1:] + lr[:1])) == 0
+
+
+@pytest.mark.parametrize("lr_px", [(45, 46), (46, 46), (46, 47)])
+def test_sides_rounded_down_or_up_compare_what_they_share(write_pairs, lr_px):
+    hr = [image[:183, :186] for image in HR]
+    lr = [bicubic(image)[: lr_px[0], : lr_px[1]] for image in HR]
+    assert compare(write_pairs(hr, lr)) > len(HR) / 2
+
+
+def test_one_wrong_pair_is_no_evidence_but_two_are(write_pairs):
+    lr = [bicubic(hr) for hr in HR]
+    compare(write_pairs(HR, [lr[5], *lr[1:]]))
+    with pytest.raises(UserError, match=r"2 of \d+ compared .*: 0000x4\.png shows another .*; 0001x4\.png shows"):
+        compare(write_pairs(HR, [lr[5], lr[6], *lr[2:]]))
+
+
+def test_the_sample_is_spread_over_the_set_and_follows_the_seed(write_pairs, monkeypatch):
+    pairs = write_pairs([image[:16, :16] for image in HR[:1] * 40], [image[:4, :4] for image in HR[:1] * 40])
+    read = data.pair_content.read_rgb
+
+    def sample(samples, seed):
+        seen = set()
+        monkeypatch.setattr(data.pair_content, "read_rgb", lambda path: seen.add(Path(path).name) or read(path))
+        check_content(pairs, scale=4, samples=samples, seed=seed)
+        return sorted(int(name[:4]) for name in seen if "x4" not in name)
+
+    assert sample(10, 1) == sample(10, 1) != sample(10, 2)
+    assert [number // 4 for number in sample(10, 3)] == list(range(10))
+    assert sample(1000, 1) == list(range(40))
