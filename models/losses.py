@@ -101,9 +101,10 @@ def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequentia
     return features
 
 
-# Each GAN loss is a pair: what G minimises, given logits of fake and real, and what D minimises, given real and fake.
-# Logits have any shape; means run over all of them. D's loss is the sum of its two terms, without 1/2. The identity
-# -log(sigmoid(x)) = softplus(-x) keeps the logarithms finite.
+# Each GAN loss has three parts: what G minimises, given logits of fake and real; what D minimises, given real and fake;
+# and the logit at which D is undecided, None where it compares. Logits have any shape; means run over all of them. D's
+# loss is the sum of its two terms, without 1/2. The identity -log(sigmoid(x)) = softplus(-x) keeps the logarithms
+# finite.
 
 
 def _vanilla_generator(fake: Tensor, _: Tensor | None) -> Tensor:
@@ -147,10 +148,10 @@ def _relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 
 GAN_LOSSES = {
-    "vanilla": (_vanilla_generator, _vanilla_discriminator),
-    "lsgan": (_lsgan_generator, _lsgan_discriminator),
-    "hinge": (_hinge_generator, _hinge_discriminator),
-    "relativistic": (_relativistic_generator, _relativistic_discriminator),
+    "vanilla": (_vanilla_generator, _vanilla_discriminator, 0.0),
+    "lsgan": (_lsgan_generator, _lsgan_discriminator, 0.5),
+    "hinge": (_hinge_generator, _hinge_discriminator, 0.0),
+    "relativistic": (_relativistic_generator, _relativistic_discriminator, None),
 }
 
 
@@ -165,8 +166,13 @@ class GANLoss:
     def __init__(self, kind: str):
         if kind not in GAN_LOSSES:
             raise UserError(f"the GAN loss {kind!r} was given, but only {', '.join(GAN_LOSSES)} are known")
-        self._generator, self._discriminator = GAN_LOSSES[kind]
+        self._generator, self._discriminator, self._boundary = GAN_LOSSES[kind]
         self.needs_real = kind == "relativistic"
+
+    @property
+    def boundary(self) -> float | None:
+        """The logit at which D is undecided; None if it judges real and fake by the mean of the other's logits."""
+        return self._boundary
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
         """Logits of fake, and of real where `needs_real` -> the scalar that G minimises."""

@@ -158,6 +158,16 @@ def test_g_raises_the_logits_of_fake_and_d_pulls_real_and_fake_apart(kind):
 
 
 @KINDS
+def test_mirrored_at_the_boundary_real_and_fake_change_places(kind):
+    """What D loses on real by a logit so far above the boundary, it loses on fake by one so far below."""
+    real, fake = logits()
+    loss = GANLoss(kind)
+    boundary = 0.7 if loss.boundary is None else loss.boundary  # a relative one may lie anywhere
+    mirrored = loss.discriminator(real=2 * boundary - fake, fake=2 * boundary - real)
+    assert mirrored.item() == pytest.approx(loss.discriminator(real, fake).item(), rel=1e-5)
+
+
+@KINDS
 def test_only_a_loss_that_needs_real_reads_it_in_the_g_step(kind):
     real, fake = torch.zeros(4, requires_grad=True), torch.ones(4, requires_grad=True)
     loss = GANLoss(kind)

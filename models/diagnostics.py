@@ -1,0 +1,115 @@
+"""What tells how a GAN's training stands, measured on its tensors while it runs.
+
+Nothing here waits for the device, draws a random number, or changes a network, its buffers or its `.grad`: a step that
+is watched is the step that would have been taken.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.nn.utils.parametrize import is_parametrized
+
+# The Schatten norm of order p, (sum of sigma^p)^(1/p), of a matrix with n rows is the largest singular value times at
+# most n^(1/p). With 9 squarings p is 2 * 2^9 = 1024, and that factor at most 1.007 for n = 1024.
+SQUARINGS = 9
+
+
+def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> dict[str, Tensor]:
+    """How much of a network's gradient comes from each term of its objective.
+
+    The gradients may be those of one process alone, also behind DistributedDataParallel: nothing is synchronised.
+
+    Args:
+        terms: scalars, weighted as in the objective, with their graph, which is kept for the backward pass to come. A
+            factor that all of them share, such as a loss scale, makes no difference, but under fp16 it keeps small
+            gradients from vanishing.
+        parameters: of the network; those that are frozen do not count.
+
+    Returns:
+        For each term the norm of its gradient with respect to all parameters, divided by the sum of these norms:
+        scalars that add up to 1, are 0 if all gradients are zero, and NaN if any is not finite.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = (
+        torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for term in terms.values()
+    )
+    norms = torch.stack([get_total_norm(gradient) for gradient in gradients])
+    total = norms.sum()
+    # Beside an infinite gradient, the others would seem to be zero.
+    total = total.where(total.isfinite(), torch.nan)
+    return dict(zip(terms, norms / total.where(total != 0, 1), strict=True))
+
+
+@torch.no_grad()
+def spectral_norms(network: nn.Module) -> dict[str, Tensor]:
+    """The largest singular value of the weight of each convolution and linear layer, at most 1 % too large.
+
+    It is that of the weight as it is used, after `parametrizations.spectral_norm` where there is one, as a matrix of
+    shape (out, in * k * k) (Miyato et al., ICLR 2018, section 2.1). Keys are names of modules.
+    """
+    return {
+        name: _largest_singular_value(_effective_weight(layer).flatten(1))
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+
+
+def _effective_weight(layer: nn.Module) -> Tensor:
+    if not is_parametrized(layer, "weight"):
+        return layer.weight
+    # Computed by a copy, because a look at the layer's own weight in training mode moves the power iteration.
+    return copy.deepcopy(layer.parametrizations.weight).eval()()
+
+
+def _largest_singular_value(matrix: Tensor) -> Tensor:
+    """By the Schatten norm of a high order: a matrix product with its transpose squares all singular values.
+
+    Power iteration would need a start, and hundreds of rounds where the largest singular values lie close together, as
+    those of a random matrix do; this has a bound that holds for every matrix.
+    """
+    rows, columns = matrix.shape
+    power = matrix.float() if rows < columns else matrix.float().T  # such that the products are small
+    log_norm = 0.0
+    for i in range(SQUARINGS):
+        norm = torch.linalg.matrix_norm(power)
+        log_norm += norm.log() / 2**i
+        power = power / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # there may be weights that are all zero
+        power = power @ power.T
+    return (log_norm + torch.linalg.matrix_norm(power).log() / 2**SQUARINGS).exp()
+
+
+@torch.no_grad()
+def colour_drift(sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+    """By how much SR is redder, greener and bluer than HR: means of SR - HR over batch and pixels, in levels of 255.
+
+    sr, hr: (B, 3, H, W) float in [0, 1].
+    """
+    red, green, blue = 255 * (sr.float() - hr.float()).mean(dim=(0, 2, 3))
+    return {"drift_red": red, "drift_green": green, "drift_blue": blue}
+
+
+@torch.no_grad()
+def accuracy(real: Tensor, fake: Tensor, boundary: float | None) -> dict[str, Tensor]:
+    """The shares of logits of real, and of fake, that are on their right side of the boundary.
+
+    Real belongs above it, fake below; a logit exactly at the boundary counts as half right, so that a discriminator
+    which is undecided everywhere has 0.5.
+
+    Args:
+        real, fake: logits of any shape.
+        boundary: `GANLoss.boundary`; None compares real with the mean of fake, and fake with the mean of real.
+    """
+    real, fake = real.double(), fake.double()  # in which the mean of equal logits is exactly that logit
+    real_boundary, fake_boundary = (fake.mean(), real.mean()) if boundary is None else (boundary, boundary)
+    return {
+        "d_real_accuracy": _share_of_positive(real - real_boundary),
+        "d_fake_accuracy": _share_of_positive(fake_boundary - fake),
+    }
+
+
+def _share_of_positive(margins: Tensor) -> Tensor:
+    return ((1 + margins.sign()) / 2).mean().float()
