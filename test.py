@@ -15,7 +15,7 @@ from models.build import build_generator
 from options.schema import Options, Override
 from utils import checkpoint
 from utils.arguments import option_parser, options_from
-from utils.distributed import World, join_world
+from utils.distributed import World, joined_world
 from utils.entry import run
 from utils.errors import UserError
 from utils.evaluate import LPIPS_BACKBONE, Upscale, bicubic, build_metrics, by_network, evaluate
@@ -41,22 +41,19 @@ def main() -> int:
     arguments = parse_arguments()
     flags = {"weights": arguments.weights, "benchmarks": arguments.benchmarks, "metrics": arguments.metrics}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value}
-    world = join_world()
-    try:
+    with joined_world() as world:
         with world.agree():
             options = options_from(
                 arguments, *(Override(f"test.{name}", value, f"--{name} {value}") for name, value in given.items())
             )
         return test(options, output=Path(arguments.output_path or f"results/{options.name}"), world=world)
-    finally:
-        world.leave()
 
 
 def test(options: Options, *, output: Path, world: World) -> int:
     """Look at everything before anything is upscaled; then upscale, score and report.
 
     Returns:
-        The exit code: 1 when some images could not be read, else 0.
+        The exit code: 1 when some images could not be read, upscaled or scored, else 0.
     """
     with world.agree():
         device = world.device(options.device)
@@ -100,8 +97,11 @@ def test(options: Options, *, output: Path, world: World) -> int:
         if world.main:
             about = {"name": options.name, "weights": options.test.weights, "weights_kind": kind}
             write_text(output / "results.json", json.dumps({**about, "benchmarks": as_json(scores)}, indent=2) + "\n")
-    if scored:
+    if any(benchmark.mean for benchmark in scores.values()):
         console.print(score_table(scores, row))
+    for name, benchmark in scores.items():
+        for note in benchmark.notes:
+            console.print(f"{name}: {note}", markup=False, style="yellow")
     failures = [failure for benchmark in scores.values() for failure in benchmark.failures]
     for failure in failures:
         console.print(f"failed: {failure}", markup=False, style="red")

@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5
+LOWER_IS_BETTER = ("lpips",)
 LPIPS_MIN_SIDE_PX = 31  # below it, nothing is left of an image after AlexNet's second pooling
 
 
