@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-long lint setup clean
 
 setup: $(READY)
 
@@ -12,6 +12,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest
+
+test-long: $(READY)
+	$(VENV)/bin/python -m pytest -m long
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

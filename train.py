@@ -1,27 +1,20 @@
 """Train a x4 generator: PSNR-oriented, or against a discriminator that may be conditioned on semantics (SeD)."""
 
 import argparse
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from data.benchmarks import find_benchmark
-from data.datasets import PairedImages, SampleStream, make_loader
-from models.build import RANDOM, build_generator, build_train_step, pretrained_weights
-from models.train_step import TrainStep
+from rich.console import Console
+
+from data.datasets import SampleStream, make_loader
+from models.build import RANDOM, pretrained_weights
 from options.schema import Options
 from utils.arguments import option_parser, options_from
-from utils.distributed import World, join_world
+from utils.distributed import World, joined_world
 from utils.entry import run
-from utils.errors import UserError
-from utils.evaluate import build_metrics, metric_weights
 from utils.files import write_text
-from utils.generator_weights import load_into
-from utils.resume import AUTO, Start, find_start
-from utils.run_folder import RunFolder
+from utils.prepare import Ready, prepare
 from utils.run_log import RunLog, SilentLog
 from utils.train_loop import TrainLoop
-from utils.weights import locate
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +23,12 @@ def parse_arguments() -> argparse.Namespace:
         "--resume",
         metavar="FILE",
         help="generator weights in any released format to start from, or a training state to go on with; "
-        "`auto`: the newest state of this run, or a new start where there is none",
+        "`auto`: the newest state of this run that is whole, or a new start where there is none",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="look at everything that the run will need, down to every image and one step, and train nothing",
     )
     # Launchers set LOCAL_RANK; torch.distributed.launch passes this as well, spelled by its age.
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
@@ -39,47 +37,60 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    world = join_world(arguments.local_rank)
-    try:
+    with joined_world(arguments.local_rank) as world:
         with world.agree():
             options = options_from(arguments)
-        train(options, resume=arguments.resume, world=world)
-    finally:
-        world.leave()
+        ready = prepare(options, resume=arguments.resume, thorough=arguments.check, world=world)
+        if arguments.check:
+            check(options, ready, world=world)
+        else:
+            train(options, ready, world=world)
     return 0
 
 
-def train(options: Options, *, resume: str | None, world: World) -> None:
-    """Look at everything before anything is written, then train."""
-    folder = RunFolder(options.paths.out_root / options.name)
-    pretrained_root = options.paths.pretrained_root
-    find = partial(locate, pretrained_root=pretrained_root)
-    wanted = [*pretrained_weights(options).values(), resume, *metric_weights(options.validation.metrics)]
-    weight_files = [name for name in wanted if name not in (RANDOM, AUTO, None)]
+def check(options: Options, ready: Ready, *, world: World) -> None:
+    """Take one step that counts for nothing, and say what was found."""
+    console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
+    try:
+        with world.agree():
+            ready.checks.settle()
+        ready.train_step.distribute(wrap=partial(world.wrap, device=ready.device), add_up=world.add_up)
+        loop = build_loop(options, ready, world=world, log=SilentLog())
+        with world.agree():
+            ready.checks.look("memory", loop.dry_step)
+            ready.checks.settle()
+        memory = world.gather(ready.checks.found.pop("memory"))
+        ready.checks.found |= {f"memory, process {rank}": found for rank, found in enumerate(memory)}
+    finally:
+        console.print(ready.checks.table())
+    console.print(f"{options.name} can start")
+
+
+def train(options: Options, ready: Ready, *, world: World) -> None:
+    """Train, after all that was found to be in order."""
+    start, folder = ready.start, ready.folder
     with world.agree():
-        device = world.device(options.device)
-        generator = build_generator(options)
-        dataset = build_dataset(options, scale=generator.scale)
-        benchmarks = [
-            find_benchmark(options.paths.data_test_root, name, scale=generator.scale)
-            for name in options.validation.benchmarks
-        ]
-    with world.agree():
-        if world.local_rank == 0:  # one process of each machine downloads what is missing
-            fetch(weight_files, find)
-    with world.agree():
-        start = find_start(resume, options, folder, find(resume) if resume not in (None, AUTO) else None)
-        if start.weights is not None:
-            load_into(generator, start.weights, start.path)
-        metrics = build_metrics(options.validation.metrics, pretrained_root=pretrained_root, device=device)
-        train_step = build_train_step(options, generator=generator, device=device)
-        if start.state is not None:
-            train_step.load_state_dict(start.state["train_step"])
+        ready.checks.settle()
     with world.agree():
         if world.main:
-            folder.claim(in_place=start.in_place)
+            folder.claim(in_place=start.in_place, damaged=start.damaged)
             write_text(folder.options, options.as_yaml())
-    train_step.distribute(partial(world.wrap, device=device))
+    ready.train_step.distribute(wrap=partial(world.wrap, device=ready.device), add_up=world.add_up)
+    log = RunLog(folder, step=start.step, validated=start.validated) if world.main else SilentLog()
+    try:
+        announce(log, options, ready, world=world)
+        build_loop(options, ready, world=world, log=log).run()
+    except KeyboardInterrupt:
+        log.warning(f"interrupted after step {ready.train_step.step:,}; --resume auto goes on from the newest state")
+        raise
+    finally:
+        log.close()
+
+
+def build_loop(options: Options, ready: Ready, *, world: World, log: SilentLog) -> TrainLoop:
+    """The loop, standing where the run goes on."""
+    start, dataset = ready.start, ready.dataset
+    steps_left = max(0, options.train.total_steps - start.step)
     batches = make_loader(
         dataset,
         SampleStream(
@@ -89,77 +100,43 @@ def train(options: Options, *, resume: str | None, world: World) -> None:
             world_size=world.size,
             seed=options.seed,
             first_sample=start.samples,
-            batches=max(0, options.train.total_steps - start.step),
+            batches=steps_left * options.train.accumulate_batches,
         ),
         num_workers=options.dataloader.num_workers,
-        device_type=device.type,
+        device_type=ready.device.type,
     )
-    log = RunLog(folder) if world.main else SilentLog()
-    try:
-        announce(log, options, start, world=world, train_step=train_step, pairs=len(dataset))
-        TrainLoop(
-            options=options,
-            train_step=train_step,
-            batches=batches,
-            benchmarks=benchmarks,
-            metrics=metrics,
-            folder=folder,
-            log=log,
-            world=world,
-            device=device,
-            samples=start.samples,
-        ).run()
-    except KeyboardInterrupt:
-        log.warning(f"interrupted after step {train_step.step:,}; --resume auto goes on from the newest state")
-        raise
-    finally:
-        log.close()
-
-
-def fetch(names: list[str], find: Callable[[str], Path]) -> None:
-    """Find or download all of the files. Raises UserError that tells of all those that cannot be had."""
-    problems = []
-    for name in names:
-        try:
-            find(name)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def build_dataset(options: Options, *, scale: int) -> PairedImages:
-    """The paired training set, its pairs checked."""
-    return PairedImages(
-        options.paths.data_root / options.dataset.hr,
-        options.paths.data_root / options.dataset.lr,
-        scale=scale,
-        lr_patch_px=options.dataset.lr_patch_px,
-        augment=options.dataset.augment,
-        seed=options.seed,
+    loop = TrainLoop(
+        options=options,
+        train_step=ready.train_step,
+        batches=batches,
+        benchmarks=ready.benchmarks,
+        metrics=ready.metrics,
+        folder=ready.folder,
+        log=log,
+        world=world,
+        device=ready.device,
     )
+    if start.state is not None:
+        loop.load_state_dict(start.state["loop"])
+    return loop
 
 
-def announce(
-    log: SilentLog, options: Options, start: Start, *, world: World, train_step: TrainStep, pairs: int
-) -> None:
+def announce(log: SilentLog, options: Options, ready: Ready, *, world: World) -> None:
     """What is about to happen, at the head of the log."""
     log.info(options.as_yaml().rstrip())
+    for what, found in ready.checks.found.items():
+        log.info(f"{what}: {found}")
+    batch_size, batches = options.dataloader.batch_size, options.train.accumulate_batches
+    processes = f"{world.size} process{'es' if world.size > 1 else ''}"
     log.info(
-        f"{options.name}: {pairs:,} pairs, {world.size} process{'es' if world.size > 1 else ''} with "
-        f"{options.dataloader.batch_size} of them in a batch, {options.train.precision}"
+        f"{options.name}: {batch_size * batches * world.size} pairs in a step (batches of {batch_size}, {batches} a "
+        f"step, {processes}), {options.train.precision}"
     )
-    for network in filter(None, (train_step.generator, train_step.discriminator)):
-        parameters = list(network.parameters())
-        millions = sum(parameter.numel() for parameter in parameters) / 1e6
-        log.info(f"{type(network).__name__}: {millions:.2f} M parameters on {parameters[0].device}")
-    for line in start.told:
-        log.info(line)
     for network, weights in pretrained_weights(options).items():
         if weights == RANDOM:
             log.warning(f"the {network} has random weights, as the options ask; its results mean nothing for the paper")
-    if start.step >= options.train.total_steps:
-        log.info(f"nothing to do: {start.step:,} of {options.train.total_steps:,} steps are done")
+    if ready.start.step >= options.train.total_steps:
+        log.info(f"nothing to do: {ready.start.step:,} of {options.train.total_steps:,} steps are done")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ same process; it makes figures of different machines comparable.
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from models.rrdb import RRDBNet
 from options.schema import Override, load_options
 from utils.distributed import World
 from utils.entry import run
+from utils.memory import peak_bytes
 
 WARM_UP_STEPS = 2
 
@@ -58,10 +58,10 @@ def main() -> int:
         torch.rand(arguments.batch, 3, px, px, device=device).contiguous(memory_format=torch.channels_last)
         for px in (side, side * generator.scale)
     )
-    step_s = median_s(lambda: step(lr, hr), arguments.steps, device)
-    peak_bytes = peak_memory_bytes(device)
+    step_s = median_s(lambda: step((lr, hr)), arguments.steps, device)
+    most_bytes = peak_bytes(device)
     with FlopCounterMode(display=False) as counter:
-        step(lr, hr)
+        step((lr, hr))
     unit_s = median_s(plain_rrdb(lr, hr), arguments.steps, device)
     report = {
         "recipe": options.name,
@@ -71,7 +71,7 @@ def main() -> int:
         "lr_patch_px": side,
         "seconds_per_step": round(step_s, 4),
         "images_per_s": round(arguments.batch / step_s, 4),
-        "peak_memory_gib": round(peak_bytes / 2**30, 3),
+        "peak_memory_gib": round(most_bytes / 2**30, 3),
         "tflop_per_step": round(counter.get_total_flops() / 1e12, 4),
         "plain_rrdb_seconds": round(unit_s, 4),
         "ratio_to_plain_rrdb": round(step_s / unit_s, 3),
@@ -102,14 +102,6 @@ def median_s(once: Callable[[], object], steps: int, device: torch.device) -> fl
             torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - started_s)
     return statistics.median(durations[WARM_UP_STEPS:])
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest so far: of the GPU's allocations, or of the process where there is none."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
 
 
 if __name__ == "__main__":

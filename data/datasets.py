@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from data.images import read_rgb, to_tensor
 from data.pairs import check_pairs, find_pairs
 from utils.errors import UserError
+from utils.signals import ignore_wishes
 
 AUGMENTATIONS = 8
 BATCHES_AHEAD = 4  # per worker
@@ -164,10 +165,15 @@ class Loader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self._batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        batches = iter(self._batches)
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            # The workers end now. At the interpreter's end, an exception that holds on to them would keep them alive.
+            del batches
 
 
 def make_loader(dataset: Dataset, stream: SampleStream, *, num_workers: int, device_type: str) -> Loader:
@@ -215,3 +221,4 @@ def _collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | User
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers use the cores already
+    ignore_wishes()

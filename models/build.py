@@ -1,5 +1,6 @@
 """From the option tree to modules. Two plain dicts say which networks there are; a new one is a line here."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,9 +9,10 @@ from torch import nn
 from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from models.losses import GANLoss, PerceptualLoss
 from models.rrdb import RRDBNet
+from models.schedules import cosine, stepwise, warmup
 from models.semantic_extractor import SemanticExtractor, load_clip_rn50
 from models.swinir import SwinIR
-from models.train_step import TrainStep, stepwise
+from models.train_step import TrainStep
 from options.schema import Options
 from utils import checkpoint
 from utils.errors import UserError
@@ -73,6 +75,16 @@ def pretrained_weights(options: Options) -> dict[str, str]:
     return wanted
 
 
+def build_schedule(options: Options) -> Callable[[int], float]:
+    """Factor of the learning rates after so many steps."""
+    chosen, warmup_steps = options.optimizer, options.optimizer.warmup_steps
+    if chosen.schedule == "cosine":
+        falling = partial(cosine, total_steps=options.train.total_steps)
+    else:
+        falling = partial(stepwise, milestones=chosen.milestones, decay=chosen.decay)
+    return lambda steps_done: falling(steps_done) * warmup(steps_done, warmup_steps=warmup_steps)
+
+
 def build_train_step(options: Options, *, generator: nn.Module, device: torch.device) -> TrainStep:
     """All that a training step needs, on `device`, around a generator whose weights are loaded already.
 
@@ -104,7 +116,8 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
         **adversary,
         perceptual=perceptual,
         weights={name: term.weight for name, term in terms.items() if term is not None},
-        schedule=partial(stepwise, milestones=options.optimizer.milestones, decay=options.optimizer.decay),
+        schedule=build_schedule(options),
+        clip_grad_norm=options.optimizer.clip_grad_norm,
         ema_decay=options.train.ema_decay,
         precision=options.train.precision,
     )

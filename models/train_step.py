@@ -9,25 +9,31 @@ the HR image, which a frozen vision model extracts:
 Without a discriminator this is PSNR-oriented training.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.diagnostics import accuracy, colour_drift, gradient_shares
 from models.losses import GANLoss, PerceptualLoss
 
 AUTOCAST_DTYPE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def stepwise(steps_done: int, *, milestones: Sequence[int], decay: float) -> float:
-    """Factor of the learning rate after so many steps: multiplied by `decay` at each milestone (rising)."""
-    return decay ** bisect_right(milestones, steps_done)
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one step."""
+
+    terms: dict[str, Tensor]  # scalars on the device, means over this process's batches
+    broken: tuple[str, ...]  # terms that were not finite on some process; where there are any, nothing was moved
 
 
 class TrainStep:
@@ -37,6 +43,7 @@ class TrainStep:
         generator: G, maps (B, 3, H, W) in [0, 1] to (B, 3, 4H, 4W).
         generator_optimizer, discriminator_optimizer: over the parameters of G and of D.
         schedule: factor of both learning rates after so many steps.
+        clip_grad_norm: the longest that the gradient of a network may be, over all its parameters.
         discriminator: D(image, semantic) -> logits; None for PSNR-oriented training.
         extractor: frozen; (B, 3, 4H, 4W) in [0, 1] -> semantic features; None for a plain discriminator.
         perceptual: L_VGG(sr, hr), where it is one of the terms.
@@ -58,6 +65,7 @@ class TrainStep:
         perceptual: PerceptualLoss | None = None,
         adversarial: GANLoss | None = None,
         schedule: Callable[[int], float] = lambda steps_done: 1.0,
+        clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         precision: str = "fp32",
     ) -> None:
@@ -68,7 +76,7 @@ class TrainStep:
         if discriminator is not None:
             self.optimizers["discriminator"] = discriminator_optimizer
         self.base_learning_rates = {name: adam.param_groups[0]["lr"] for name, adam in self.optimizers.items()}
-        self.schedule = schedule
+        self.schedule, self.clip_grad_norm = schedule, clip_grad_norm
         self.ema = None
         if ema_decay is not None:
             self.ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
@@ -77,39 +85,68 @@ class TrainStep:
             torch.autocast, device.type, dtype=AUTOCAST_DTYPE[precision], enabled=precision != "fp32"
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.distribute(lambda network: network)
+        self.distribute(wrap=lambda network: network, add_up=lambda counts: counts)
 
-    def distribute(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Share the work with other processes: `wrap` makes a DistributedDataParallel of a network.
+    def distribute(self, *, wrap: Callable[[nn.Module], nn.Module], add_up: Callable[[Tensor], Tensor]) -> None:
+        """Share the work with other processes.
 
         Gradients that come through the wrapped networks are averaged over the processes. The generator's step goes
         through the bare discriminator, whose gradients nobody wants.
+
+        Args:
+            wrap: makes a DistributedDataParallel of a network.
+            add_up: sums a tensor over the processes.
         """
         self._shared_generator = wrap(self.generator)
         self._shared_discriminator = wrap(self.discriminator) if self.discriminator is not None else None
+        self._add_up = add_up
 
-    def __call__(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        """Move G (and D) by one step on a batch.
+    def __call__(self, *batches: tuple[Tensor, Tensor], watch: bool = False) -> Outcome:
+        """Move G (and D) by one step on the mean gradient of one batch or several.
+
+        If a loss or a gradient is not finite on any process, nothing moves on any of them; the step counts all the
+        same. A loss scale (fp16) that was too large for the gradients is lowered, which is not an accident.
 
         Args:
-            lr: (B, 3, H, W) float in [0, 1].
-            hr: (B, 3, 4H, 4W) float in [0, 1].
+            batches: LR (B, 3, H, W) and HR (B, 3, 4H, 4W), float in [0, 1]; every process gives as many.
+            watch: measure how much of G's gradient comes from each term of its objective, on the last batch.
 
         Returns:
-            The unweighted terms of both objectives and D's mean logits, detached scalars on the device.
+            The unweighted terms of both objectives, the norms of both gradients before clipping, and what tells how
+            the two networks stand (models.diagnostics).
         """
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        parts = []
+        for number, (lr, hr) in enumerate(batches, start=1):
+            last = number == len(batches)
+            with self._synchronised(last):
+                parts.append(self._backward(lr, hr, part=1 / len(batches), watch=watch and last))
+        terms = {name: torch.stack([part[name] for part in parts if name in part]).mean() for name in parts[-1]}
+        norms = {f"{name}_gradient": self._gradient_norm(name) for name in self.optimizers}
+        losses = {name: terms[name] for name in (*self.weights, "d_loss") if name in terms}
+        broken = self._not_finite({**losses, **norms})
+        if not broken:
+            self._descend(norms)
+        elif self.scaler.is_enabled() and self.scaler.get_scale() > 1 and set(broken) <= norms.keys():
+            broken = ()
+        self.scaler.update()
+        self.step += 1
+        return Outcome({**terms, **norms}, broken)
+
+    def _backward(self, lr: Tensor, hr: Tensor, *, part: float, watch: bool) -> dict[str, Tensor]:
+        """Add `part` of the gradients of both objectives on a batch to those of G and D; return their terms."""
         with self.autocast():
             semantic = self.extractor(hr) if self.extractor is not None else None
-        sr, terms = self._generator_step(lr, hr, semantic)
+        sr, terms = self._generator_backward(lr, hr, semantic, part=part, watch=watch)
+        terms |= colour_drift(sr, hr)
         if self.discriminator is not None:
-            terms |= self._discriminator_step(sr.detach(), hr, semantic)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.update_parameters(self.generator)
-        self.step += 1
-        return terms
+            terms |= self._discriminator_backward(sr, hr, semantic, part=part)
+        return {name: term.detach().float() for name, term in terms.items()}
 
-    def _generator_step(self, lr: Tensor, hr: Tensor, semantic: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_backward(
+        self, lr: Tensor, hr: Tensor, semantic: Tensor | None, *, part: float, watch: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {}
         with self.autocast():
             sr = self._shared_generator(lr).float()
@@ -121,26 +158,53 @@ class TrainStep:
                 self.discriminator.requires_grad_(False)
                 real = self.discriminator(hr, semantic) if self.adversarial.needs_real else None
                 terms["gan"] = self.adversarial.generator(self.discriminator(sr, semantic), real)
-        self._descend("generator", sum(self.weights[name] * term for name, term in terms.items()))
-        return sr, {name: term.detach() for name, term in terms.items()}
+        weighted = {name: self.scaler.scale(self.weights[name] * term * part) for name, term in terms.items()}
+        shares = gradient_shares(weighted, self.generator.parameters()) if watch and len(weighted) > 1 else {}
+        sum(weighted.values()).backward()
+        return sr.detach(), {**terms, **{f"share_{name}": share for name, share in shares.items()}}
 
-    def _discriminator_step(self, sr: Tensor, hr: Tensor, semantic: Tensor | None) -> dict[str, Tensor]:
+    def _discriminator_backward(
+        self, sr: Tensor, hr: Tensor, semantic: Tensor | None, *, part: float
+    ) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(True)
         with self.autocast():
             # Real and fake in one batch: one pass, one synchronisation of gradients.
             twice = None if semantic is None else torch.cat((semantic, semantic))
             real, fake = self._shared_discriminator(torch.cat((hr, sr)), twice).chunk(2)
             loss = self.adversarial.discriminator(real, fake)
-        self._descend("discriminator", loss)
-        return {"d_loss": loss.detach(), "d_real": real.detach().mean(), "d_fake": fake.detach().mean()}
+        self.scaler.scale(loss * part).backward()
+        means = {"d_loss": loss, "d_real": real.float().mean(), "d_fake": fake.float().mean()}
+        return {**means, **accuracy(real.detach(), fake.detach(), self.adversarial.boundary)}
 
-    def _descend(self, name: str, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(name)
-        optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(optimizer)
+    def _synchronised(self, last: bool) -> AbstractContextManager:
+        """Gradients are averaged over the processes once a step, with those of the last batch."""
+        quiet = ExitStack()
+        for network in (self._shared_generator, self._shared_discriminator):
+            if not last and hasattr(network, "no_sync"):
+                quiet.enter_context(network.no_sync())
+        return quiet
+
+    def _gradient_norm(self, name: str) -> Tensor:
+        self.scaler.unscale_(self.optimizers[name])
+        return get_total_norm([p.grad for p in self._parameters(name) if p.grad is not None])
+
+    def _not_finite(self, values: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Names of the values that are not finite here or elsewhere: one reduction, and the one wait for the device."""
+        counts = self._add_up((~torch.stack(tuple(values.values())).isfinite()).float())
+        return tuple(name for name, count in zip(values, counts.tolist(), strict=True) if count)
+
+    def _descend(self, norms: Mapping[str, Tensor]) -> None:
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(name)
+            if self.clip_grad_norm is not None:
+                clip_grads_with_norm_(self._parameters(name), self.clip_grad_norm, norms[f"{name}_gradient"])
+            self.scaler.step(optimizer)
+        if self.ema is not None:
+            self.ema.update_parameters(self.generator)
+
+    def _parameters(self, name: str) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
 
     def learning_rate(self, name: str = "generator") -> float:
         """Of the generator or the discriminator, at the step that comes."""

@@ -9,6 +9,7 @@ The classes are frozen: nothing changes an option after it was read.
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils.errors import UserError
 
@@ -29,12 +30,22 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+def _possible_path(value: str | Path) -> str | Path:
+    """The value, if a file could be called so. With other names the calls of the system fail in many ways, late."""
+    encoded = os.fsencode(value)
+    if b"\0" in encoded or len(encoded) > 2000 or any(len(name) > 255 for name in encoded.split(b"/")):
+        raise ValueError("should be a path, of names of at most 255 bytes")
+    return value
+
+
+Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, lt=2**63)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Location = Annotated[Path, Field(strict=False)]  # strict mode would refuse the string that YAML gives
+FileName = Annotated[str, AfterValidator(_possible_path)]
+# strict mode would refuse the string that YAML gives
+Location = Annotated[Path, Field(strict=False), AfterValidator(_possible_path)]
 
 Metric = Literal["psnr", "ssim", "lpips"]
 
@@ -89,7 +100,7 @@ class DiscriminatorOptions(Section):
 class SemanticExtractorOptions(Section):
     """The frozen vision model whose features condition a semantic discriminator: CLIP RN50 up to layer3."""
 
-    weights: str = Field(
+    weights: FileName = Field(
         "RN50.pt", description="a known file (downloaded to pretrained_root when missing), a path, or `random`"
     )
     batch_statistics: bool = Field(
@@ -112,7 +123,7 @@ class PerceptualLossOptions(Section):
         description="weight of each layer; an empty mapping is refused",
         min_length=1,
     )
-    vgg_weights: str = Field(
+    vgg_weights: FileName = Field(
         "vgg19-dcbb9e9d.pth", description="a known file (downloaded when missing), a path, or `random`"
     )
 
@@ -135,8 +146,8 @@ class LossOptions(Section):
 class DatasetOptions(Section):
     """The paired training set: two folders in `paths.data_root` with images of the same names."""
 
-    hr: str = Field("train_sub", description="folder of the HR sub-images")
-    lr: str = Field("train_sub_x4", description="folder of the LR sub-images")
+    hr: FileName = Field("train_sub", description="folder of the HR sub-images")
+    lr: FileName = Field("train_sub_x4", description="folder of the LR sub-images")
     lr_patch_px: Positive = Field(64, description="side of the random LR crop; the HR crop is 4 times as large")
     augment: bool = Field(True, description="flips and 90-degree rotations, 8 ways")
 
@@ -149,34 +160,51 @@ class DataLoaderOptions(Section):
 
 
 class OptimizerOptions(Section):
-    """Adam for both networks, with a step-wise learning rate."""
+    """Adam for both networks, and how far it moves them at which step."""
 
     learning_rate: PositiveFloat = Field(1e-4, description="of the generator")
     discriminator_learning_rate: PositiveFloat = Field(1e-4, description="of the discriminator")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="Adam's decay rates of the two moments")
+    schedule: Literal["stepwise", "cosine"] = Field(
+        "stepwise", description="stepwise: `decay` at each of `milestones`; cosine: to zero at the last step"
+    )
     milestones: tuple[Positive, ...] = Field(
-        (100_000, 200_000), description="steps at which both learning rates are multiplied by `decay`"
+        (100_000, 200_000), description="steps at which the stepwise schedule multiplies both learning rates by `decay`"
     )
     decay: PositiveFloat = Field(0.5, description="factor at each milestone")
+    warmup_steps: Natural = Field(0, description="steps in which both learning rates rise from zero, whatever follows")
+    clip_grad_norm: PositiveFloat | None = Field(
+        None, description="gradients of a longer norm, over all parameters of a network, are scaled to it; null: never"
+    )
 
 
 class TrainOptions(Section):
     """Length, arithmetic and records of a training run."""
 
     total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")
+    accumulate_batches: Positive = Field(1, description="batches of each process whose gradients make one step")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward passes")
     ema_decay: Fraction | None = Field(None, description="exponential moving average of G's weights; null: none")
+    max_bad_steps: Positive = Field(
+        20, description="steps in a row that may be skipped because a loss or a gradient is not finite"
+    )
     log_every_steps: Positive = Field(100, description="steps between two lines of the log")
+    watch_every_steps: Positive = Field(
+        1_000, description="steps between two looks at the loss terms' shares in G's gradient and at D's spectral norms"
+    )
     save_every_steps: Positive = Field(5_000, description="steps between two saves of weights and training state")
-    keep_states: Positive = Field(3, description="how many training states are kept, the newest")
+    keep_states: Positive = Field(3, description="how many training states are kept, the newest; the best is kept too")
 
 
 class ValidationOptions(Section):
     """Scores during training."""
 
     every_steps: Positive = Field(5_000, description="steps between two validations; the last step is validated too")
-    benchmarks: tuple[str, ...] = Field(("Set5",), description="benchmarks in paths.data_test_root; [] for none")
+    benchmarks: tuple[FileName, ...] = Field(("Set5",), description="benchmarks in paths.data_test_root; [] for none")
     metrics: tuple[Metric, ...] = Field(("psnr", "ssim"), description="which scores", min_length=1)
+    best_by: Metric | None = Field(
+        None, description="the score, on the first benchmark, whose best weights are kept apart; null: none"
+    )
 
 
 class TestOptions(Section):
@@ -184,8 +212,8 @@ class TestOptions(Section):
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    weights: str | None = Field(None, description="generator weights in any released format, or `bicubic`")
-    benchmarks: tuple[str, ...] = Field(
+    weights: FileName | None = Field(None, description="generator weights in any released format, or `bicubic`")
+    benchmarks: tuple[FileName, ...] = Field(
         ("Set5", "Set14", "Urban100", "Manga109", "DIV2K"),
         description="names in paths.data_test_root, or folders; a folder without HR is simply upscaled",
         min_length=1,
@@ -199,7 +227,7 @@ class TestOptions(Section):
 class Options(Section):
     """Everything that a run of `train.py` or `test.py` depends on."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]*$", max_length=200)] = Field(
         description="name of the run and of its folder: letters, digits, and . _ + -"
     )
     seed: Natural = Field(1, description="every random choice derives from it")
@@ -249,6 +277,13 @@ def impossible_combinations(options: Options) -> Iterator[tuple[str, str]]:
             yield "generator.heads", f"has {odd[0]}, which does not divide embed_dim {net.embed_dim}"
     if any(a >= b for a, b in zip(options.optimizer.milestones, options.optimizer.milestones[1:], strict=False)):
         yield "optimizer.milestones", f"should rise: {list(options.optimizer.milestones)}"
+    if options.optimizer.warmup_steps >= options.train.total_steps:
+        yield "optimizer.warmup_steps", f"leaves nothing of the {options.train.total_steps} steps of the run"
+    best_by = options.validation.best_by
+    if best_by is not None and best_by not in options.validation.metrics:
+        yield "validation.best_by", f"is {best_by}, which is not among validation.metrics"
+    if best_by is not None and not options.validation.benchmarks:
+        yield "validation.best_by", "needs a benchmark, but validation.benchmarks is empty"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,14 +301,11 @@ class Override:
     @classmethod
     def parse(cls, text: str) -> "Override":
         """From the argument of `--set`: `key=value`, the value read as YAML. Raises UserError for another form."""
+        said = f"--set {_one_line(text)}"
         key, equals, value = text.partition("=")
         if not equals or not all(key.split(".")):
-            raise UserError(f"--set {text}: expected key=value, such as --set train.total_steps=1000")
-        try:
-            node = yaml.compose(value, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {text}: the value is not valid YAML ({_reason(error)})") from None
-        return cls(key, _Reader(f"--set {text}").value(node, ()) if node else None, f"--set {text}")
+            raise UserError(f"{said}: expected key=value, such as --set train.total_steps=1000")
+        return cls(key, _Reader(said).document(value), said)
 
 
 def load_options(file: str | Path, overrides: Sequence[Override] = ()) -> Options:
@@ -297,8 +329,12 @@ def load_options(file: str | Path, overrides: Sequence[Override] = ()) -> Option
         problems = [(tuple(key.split(".")), text) for key, text in impossible_combinations(options)]
         if not problems:
             return options
-    lines = [f"{_where(path, said, file)}: {'.'.join(path)} {text}" for path, text in problems]
-    raise UserError("\n".join(lines))
+    raise UserError(
+        "\n".join(_one_line(f"{_where(path, said, file)}: {'.'.join(path)} {text}") for path, text in problems)
+    )
+
+
+MAX_VALUES = 10_000  # in a file; a few lines of aliases to aliases would otherwise be billions
 
 
 class _Loader(yaml.SafeLoader):
@@ -317,21 +353,37 @@ _Loader.add_implicit_resolver(
 
 
 class _Reader:
-    """Turns the nodes of one YAML document into plain values and remembers the line of every key."""
+    """Turns one YAML document into plain values and remembers the line of every key."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.said: dict[tuple[str, ...], str] = {}
+        self.values = 0
 
-    def value(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
+    def document(self, text: str) -> Any:
+        """The value of a whole document, None for an empty one. Raises UserError that names the source."""
+        try:
+            node = yaml.compose(text, Loader=_Loader)
+            return self._value(node, ()) if node else None
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.source}: not valid YAML ({_reason(error)})") from None
+        except RecursionError:
+            raise UserError(f"{self.source}: not valid YAML (too deeply nested, or an anchor inside itself)") from None
+
+    def _value(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise UserError(f"{self.source}: more than {MAX_VALUES} values, the aliases among them written out")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return tuple(self.value(item, path) for item in node.value)
+            return tuple(self._value(item, path) for item in node.value)
         try:
-            return _Loader("").construct_object(node)
-        except (yaml.YAMLError, ValueError):
-            raise UserError(f"{self._line(node)}: cannot read the value {node.value!r}") from None
+            value = _Loader("").construct_object(node)
+            repr(value)  # fails for numbers of thousands of digits, which no message could show
+        except Exception:  # of a tag that does not fit (!!bool x) PyYAML says KeyError, IndexError, AttributeError...
+            raise UserError(f"{self._line(node)}: cannot read the value {_short(node.value)}") from None
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict[str, Any]:
         mapping = {}
@@ -340,10 +392,10 @@ class _Reader:
                 raise UserError(f"{self._line(key_node)}: a key should be a plain word")
             key = key_node.value
             if key in mapping:
-                raise UserError(f"{self._line(key_node)}: the key {'.'.join((*path, key))} is given twice")
+                raise UserError(f"{self._line(key_node)}: the key {_one_line('.'.join((*path, key)))} is given twice")
             here = (*path, key)
             self.said[here] = self._line(key_node)
-            mapping[key] = self.value(value_node, here)
+            mapping[key] = self._value(value_node, here)
         return mapping
 
     def _line(self, node: yaml.Node) -> str:
@@ -352,25 +404,23 @@ class _Reader:
 
 def _read_chain(file: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """The merged tree of a file and of what it extends, and where each key was said."""
-    if file.resolve() in children:
-        raise UserError(f"{file}: extends itself, by way of {' -> '.join(path.name for path in children)}")
+    shown = _one_line(str(file))
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [path.name for path in file.parent.glob("*.yml")], n=1, cutoff=0.5)
         hint = f"; did you mean {file.parent / near[0]}?" if near else ""
         by = f" (which {children[-1]} extends)" if children else ""
-        raise UserError(f"option file {file}{by} does not exist{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"option file {file} cannot be read ({_reason(error)})") from None
-    reader = _Reader(str(file))
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        tree = reader.value(node, ()) if node else {}
-    except (yaml.YAMLError, RecursionError) as error:  # the latter: an anchor inside itself
-        raise UserError(f"{file}: not valid YAML ({_reason(error)})") from None
+        raise UserError(f"option file {shown}{by} does not exist{hint}") from None
+    except (OSError, ValueError) as error:  # the latter: not UTF-8, or a name that no file can have
+        raise UserError(f"option file {shown} cannot be read ({_reason(error)})") from None
+    if file.resolve() in children:
+        raise UserError(f"{shown}: extends itself, by way of {' -> '.join(path.name for path in children)}")
+    reader = _Reader(shown)
+    tree = reader.document(text)
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError(f"{file}: expected keys and values, given {_short(tree)}")
+        raise UserError(f"{shown}: expected keys and values, given {_short(tree)}")
     parent = tree.pop("extends", None)
     if parent is None:
         return tree, reader.said
@@ -428,7 +478,7 @@ def _explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
         return path, f"is {given}; expected keys and values"
     if kind == "string_pattern_mismatch":
         return path, f"is {given}; expected {Options.model_fields[path[-1]].description}"
-    expected = re.sub(r"^(Input|String|Value|Tuple|Dictionary) ", "", problem["msg"])
+    expected = re.sub(r"^(Input|String|Value error,|Value|Tuple|Dictionary) ", "", problem["msg"])
     for python, plain in (("is not a valid path for <class 'pathlib.Path'>", "should be a path"), ("tuple", "list")):
         expected = expected.replace(python, plain)
     return path, f"is {given}; it {expected.removesuffix(' after validation')}"
@@ -466,8 +516,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _one_line(text: str) -> str:
+    """What a user wrote, for a message: what cannot be printed is escaped, and the middle of a long text left out."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return text if len(text) <= 500 else f"{text[:300]}...{text[-197:]}"
+
+
 def _reason(error: Exception) -> str:
-    """The first line of what a library says, on one line, without its trace."""
+    """The first line of what a library says, without its trace."""
     mark = getattr(error, "problem_mark", None)
     place = f", line {mark.line + 1}" if mark else ""
-    return f"{getattr(error, 'problem', None) or getattr(error, 'strerror', None) or error}{place}"
+    reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return _one_line(f"{reason}{place}")

@@ -1,30 +1,70 @@
-"""A small workshop: photographs prepared as a training set and a benchmark, and the commands of a user."""
+"""A small workshop: photographs prepared as a training set and a benchmark, and the commands of a user.
 
+And what tests of stopping and going on share: a run that nothing disturbed, and whether another one is the same.
+"""
+
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import skimage.data
+import torch
 import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+STEPS = 6
+# From the middle of one epoch into the next: there are 23 pairs or so, and two processes take two of them each.
+EXACT = ("--set", "dataloader.num_workers=2", "--set", f"train.total_steps={STEPS}", "--set",
+         "train.save_every_steps=1", "--set", "validation.every_steps=3", "--resume", "auto")  # fmt: skip
+TRAIN = ("train.py", "--opt", "swinir_P+SeD.yml", *EXACT)  # SwinIR's stochastic depth draws random numbers
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 Command = Callable[..., subprocess.CompletedProcess]
+Launch = Callable[..., subprocess.Popen]
 
 
 @pytest.fixture(scope="session")
-def command() -> Command:
-    """Runs `python ...` as a user does, in a folder; a script of the project is named by its file."""
+def launch() -> Launch:
+    """Starts `python ...` as a user does, in a folder; a script of the project is named by its file."""
 
-    def run(*arguments: object, cwd: Path, timeout_s: int = 240) -> subprocess.CompletedProcess:
+    def start(*arguments: object, cwd: Path, through: Sequence[str] = ()) -> subprocess.Popen:
+        """`through`: a command that becomes the one that is written behind it, such as env."""
         words = [str(ROOT / word) if (ROOT / word).is_file() else word for word in map(str, arguments)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        return subprocess.run(
-            [sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s
+        return subprocess.Popen(
+            [*through, sys.executable, *words],
+            cwd=cwd,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # where the tests run in the background of a shell, Ctrl-C would be ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def command(launch: Launch) -> Command:
+    """Runs `python ...` to its end."""
+
+    def run(*arguments: object, cwd: Path, timeout_s: int = 240) -> subprocess.CompletedProcess:
+        with launch(*arguments, cwd=cwd) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
 
@@ -58,10 +98,20 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path
 
 
 @pytest.fixture
-def workshop(tmp_path: Path, prepared: Path) -> Path:
+def workshop(tmp_path: Path, make_workshop: Callable[[Path], Path]) -> Path:
     """A folder of one's own with DF2K/ and Evaluation/ in it, and option files for tiny networks."""
+    return make_workshop(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_workshop(prepared: Path) -> Callable[[Path], Path]:
+    """Makes a workshop of an empty folder."""
+    return partial(_furnish, prepared=prepared)
+
+
+def _furnish(root: Path, *, prepared: Path) -> Path:
     for folder in ("DF2K", "Evaluation"):
-        (tmp_path / folder).symlink_to(prepared / folder)
+        (root / folder).symlink_to(prepared / folder)
     tiny = {
         "rrdb": {"type": "rrdb", "features": 8, "blocks": 1, "growth": 4},
         "swinir": {"type": "swinir", "embed_dim": 12, "depths": [2], "heads": [2], "window": 4},
@@ -83,5 +133,85 @@ def workshop(tmp_path: Path, prepared: Path) -> Path:
             options["discriminator"] = {"features": 8}
             options["semantic_extractor"] = {"weights": "random"}
             options["losses"] = {"perceptual": {"vgg_weights": "random", "layers": {"conv2_2": 1.0}}}
-        (tmp_path / f"{options['name']}.yml").write_text(yaml.safe_dump(options))
-    return tmp_path
+        (root / f"{options['name']}.yml").write_text(yaml.safe_dump(options))
+    return root
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, prepared, command, make_workshop) -> Path:
+    """A run of one process and a run of two, to their ends."""
+    root = make_workshop(tmp_path_factory.mktemp("undisturbed"))
+    finished(command(*TRAIN, "--set", "name=one", cwd=root))
+    finished(command(*TORCHRUN, *TRAIN, "--set", "name=two", cwd=root))
+    return root / "checkpoint"
+
+
+def finished(done: subprocess.CompletedProcess, *expected: str) -> str:
+    assert done.returncode == 0, done.stderr + done.stdout
+    for text in expected:
+        assert text in done.stdout
+    return done.stdout
+
+
+def newest_step(run: Path) -> int:
+    return max((int(path.stem.removeprefix("state_")) for path in (run / "states").glob("state_*.pth")), default=0)
+
+
+def last_state(run: Path) -> dict:
+    return torch.load(max((run / "states").glob("*.pth")), weights_only=True)
+
+
+def figures(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl, without what a clock gave."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("images_per_s", "data_wait")} for line in lines]
+
+
+def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_equal_runs(run: Path, undisturbed: Path) -> None:
+    """Bit for bit: networks, moments, place in the data, scores, and every logged figure, once."""
+    ours, theirs = last_state(run), last_state(undisturbed)
+    assert ours["step"] == theirs["step"]
+    assert same(ours["train_step"], theirs["train_step"])
+    assert same(ours["loop"], theirs["loop"])
+    assert figures(run) == figures(undisturbed)
+
+
+@contextmanager
+def not_outlived(*processes: subprocess.Popen):
+    """The processes, launchers with all that they launched, do not outlive the block."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            process.kill()
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
+            process.communicate()
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    """Process ids of the training processes, by their ranks."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        found = [word for word in environment if word.startswith(b"RANK=")]
+        if found:
+            ranks[int(found[0][5:])] = int(child)
+    return [ranks[rank] for rank in sorted(ranks)]

@@ -66,7 +66,7 @@ class World:
             yield
         except UserError as raised:
             error = raised
-        sentences = dict.fromkeys(str(error) for error in self.gather(error) if error)
+        sentences = dict.fromkeys(line for error in self.gather(error) if error for line in str(error).splitlines())
         if sentences and not self.main:
             raise SystemExit(EXIT_USER_ERROR)
         if sentences:
@@ -84,10 +84,18 @@ class World:
         """Means over the ranks of scalars that every rank has under the same names; one transfer for all of them."""
         if not values:
             return {}
-        stacked = torch.stack([value.detach().float() for value in values.values()])
+        total = self.add_up(torch.stack([value.detach().float() for value in values.values()]))
+        return dict(zip(values, (total / self.size).tolist(), strict=True))
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum over the ranks of tensors of one shape, on the device where they are; in their place."""
         if self.size > 1:
-            dist.all_reduce(stacked)
-        return dict(zip(values, (stacked / self.size).tolist(), strict=True))
+            dist.all_reduce(values)
+        return values
+
+    def any(self, here: bool) -> bool:
+        """Whether something is so on some rank. No GPU is waited for."""
+        return bool(self.add_up(torch.tensor(int(here))))
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network in DistributedDataParallel where there are several processes."""
@@ -98,18 +106,33 @@ class World:
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices, **{SYNC_BUFFERS: False})
 
-    def leave(self) -> None:
-        """Say good-bye to the other ranks."""
-        if self.size > 1:
-            dist.destroy_process_group()
 
-
-def join_world(local_rank: int | None = None) -> World:
-    """Join the processes that the launcher started.
+@contextmanager
+def joined_world(local_rank: int | None = None) -> Iterator[World]:
+    """The processes that the launcher started, for as long as the block runs.
 
     Args:
         local_rank: value of `--local-rank`, which old launchers pass instead of setting LOCAL_RANK.
+
+    Raises:
+        UserError: another process has died, or cannot be reached any more.
     """
+    world = _join(local_rank)
+    try:
+        yield world
+    except RuntimeError as error:
+        if world.size == 1 or not _tells_of_a_lost_process(error):
+            raise
+        raise UserError(
+            f"process {world.rank} has lost another one of this run, which ended or cannot be reached; "
+            "the reason is in what that one said"
+        ) from error
+    finally:
+        if world.size > 1:
+            dist.destroy_process_group()
+
+
+def _join(local_rank: int | None) -> World:
     env = os.environ
     if "RANK" not in env or "WORLD_SIZE" not in env:
         return World()
@@ -118,5 +141,29 @@ def join_world(local_rank: int | None = None) -> World:
         if torch.cuda.device_count() > world.local_rank:
             torch.cuda.set_device(world.local_rank)  # nccl opens a context on the current device
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store = _store_of_this_attempt(world)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
     return world
+
+
+def _store_of_this_attempt(world: World) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps one store over all its restarts (PyTorch 2.15), in which the processes of a later attempt would find
+    the addresses of those that have died, and wait for them.
+    """
+    env = os.environ
+    kept = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if kept and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0 and env.get("GROUP_WORLD_SIZE") != "1":
+        # the launchers of several nodes count the attempts differently
+        raise UserError(
+            "torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment on "
+            "each of them; otherwise the processes that it starts again would wait for those that have died"
+        )
+    store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
+    return dist.PrefixStore(f"attempt_{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _tells_of_a_lost_process(error: RuntimeError) -> bool:
+    # gloo has no class of its own for it
+    return isinstance(error, dist.DistError) or ("gloo" in str(error) and "onnection" in str(error))

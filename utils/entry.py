@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,7 @@ from typing import NoReturn
 from utils.errors import UserError
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a command stopped by Ctrl-C
 
@@ -19,7 +21,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Call `main` and exit with the code it returns.
 
     A UserError and a full disk end with one sentence on stderr and exit code 2, Ctrl-C with "interrupted" and 130, a
-    reader of stdout that went away (`| head`) silently with 1. Any other exception is a bug and keeps its traceback.
+    reader of stdout that went away (`| head`) silently with 1. Any other exception is a bug: a traceback, and 1.
     """
     script = Path(sys.argv[0]).name
     threading.excepthook = _thread_failed
@@ -36,12 +38,16 @@ def run(main: Callable[[], int]) -> NoReturn:
         # Python flushes stdout once more on its way out, and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"{script}: error: {error.strerror}{where}: free some space and start again", file=sys.stderr)
-        code = EXIT_USER_ERROR
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"{script}: error: {error.strerror}{where}: free some space and start again", file=sys.stderr)
+            code = EXIT_USER_ERROR
+        else:
+            # Printed here, and not on the way out of the interpreter: until then the traceback would hold on to what
+            # it passed through, and the worker processes of a loader would not end.
+            traceback.print_exc()
+            code = EXIT_BUG
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         # A rank was seen to abort (SIGABRT) while its interpreter shut down, after all was done, and the launcher
         # reports that as a failure of the run: it leaves without a shutdown.

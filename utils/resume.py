@@ -13,6 +13,7 @@ from utils.run_folder import RunFolder
 AUTO = "auto"
 PSNR_ORIENTED = {"rrdb": "RRDB.pth", "swinir": "SwinIR.pth"}
 ARCHITECTURE = ("generator", "discriminator")  # options that a state cannot go on without
+NEEDED = ("step", "options", "train_step", "loop")
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Start:
     told: tuple[str, ...]
     path: Path | None = None
     weights: GeneratorWeights | None = None  # of the generator alone
-    state: dict[str, Any] | None = None  # of the whole training: step, samples, train_step
+    state: dict[str, Any] | None = None  # of the whole training: step, options, train_step, loop
     in_place: bool = False  # it goes on in its own folder
+    damaged: tuple[Path, ...] = ()  # newer states in that folder, which cannot be read
 
     @property
     def step(self) -> int:
@@ -33,15 +35,21 @@ class Start:
     @property
     def samples(self) -> int:
         """Training pairs seen before."""
-        return self.state["samples"] if self.state else 0
+        return self.state["loop"]["samples"] if self.state else 0
+
+    @property
+    def validated(self) -> int:
+        """The last step after which there are scores."""
+        return self.state["loop"]["validated"] if self.state else 0
 
 
-def find_start(resume: str | None, options: Options, folder: RunFolder, path: Path | None) -> Start:
+def find_start(resume: str | None, options: Options, folder: RunFolder, *, path: Path | None, processes: int) -> Start:
     """What `--resume` stands for.
 
     Args:
         resume: the argument: None, `auto`, or a file.
         path: the file that it names, downloaded if need be.
+        processes: of the run that starts.
 
     Raises:
         UserError: the file cannot be read, or is a state of other networks than the options'.
@@ -52,29 +60,55 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, path: Pa
         if options.discriminator is not None and published:
             told += f"; the paper starts from PSNR-oriented ones (--resume {options.paths.pretrained_root / published})"
         return Start((told,))
-    newest = checkpoint.newest_state(folder.states)
-    in_place = resume == AUTO
-    if in_place:
-        path = newest
-        if path is None:
-            return Start((f"{folder.root} has no training state yet: starts from random weights",), in_place=True)
+    if resume == AUTO:
+        return _newest_good(options, folder, processes)
     found = checkpoint.load(path)
     if not checkpoint.is_training_state(found):
         weights = generator_weights(found, path)
         return Start((f"starts from {path}: {weights.kind}",), path, weights=weights)
-    if not in_place and path.resolve().parent == folder.states.resolve():
-        in_place = True
-        if path.resolve() != newest.resolve():
-            raise UserError(
-                f"{folder.root} has a newer state, {newest.name}, which would be written over; give the run that "
-                f"branches off at {path.name} another name (--set name=...)"
-            )
-    return Start(
-        (f"goes on from {path}: a training state at step {found['step']:,}", *_differences(found, options, path)),
-        path,
-        state=found,
-        in_place=in_place,
-    )
+    in_place = path.resolve().parent == folder.states.resolve()
+    newest = next(iter(checkpoint.states(folder.states)), None)
+    if in_place and path.resolve() != newest.resolve():
+        raise UserError(
+            f"{folder.root} has a newer state, {newest.name}, which would be written over; give the run that "
+            f"branches off at {path.name} another name (--set name=...)"
+        )
+    return Start(_about(found, path, options, processes), path, state=found, in_place=in_place)
+
+
+def _newest_good(options: Options, folder: RunFolder, processes: int) -> Start:
+    damaged = {}
+    for path in checkpoint.states(folder.states):
+        try:
+            state = checkpoint.load(path)
+        except UserError as error:
+            damaged[path] = f"{error}: this state is skipped"
+            continue
+        told = (*damaged.values(), *_about(state, path, options, processes))
+        return Start(told, path, state=state, in_place=True, damaged=tuple(damaged))
+    if damaged:
+        raise UserError(
+            f"none of the {len(damaged)} training states in {folder.states} can be read ({next(iter(damaged.values()))}"
+            "); remove that folder to start anew, or name a file to start from (--resume FILE)"
+        )
+    return Start((f"{folder.root} has no training state yet: starts from random weights",), in_place=True)
+
+
+def _about(state: dict[str, Any], path: Path, options: Options, processes: int) -> tuple[str, ...]:
+    """The lines that tell of a state. Raises UserError where the run cannot go on from it."""
+    missing = [key for key in NEEDED if key not in state]
+    if missing:
+        raise UserError(
+            f"the training state {path} lacks {', '.join(missing)}: another version of this project wrote it"
+        )
+    lines = [f"goes on from {path}: a training state at step {state['step']:,}", *_differences(state, options, path)]
+    before = state["loop"]["processes"]
+    if before != processes:
+        lines.append(
+            f"changed since then: there were {before} processes, now {processes}; the run goes on at the same place in "
+            "the data, but not bit for bit as it would have"
+        )
+    return tuple(lines)
 
 
 def _differences(state: dict[str, Any], options: Options, path: Path) -> list[str]:

@@ -1,9 +1,12 @@
 """The folder of one training run: what lies where."""
 
 import fcntl
+from collections.abc import Sequence
 from pathlib import Path
 
+from utils import checkpoint
 from utils.errors import UserError
+from utils.files import TEMPORARY_SUFFIX
 
 
 class RunFolder:
@@ -14,7 +17,8 @@ class RunFolder:
     tensorboard/                event files
     images/                     validation images, one folder per step and benchmark
     generator_latest.pth        newest generator weights; generator_<step>.pth: those of each save
-    states/                     the newest training states, to resume from
+    generator_best.pth          the best by the score of validation.best_by, where one is chosen
+    states/                     the newest training states, to resume from, and that of the best weights
     """
 
     def __init__(self, root: Path) -> None:
@@ -26,16 +30,28 @@ class RunFolder:
         self.images = root / "images"
         self.states = root / "states"
         self.latest_weights = root / "generator_latest.pth"
+        self.best_weights = root / "generator_best.pth"
 
     def weights(self, step: int) -> Path:
         """The generator weights of one save."""
         return self.root / f"generator_{step:09d}.pth"
 
-    def claim(self, *, in_place: bool) -> None:
+    def check(self, *, in_place: bool) -> None:
+        """Raise a UserError where `claim` would refuse, as far as that can be seen without writing anything."""
+        if not in_place and (self.latest_weights.exists() or checkpoint.states(self.states)):
+            raise UserError(
+                f"{self.root} holds a run already; go on with it (--resume auto), or give this one another name "
+                "(--set name=...), or remove that folder"
+            )
+
+    def claim(self, *, in_place: bool, damaged: Sequence[Path] = ()) -> None:
         """Make the folder and keep other processes out of it until this one ends.
+
+        What a killed process left half-written is removed.
 
         Args:
             in_place: go on with the run that the folder holds.
+            damaged: training states in it that cannot be read; they get another ending, and are states no more.
 
         Raises:
             UserError: another process trains in it; or it holds the results of a run and `in_place` is not set:
@@ -49,8 +65,8 @@ class RunFolder:
             raise UserError(f"another process is training in {self.root}; give this run another name") from None
         except OSError as error:
             raise UserError(f"the run's folder {self.root} cannot be used ({error.strerror})") from None
-        if not in_place and (self.latest_weights.exists() or any(self.states.iterdir())):
-            raise UserError(
-                f"{self.root} holds a run already; go on with it (--resume auto), or give this one another name "
-                "(--set name=...), or remove that folder"
-            )
+        self.check(in_place=in_place)
+        for path in damaged:
+            path.rename(path.with_suffix(".damaged"))
+        for leftover in self.root.rglob(f".*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from utils.files import write_text
 from utils.run_folder import RunFolder
 
 
@@ -27,6 +30,9 @@ class SilentLog:
     def image(self, name: str, step: int, image: np.ndarray) -> None:
         """A picture, (H, W, 3) uint8 RGB."""
 
+    def flush(self) -> None:
+        """See to it that the figures told are on the disk."""
+
     @contextmanager
     def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
         """A bar where the terminal can show one; the function that is handed out moves it to a step."""
@@ -37,16 +43,24 @@ class SilentLog:
 
 
 class RunLog(SilentLog):
-    """The log of the main process: console, train.log, metrics.jsonl, TensorBoard."""
+    """The log of the main process: console, train.log, metrics.jsonl, TensorBoard.
 
-    def __init__(self, folder: RunFolder) -> None:
+    Figures and curves that a run made beyond the point from which it goes on are dropped: it makes them again.
+
+    Args:
+        step: optimisation steps done before.
+        validated: the last of them after which scores were made.
+    """
+
+    def __init__(self, folder: RunFolder, *, step: int = 0, validated: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process needs it
 
         self.console = Console(highlight=False, soft_wrap=True)
         self._lines = logging.FileHandler(folder.log, encoding="utf-8")
         self._lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        _drop_figures_beyond(step, validated, folder.metrics)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder.tensorboard))
+        self._events = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
 
     def info(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -67,6 +81,9 @@ class RunLog(SilentLog):
     def image(self, name: str, step: int, image: np.ndarray) -> None:
         self._events.add_image(name, image, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        os.fsync(self._metrics.fileno())
+
     @contextmanager
     def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
         columns = (TextColumn("step"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
@@ -82,3 +99,17 @@ class RunLog(SilentLog):
     def _line(self, level: int, text: str) -> None:
         self._lines.emit(logging.LogRecord("train", level, "", 0, text, None, None))
         self._lines.flush()
+
+
+def _drop_figures_beyond(step: int, validated: int, metrics: Path) -> None:
+    if not metrics.exists():
+        return
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            figures = json.loads(line)
+        except ValueError:
+            continue  # the process was killed while it wrote this line
+        if figures["step"] <= (step if figures["kind"] == "train" else validated):
+            kept.append(line)
+    write_text(metrics, "".join(kept))

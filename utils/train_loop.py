@@ -1,34 +1,40 @@
 """The loop around the training step: batches in; log lines, scores, pictures, weights and states out."""
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from data.benchmarks import Benchmark, BenchmarkImage
 from data.images import read_rgb, to_float, to_tensor
-from models.train_step import TrainStep
+from models.diagnostics import spectral_norms
+from models.train_step import Outcome, TrainStep
 from options.schema import Options
 from utils import checkpoint
 from utils.distributed import World
+from utils.errors import UserError
 from utils.evaluate import BenchmarkScores, Metric, by_network, evaluate
+from utils.gan_watch import GanWatch
+from utils.memory import is_out_of_memory, peak_bytes, total_bytes
+from utils.metrics import LOWER_IS_BETTER
 from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
+from utils.signals import wish_to_stop
 
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
 SHOWN_PX = 512  # side of the part of an image on which D's opinion is shown
 
 
 class TrainLoop:
-    """A run of the training step from where it stands to its last step.
+    """A run of the training step from where it stands to its last step, or until it is asked to stop.
 
     Args:
-        batches: yields {'lr', 'hr', 'name'} with uint8 images, one for every step that is left.
-        samples: training pairs that all processes together have seen so far; the position in the data.
+        batches: yields {'lr', 'hr', 'name'} with uint8 images, as many as the steps that are left take.
     """
 
     def __init__(
@@ -43,58 +49,173 @@ class TrainLoop:
         log: SilentLog,
         world: World,
         device: torch.device,
-        samples: int = 0,
     ) -> None:
         self.options, self.train_step, self.batches = options, train_step, batches
         self.benchmarks, self.metrics = benchmarks, metrics
         self.folder, self.log, self.world, self.device = folder, log, world, device
-        self.samples = samples
+        self.samples = 0  # training pairs that all processes together have seen: the position in the data
+        self.bad_steps = 0  # skipped in a row
+        self.validated = 0  # the last step after which scores were made
+        self.saved = None  # the step and the scored step of the newest state
+        self.best: dict[str, Any] | None = None  # score, its metric and benchmark, its step
+        self.watch = GanWatch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop stands, beside its training step."""
+        return {
+            "samples": self.samples,
+            "bad_steps": self.bad_steps,
+            "validated": self.validated,
+            "best": self.best,
+            "watch": self.watch.state_dict(),
+            "processes": self.world.size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict()`. The best score counts if the options still ask for the same."""
+        self.samples, self.bad_steps, self.validated = state["samples"], state["bad_steps"], state["validated"]
+        self.watch.load_state_dict(state["watch"])
+        best = state["best"]
+        if best is not None and (best["benchmark"], best["metric"]) == self._wanted_best():
+            self.best = best
+        self.saved = (self.step, self.validated)
 
     def run(self) -> None:
-        """Train to the last step; validate, save and log on the way."""
+        """Train to the last step; validate, save and log on the way. A signal ends it after a step and a save."""
         train, total = self.options.train, self.options.train.total_steps
         clock = _Clock(self.step)
-        with self.log.progress(self.step, total) as advance:
-            for batch in clock.waiting_for(self.batches):
-                # Nothing random in a step depends on what came before it, so that a run can go on anywhere.
-                torch.manual_seed(_seed(self.options.seed, self.world.rank, self.step))
-                terms = self.train_step(*(self._on_device(batch[key]) for key in ("lr", "hr")))
-                self.samples += len(batch["name"]) * self.world.size
-                advance(self.step)
-                last = self.step == total
-                if self.step % train.log_every_steps == 0 or last:
-                    self._log_terms(self.world.mean(terms), clock)
-                if self.step % self.options.validation.every_steps == 0 or last:
+        with (
+            wish_to_stop(speak=self.world.main) as wish,
+            self.log.progress(self.step, total) as advance,
+            closing(clock.waiting_for(self.batches)) as batches,
+        ):
+            stopping = False
+            while True:
+                if self._due(self.options.validation.every_steps) and self.validated != self.step and not stopping:
                     with clock.pause():
-                        self._validate()
-                if self.step % train.save_every_steps == 0 or last:
+                        self._validate(wish)
+                        stopping = self.world.any(wish() is not None)
+                if self.saved != (self.step, self.validated) and (
+                    stopping or self._due(train.save_every_steps) or self._best_is_new()
+                ):
                     with clock.pause():
                         self._save()
+                if stopping or self.step >= total:
+                    break
+                self._advance([next(batches) for _ in range(train.accumulate_batches)], clock)
+                advance(self.step)
+                stopping = self.world.any(wish() is not None)
+            if self.step < total:
+                self.log.info(
+                    f"stopped after step {self.step:,} of {total:,}, as asked; --resume auto goes on from there"
+                )
+
+    def dry_step(self) -> str:
+        """Take one step, which moves the networks for good, and say how much memory that took.
+
+        Raises:
+            UserError: memory does not suffice, or something in the step is not finite.
+        """
+        batches = iter(self.batches)
+        try:
+            outcome = self._take_step([next(batches) for _ in range(self.options.train.accumulate_batches)], watch=True)
+        except StopIteration:
+            return "no step is left to take"
+        if outcome.broken:
+            raise UserError(f"{', '.join(outcome.broken)} is not finite in the first step that the run would take")
+        return f"{peak_bytes(self.device) / 1e9:.3g} GB of {total_bytes(self.device) / 1e9:.3g} GB on {self.device}"
 
     @property
     def step(self) -> int:
         """Optimisation steps done."""
         return self.train_step.step
 
-    def _on_device(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.to(self.device, non_blocking=True)
-        return to_float(images).contiguous(memory_format=torch.channels_last)
+    def _due(self, every_steps: int) -> bool:
+        """Whether what is done every so many steps, and after the last one, is to be done now."""
+        return self.step > 0 and (self.step % every_steps == 0 or self.step == self.options.train.total_steps)
+
+    def _advance(self, batches: list[dict], clock: "_Clock") -> None:
+        """One step, and what there is to tell of it."""
+        # Nothing random in a step depends on what came before it, so that a run can go on anywhere.
+        torch.manual_seed(_seed(self.options.seed, self.world.rank, self.step))
+        watch = (self.step + 1) % self.options.train.watch_every_steps == 0
+        outcome = self._take_step(batches, watch=watch)
+        self.samples += sum(len(batch["name"]) for batch in batches) * self.world.size
+        if outcome.broken:
+            self._tell_of_skip(outcome, [name for batch in batches for name in batch["name"]])
+        else:
+            self.bad_steps = 0
+        if watch or self._due(self.options.train.log_every_steps):
+            self._log_terms(self.world.mean(outcome.terms), clock)
+        if watch and self.train_step.discriminator is not None:
+            self._log_spectral_norms()
+
+    def _take_step(self, batches: list[dict], *, watch: bool) -> Outcome:
+        try:
+            return self.train_step(*(self._on_device(batch) for batch in batches), watch=watch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise UserError(
+            f"{self.device} ran out of memory in step {self.step + 1:,}: lower dataloader.batch_size (and raise "
+            "train.accumulate_batches in its place), or set train.precision: bf16"
+        )
+
+    def _on_device(self, batch: dict) -> tuple[torch.Tensor, ...]:
+        """LR and HR as float in [0, 1], in the layout in which convolutions run fastest."""
+        images = (batch[key].to(self.device, non_blocking=True) for key in ("lr", "hr"))
+        return tuple(to_float(image).contiguous(memory_format=torch.channels_last) for image in images)
+
+    def _tell_of_skip(self, outcome: Outcome, names: list[str]) -> None:
+        """Say what was not finite and on which files; end the run where that has become the rule."""
+        self.bad_steps += 1
+        limit = self.options.train.max_bad_steps
+        here = [name for name in outcome.broken if not outcome.terms[name].isfinite()]
+        # Gradients are averaged over the processes: a broken one shows on all of them, a broken loss where it arose.
+        losses = [name for name in here if not name.endswith("_gradient")]
+        shares = self.world.gather((losses, names))
+        culprits = [share for share in shares if share[0]] or shares
+        files = ", ".join(name for _, share in culprits for name in share)
+        self.log.warning(
+            f"step {self.step:,} was skipped: {', '.join(outcome.broken)} not finite, with the images {files} "
+            f"({self.bad_steps} in a row; the run ends at {limit})"
+        )
+        if self.bad_steps >= limit:
+            newest = next(iter(checkpoint.states(self.folder.states)), None)
+            good = f"the last good state is {newest}" if newest else "no state was saved before"
+            with self.world.agree():
+                raise UserError(
+                    f"{limit} steps in a row were skipped, because {', '.join(outcome.broken)} was not finite; {good}; "
+                    "lower optimizer.learning_rate, set optimizer.clip_grad_norm, or look at the images named above"
+                )
 
     def _log_terms(self, terms: dict[str, float], clock: "_Clock") -> None:
         steps_per_s, waiting = clock.lap(self.step)
         total = self.options.train.total_steps
-        images_per_s = steps_per_s * self.options.dataloader.batch_size * self.world.size
+        pairs_per_step = self.options.dataloader.batch_size * self.options.train.accumulate_batches * self.world.size
+        rates = {
+            "learning_rate": self.train_step.learning_rate(),
+            "images_per_s": steps_per_s * pairs_per_step,
+            "data_wait": waiting,
+        }
         eta = timedelta(seconds=round((total - self.step) / steps_per_s))
         self.log.info(
-            f"step {self.step:,}/{total:,}  "
-            + "  ".join(f"{name} {value:.4g}" for name, value in terms.items())
-            + f"  | lr {self.train_step.learning_rate():.3g}  {steps_per_s:.3g} steps/s  {images_per_s:.3g} images/s"
-            + f"  data {waiting:.1%}  ETA {eta}"
+            f"step {self.step:,}/{total:,}  {_in_words(terms)}"
+            f"  | lr {rates['learning_rate']:.3g}  {steps_per_s:.3g} steps/s  {rates['images_per_s']:.3g} images/s"
+            f"  data {waiting:.1%}  ETA {eta}"
         )
-        rates = {"learning_rate": self.train_step.learning_rate(), "images_per_s": images_per_s, "data_wait": waiting}
         self.log.scalars("train", self.step, {**terms, **rates})
+        for warning in self.watch.look(self.step, terms):
+            self.log.warning(f"step {self.step:,}: {warning}")
 
-    def _validate(self) -> None:
+    def _log_spectral_norms(self) -> None:
+        norms = {name: norm.item() for name, norm in spectral_norms(self.train_step.discriminator).items()}
+        largest = max(norms, key=norms.get)
+        self.log.info(f"step {self.step:,}  spectral norms of D: largest {norms[largest]:.3g} ({largest})")
+        self.log.scalars("spectral_norm", self.step, norms)
+
+    def _validate(self, wish: Callable[[], str | None]) -> None:
+        """Score every benchmark, unless the run is asked to stop before the end of it."""
         generator = self.train_step.deployed_generator
         for benchmark in self.benchmarks:
             folder = self.folder.images / f"step_{self.step:09d}" / benchmark.name
@@ -106,10 +227,15 @@ class TrainLoop:
                 world=self.world,
                 output=folder,
                 on_image=partial(self._show_image, benchmark),
+                stop=lambda: wish() is not None,
             )
+            if scores is None:
+                break
             self._report(benchmark, scores)
-        if self.benchmarks and self.world.main:
-            self._show_discriminator(self.benchmarks[0].images[0])
+        else:
+            if self.benchmarks and self.world.main:
+                self._show_discriminator(self.benchmarks[0].images[0])
+            self.validated = self.step
         self.train_step.generator.train()
 
     def _show_image(self, benchmark: Benchmark, image: BenchmarkImage, sr: np.ndarray) -> None:
@@ -118,11 +244,28 @@ class TrainLoop:
             self.log.image(f"{benchmark.name}/{image.name}", self.step, sr)
 
     def _report(self, benchmark: Benchmark, scores: BenchmarkScores) -> None:
+        for problem in (*scores.notes, *scores.failures):
+            self.log.warning(f"step {self.step:,}  {benchmark.name}: {problem}")
         if not scores.mean:
             return
         figures = "  ".join(f"{name} {value:.4f}" for name, value in scores.mean.items())
+        wanted, metric = self._wanted_best()
+        if benchmark.name == wanted:
+            sign = -1 if metric in LOWER_IS_BETTER else 1
+            score = scores.mean[metric]
+            if self.best is None or sign * score > sign * self.best["score"]:
+                self.best = {"score": score, "metric": metric, "benchmark": wanted, "step": self.step}
+                figures += f"  (the best {metric} so far)"
         self.log.info(f"step {self.step:,}  {benchmark.name}: {figures}")
         self.log.scalars(f"validation/{benchmark.name}", self.step, scores.mean)
+
+    def _wanted_best(self) -> tuple[str | None, str | None]:
+        """Name of the benchmark and of the score by which the best weights are found."""
+        metric = self.options.validation.best_by
+        return (self.benchmarks[0].name, metric) if metric is not None else (None, None)
+
+    def _best_is_new(self) -> bool:
+        return self.best is not None and self.best["step"] == self.step
 
     @torch.no_grad()
     def _show_discriminator(self, image: BenchmarkImage) -> None:
@@ -133,8 +276,9 @@ class TrainLoop:
         lr, hr = (to_float(to_tensor(read_rgb(path))[None].to(self.device)) for path in (image.lr, image.hr))
         multiple = 16  # D takes sides that are multiples of this
         height, width = (min(px, SHOWN_PX) // multiple * multiple for px in hr.shape[2:])
-        hr = hr[..., :height, :width]
-        sr = self.train_step.deployed_generator(lr)[..., :height, :width]
+        scale = self.train_step.generator.scale
+        hr, lr = hr[..., :height, :width], lr[..., : height // scale, : width // scale]
+        sr = self.train_step.deployed_generator(lr)
         semantic = self.train_step.extractor(hr) if self.train_step.extractor is not None else None
         discriminator.eval()  # a look must not move the power iteration of the spectral norm
         logits = discriminator(sr, semantic)
@@ -146,18 +290,30 @@ class TrainLoop:
         with self.world.agree():
             if self.world.main:
                 self._write_files()
+        self.saved = (self.step, self.validated)
 
     def _write_files(self) -> None:
+        started_s = time.perf_counter()
+        self.log.flush()  # so that the figures never lag behind the state that a run goes on from
         weights = {"params": self.train_step.generator.state_dict(), "params_ema": None}
         if self.train_step.ema is not None:
             weights["params_ema"] = self.train_step.ema.module.state_dict()
         about = {"options": self.options.model_dump(mode="json"), "step": self.step}
-        for path in (self.folder.weights(self.step), self.folder.latest_weights):
+        best = [self.folder.best_weights] if self._best_is_new() else []
+        for path in (self.folder.weights(self.step), self.folder.latest_weights, *best):
             checkpoint.save_generator(path, **weights, **about)
-        state = {"samples": self.samples, "train_step": self.train_step.state_dict()}
-        checkpoint.save_state(checkpoint.state_path(self.folder.states, self.step), {**weights, **about, **state})
-        checkpoint.keep_newest(self.folder.states, self.options.train.keep_states)
-        self.log.info(f"step {self.step:,}  saved {self.folder.latest_weights}")
+        path = checkpoint.state_path(self.folder.states, self.step)
+        state = {"train_step": self.train_step.state_dict(), "loop": self.state_dict()}
+        checkpoint.save_state(path, {**weights, **about, **state})
+        checkpoint.keep_states(
+            self.folder.states,
+            self.options.train.keep_states,
+            beside=checkpoint.state_path(self.folder.states, self.best["step"]) if self.best else None,
+        )
+        size_mb, took_s = path.stat().st_size / 1e6, time.perf_counter() - started_s
+        self.log.info(
+            f"step {self.step:,}  saved {self.folder.latest_weights} and {path.name} ({size_mb:.3g} MB, {took_s:.2g} s)"
+        )
 
 
 class _Clock:
@@ -196,3 +352,23 @@ class _Clock:
 def _seed(*numbers: int) -> int:
     """One 64-bit seed from several numbers, unrelated for neighbours."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _in_words(terms: dict[str, float]) -> str:
+    """The figures of a step for people: losses, D's opinions, gradients, shares of the losses in G's, colours."""
+    parts = [f"{name} {terms[name]:.4g}" for name in ("pixel", "perceptual", "gan", "d_loss") if name in terms]
+    parts += [
+        f"D({kind}) {terms[f'd_{kind}']:.3g} ({terms[f'd_{kind}_accuracy']:.0%} right)"
+        for kind in ("real", "fake")
+        if f"d_{kind}" in terms
+    ]
+    parts += [
+        f"|grad {letter}| {terms[name]:.3g}"
+        for letter, name in (("G", "generator_gradient"), ("D", "discriminator_gradient"))
+        if name in terms
+    ]
+    shares = {name.removeprefix("share_"): value for name, value in terms.items() if name.startswith("share_")}
+    if shares:
+        parts.append("shares of |grad G| " + " ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    parts.append("colour " + " ".join(f"{terms[f'drift_{channel}']:+.1f}" for channel in ("red", "green", "blue")))
+    return "  ".join(parts)

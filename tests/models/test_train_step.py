@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import MultiStepLR
 
 from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from models.losses import GANLoss, PerceptualLoss
 from models.rrdb import RRDBNet
-from models.train_step import TrainStep, stepwise
+from models.train_step import TrainStep
 
 CHANNELS = 64  # of the stand-in for semantic features
 
@@ -55,7 +54,7 @@ def test_step_is_gradient_descent_on_the_stated_objectives(batch):
     lr, hr = batch
     step = make(optimizer=torch.optim.SGD, lr=0.1)
     generator, adversary = copy.deepcopy(step.generator), copy.deepcopy(step.discriminator)
-    step(lr, hr)
+    step((lr, hr))
 
     semantic = step.extractor(hr)
     sr = generator(lr)
@@ -77,23 +76,26 @@ def test_step_is_gradient_descent_on_the_stated_objectives(batch):
 def test_both_networks_move_and_every_term_is_finite(batch, kind, discriminator):
     step = make(discriminator, kind=kind)
     before = parameters(step.generator), parameters(step.discriminator)
-    terms = step(*batch)
-    assert terms.keys() == {"pixel", "gan", "d_loss", "d_real", "d_fake"}
+    terms = step(batch).terms
+    assert {"pixel", "gan", "d_loss", "d_real", "d_fake", "generator_gradient", "drift_red"} <= terms.keys()
     assert all(torch.isfinite(term) and not term.requires_grad for term in terms.values())
     for old, network in zip(before, (step.generator, step.discriminator), strict=True):
         assert any(not torch.equal(a, b) for a, b in zip(old, parameters(network), strict=True))
 
 
 def test_generator_step_leaves_no_gradient_in_the_discriminator(batch):
+    """Were G's gradients through D kept, D would descend on the wrong objective."""
     step = make()
-    seen = []
-    descend = step._descend
-    step._descend = lambda name, loss: (
-        descend(name, loss),
-        seen.append((name, [p.grad is not None for p in step.discriminator.parameters()])),
-    )
-    step(*batch)
-    assert seen[0] == ("generator", [False] * len(seen[0][1]))
+    adversary, seen = step._discriminator_backward, []
+
+    def spy(*arguments, **more):
+        seen.extend(parameter.grad for parameter in step.discriminator.parameters())
+        return adversary(*arguments, **more)
+
+    step._discriminator_backward = spy
+    step(batch)
+    assert seen
+    assert all(gradient is None for gradient in seen)
     assert all(parameter.requires_grad for parameter in step.discriminator.parameters())
 
 
@@ -103,7 +105,7 @@ def test_adversarial_gradient_reaches_the_generator(batch):
     for weight in (0.0, 1.0):
         step = make(optimizer=torch.optim.SGD)
         step.weights = {"pixel": 1.0, "gan": weight}
-        step(*batch)
+        step(batch)
         moved.append(torch.cat([parameter.flatten() for parameter in parameters(step.generator)]))
     assert (moved[0] - moved[1]).abs().max() > 0
 
@@ -112,15 +114,15 @@ def test_state_restores_the_step_exactly(batch):
     """N + M steps in one go equal N, a state, M."""
     whole = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
     for _ in range(4):
-        whole(*batch)
+        whole(batch)
     first = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
     for _ in range(2):
-        first(*batch)
+        first(batch)
     state = copy.deepcopy(first.state_dict())
     second = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
     second.load_state_dict(state)
     for _ in range(2):
-        second(*batch)
+        second(batch)
     for name in ("generator", "discriminator", "ema"):
         both = [getattr(step, name).state_dict() for step in (whole, second)]
         assert all(torch.equal(both[0][key], both[1][key]) for key in both[0]), name
@@ -128,36 +130,121 @@ def test_state_restores_the_step_exactly(batch):
 
 def test_learning_rate_is_the_options_after_a_restart(batch):
     step = make(lr=1e-3)
-    step(*batch)
+    step(batch)
     again = make(lr=1e-5)
     again.load_state_dict(step.state_dict())
-    again(*batch)
+    again(batch)
     assert again.optimizers["generator"].param_groups[0]["lr"] == 1e-5
 
 
 def test_schedule_reaches_both_optimisers(batch):
     step = make(lr=1e-3, schedule=lambda steps_done: 0.5**steps_done)
     for steps_done in range(3):
-        step(*batch)
+        step(batch)
         rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in step.optimizers.items()}
         assert rates == {"generator": 1e-3 * 0.5**steps_done, "discriminator": 1e-3 * 0.5**steps_done}
 
 
-def test_stepwise_schedule_equals_torchs():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = MultiStepLR(optimizer, milestones=[3, 5], gamma=0.5)
-    for step in range(8):
-        assert stepwise(step, milestones=[3, 5], decay=0.5) == scheduler.get_last_lr()[0]
-        optimizer.step()
-        scheduler.step()
+def test_accumulated_gradient_is_that_of_one_large_batch(batch):
+    """Both networks' losses are means, so that the mean over two halves is the mean over the whole."""
+    lr, hr = batch
+    gradients = []
+    for parts in ([batch], [(lr[:1], hr[:1]), (lr[1:], hr[1:])]):
+        step = make(optimizer=torch.optim.SGD)
+        step.discriminator.eval()  # the power iteration would move with every pass
+        terms = step(*parts).terms
+        gradients.append(
+            {f"{which}.{name}": p.grad for which, net in networks(step) for name, p in net.named_parameters()}
+        )
+    assert terms["pixel"] == pytest.approx(F.l1_loss(make().generator(lr), hr).item(), rel=1e-4)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def networks(step: TrainStep) -> list[tuple[str, nn.Module]]:
+    return [("generator", step.generator), ("discriminator", step.discriminator)]
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e9])
+def test_gradients_are_clipped_to_the_limit_and_never_stretched(batch, limit):
+    """With plain gradient descent the step is the learning rate times the gradient, of which the length is limited."""
+    step = make(optimizer=torch.optim.SGD, lr=0.5, clip_grad_norm=limit)
+    before = {which: parameters(net) for which, net in networks(step)}
+    terms = step(batch).terms
+    for which, net in networks(step):
+        moved = [(old - new).flatten() for old, new in zip(before[which], parameters(net), strict=True)]
+        length = torch.cat(moved).norm() / 0.5
+        torch.testing.assert_close(length, terms[f"{which}_gradient"].clamp_max(limit), rtol=1e-2, atol=0)
+
+
+class Poisoned(nn.Module):
+    """A generator that gives what is not a number when told to."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator, self.scale = generator, 4
+        self.factor = 1.0
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        return self.generator(lr) * self.factor
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_broken_step_moves_nothing_and_the_next_one_does(batch, factor):
+    step = make(ema_decay=0.9)
+    step._shared_generator = poisoned = Poisoned(step.generator)
+    step(batch)
+    before = copy.deepcopy(step.state_dict())
+    poisoned.factor = factor
+    outcome = step(batch)
+    assert {"pixel", "generator_gradient", "d_loss"} <= set(outcome.broken)
+    after = step.state_dict()
+    assert (before.pop("step"), after.pop("step")) == (1, 2)
+    assert weights_and_moments(before) == weights_and_moments(after)
+    poisoned.factor = 1.0
+    assert step(batch).broken == ()
+    assert weights_and_moments(step.state_dict()) != weights_and_moments(before)
+
+
+def weights_and_moments(state) -> list:
+    """All that an update moves; the power iteration of D's spectral norm goes on with every look at D."""
+    if isinstance(state, dict):
+        return [
+            part
+            for name, part in sorted(state.items(), key=str)
+            if "._" not in str(name)
+            for part in weights_and_moments(part)
+        ]
+    return state.flatten().tolist() if isinstance(state, torch.Tensor) else [state]
+
+
+def test_infinite_gradient_behind_a_finite_loss_is_noticed(batch):
+    """The derivative of a square root at zero is infinite, its value is zero."""
+    step = make()
+    step.weights = {"pixel": 1.0, "perceptual": 1.0, "gan": 0.5}
+    step.perceptual = lambda sr, hr: (sr - sr.detach()).square().sum().sqrt()
+    before = parameters(step.generator)
+    assert step(batch).broken == ("generator_gradient",)
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(step.generator), strict=True))
+
+
+def test_shares_add_up_and_watching_changes_nothing(batch):
+    watched, plain = make(), make()
+    terms = watched(batch, watch=True).terms
+    plain(batch)
+    assert (terms["share_pixel"] + terms["share_gan"]).item() == pytest.approx(1)
+    assert terms["share_gan"] > 0
+    assert all(
+        torch.equal(a, b) for a, b in zip(parameters(watched.generator), parameters(plain.generator), strict=True)
+    )
 
 
 def test_average_follows_its_definition(batch):
     step = make(ema_decay=0.75)
-    step(*batch)
+    step(batch)
     expected = parameters(step.generator)
     for _ in range(2):
-        step(*batch)
+        step(batch)
         now = parameters(step.generator)
         expected = [0.75 * average + 0.25 * value for average, value in zip(expected, now, strict=True)]
     for average, value in zip(step.deployed_generator.parameters(), expected, strict=True):
@@ -170,6 +257,6 @@ def test_bfloat16_takes_nearly_the_same_step(batch):
     for precision in ("fp32", "bf16"):
         step = make(precision=precision, perceptual=PerceptualLoss(layer_weights={"conv2_2": 1.0}))
         step.weights = {**step.weights, "perceptual": 1.0}
-        terms[precision] = step(*batch)
+        terms[precision] = step(batch).terms
     for name in ("pixel", "perceptual", "gan", "d_loss"):
         torch.testing.assert_close(terms["bf16"][name], terms["fp32"][name], rtol=0.03, atol=0.01)

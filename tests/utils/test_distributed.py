@@ -47,6 +47,17 @@ def test_mistake_of_one_rank_ends_all_of_them_and_is_told_once():
     assert "went on" not in done.stdout
 
 
+def test_broken_batch_of_one_rank_is_skipped_by_all_and_accumulation_communicates_once(tmp_path):
+    done = run_script("guarded_steps.py", tmp_path / "steps.pth", processes=2)
+    assert done.returncode == 0, done.stderr
+    ranks = torch.load(tmp_path / "steps.pth", weights_only=True)
+    assert all("pixel" in rank["broken"] for rank in ranks)
+    assert all(rank["kept"] for rank in ranks)
+    for rank in ranks:
+        once, thrice = rank["rounds"]
+        assert thrice == once >= 1
+
+
 def test_single_process_needs_no_group():
     world = World()
     assert world.gather("x") == ["x"]

@@ -1,0 +1,72 @@
+"""What is wrong is told before a run starts, all of it at once, and a run that can start is shown to."""
+
+from pathlib import Path
+
+import pytest
+
+
+def everything_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def own_pairs(workshop, prepared) -> Path:
+    """A training set that may be damaged."""
+    for folder in ("train_sub", "train_sub_x4"):
+        (workshop / "mine" / folder).mkdir(parents=True)
+        for image in (prepared / "DF2K" / folder).iterdir():
+            (workshop / "mine" / folder / image.name).write_bytes(image.read_bytes())
+    return workshop / "mine"
+
+
+def test_check_shows_what_it_found_and_writes_nothing(workshop, command):
+    before = everything_in(workshop)
+    done = command("train.py", "--opt", "rrdb_P+SeD.yml", "--check", cwd=workshop)
+    assert done.returncode == 0, done.stderr
+    for found in (
+        "training pairs",
+        "readable",
+        "LR is HR downscaled",
+        "Photos",
+        "disk",
+        "networks",
+        "memory, process 0",
+    ):
+        assert found in done.stdout
+    assert "rrdb_P+SeD can start" in done.stdout
+    assert everything_in(workshop) == before
+
+
+def test_everything_that_is_wrong_is_told_at_once(workshop, command):
+    done = command(
+        "train.py", "--opt", "rrdb_P+SeD.yml", "--data_root", "nowhere", "--resume", "nothing.pth",
+        "--set", "validation.benchmarks=[Photo,Photos]", "--set", "semantic_extractor.weights=RN5O.pt", "--set",
+        "losses.perceptual.vgg_weights=rrdb_psnr.yml", "--set", "device=cuda", cwd=workshop,
+    )  # fmt: skip
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    for part in ("nowhere/train_sub", "did you mean Photos?", "did you mean RN50.pt?", "nothing.pth", "no CUDA device"):
+        assert len([line for line in lines if part in line]) == 1, done.stderr
+    assert len(lines) == 5, done.stderr
+
+
+def test_check_reads_every_image_and_compares_the_pairs(own_pairs, workshop, command):
+    """A damaged image beyond its header, and an LR folder whose images have changed places."""
+    words = ("train.py", "--opt", "rrdb_psnr.yml", "--data_root", own_pairs)
+    hr = sorted((own_pairs / "train_sub").glob("*.png"))
+    hr[3].write_bytes(hr[3].read_bytes()[:-2000])
+    done = command(*words, "--check", cwd=workshop)
+    assert done.returncode == 2
+    assert hr[3].name in done.stderr
+    assert "readable" in done.stdout  # the table is there all the same
+    assert done.stderr.count("train.py: error:") == 1
+
+    hr[3].write_bytes(hr[2].read_bytes())
+    lr = sorted((own_pairs / "train_sub_x4").glob("*.png"))
+    contents = [image.read_bytes() for image in lr]
+    for image, content in zip(lr, contents[7:] + contents[:7], strict=True):
+        image.write_bytes(content)
+    done = command(*words, cwd=workshop)  # every run begins with a look at some pairs
+    assert done.returncode == 2
+    assert "shows another picture" in done.stderr
+    assert not (workshop / "checkpoint").exists()

@@ -1,0 +1,216 @@
+"""The loop around the step: what it skips, keeps, warns of, and how it stops."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from data.benchmarks import find_benchmark
+from models.discriminators import PatchDiscriminator
+from models.losses import GANLoss
+from models.rrdb import RRDBNet
+from models.train_step import TrainStep
+from options.schema import Override, load_options
+from utils import checkpoint
+from utils.distributed import World
+from utils.errors import UserError
+from utils.run_folder import RunFolder
+from utils.run_log import SilentLog
+from utils.train_loop import TrainLoop
+
+RECIPE = Path(__file__).parents[2] / "options/train_rrdb_psnr.yml"
+
+
+class Notes(SilentLog):
+    """A log that can be read."""
+
+    def __init__(self) -> None:
+        self.warnings, self.figures = [], []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
+        self.figures.append((kind, step))
+
+
+class Breaking(nn.Module):
+    """A generator whose output is no number in some of its calls."""
+
+    def __init__(self, generator: nn.Module, broken_calls: set[int]) -> None:
+        super().__init__()
+        self.generator, self.broken_calls, self.calls = generator, broken_calls, 0
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.generator(lr) * (float("nan") if self.calls in self.broken_calls else 1.0)
+
+
+@pytest.fixture
+def benchmark_of_two(tmp_path):
+    """A benchmark of two images."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for folder, side in (("LRbicx4", 8), ("GTmod12", 32)):
+            (tmp_path / "Two" / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(
+                tmp_path / "Two" / folder / f"{name}.png"
+            )
+    return find_benchmark(tmp_path, "Two", scale=4)
+
+
+@pytest.fixture
+def make_loop(tmp_path):
+    """Makes a loop over a tiny RRDB in the run folder `name`, and its log."""
+
+    def make(name="run", *, broken_calls=(), benchmarks=(), metrics=None, adversary=None, state=None, **settings):
+        overrides = [Override(key.replace("__", "."), value, key) for key, value in settings.items()]
+        options = load_options(RECIPE, [Override("train.total_steps", 6, ""), *overrides])
+        torch.manual_seed(0)
+        generator = RRDBNet(features=4, blocks=1, growth=2)
+        against = {}
+        if adversary is not None:
+            against = {
+                "discriminator": adversary,
+                "discriminator_optimizer": torch.optim.SGD(adversary.parameters(), lr=0.0),
+                "adversarial": GANLoss("vanilla"),
+            }
+        weights = {"pixel": 1.0, **({"gan": 0.1} if adversary is not None else {})}
+        train_step = TrainStep(
+            generator=generator,
+            generator_optimizer=torch.optim.Adam(generator.parameters(), lr=1e-3),
+            weights=weights,
+            **against,
+        )
+        if state is not None:
+            train_step.load_state_dict(state["train_step"])
+        train_step._shared_generator = Breaking(generator, set(broken_calls))
+        draw = torch.Generator().manual_seed(0)
+        batches = [
+            {
+                "lr": torch.randint(256, (2, 3, 8, 8), generator=draw, dtype=torch.uint8),
+                "hr": torch.randint(256, (2, 3, 32, 32), generator=draw, dtype=torch.uint8),
+                "name": [f"{step}-first", f"{step}-second"],
+            }
+            for step in range(1, options.train.total_steps + 1)
+        ]
+        log = Notes()
+        loop = TrainLoop(
+            options=options,
+            train_step=train_step,
+            batches=batches[train_step.step :],
+            benchmarks=list(benchmarks),
+            metrics=metrics or {},
+            folder=RunFolder(tmp_path / name),
+            log=log,
+            world=World(),
+            device=torch.device("cpu"),
+        )
+        if state is not None:
+            loop.load_state_dict(state["loop"])
+        return loop, log
+
+    return make
+
+
+def steps_of_states(loop: TrainLoop) -> list[int]:
+    return [int(path.stem[-9:]) for path in checkpoint.states(loop.folder.states)]
+
+
+def test_broken_steps_are_named_with_their_images_and_skipped(make_loop):
+    loop, log = make_loop(broken_calls={2, 3, 5}, train__max_bad_steps=3)
+    loop.run()
+    assert loop.step == 6
+    assert loop.samples == 12
+    assert len(log.warnings) == 3
+    for step, in_a_row, warning in zip((2, 3, 5), (1, 2, 1), log.warnings, strict=True):
+        assert f"step {step} was skipped: pixel, generator_gradient not finite" in warning
+        assert f"{step}-first, {step}-second" in warning
+        assert f"({in_a_row} in a row" in warning
+
+
+def test_run_ends_when_broken_steps_are_the_rule_and_names_the_last_good_state(make_loop):
+    loop, _ = make_loop(broken_calls={3, 4}, train__max_bad_steps=2, train__save_every_steps=1)
+    with pytest.raises(UserError, match=r"2 steps in a row .* last good state is .*state_000000003\.pth"):
+        loop.run()
+    good = checkpoint.load(checkpoint.states(loop.folder.states)[0])
+    assert all(torch.isfinite(value).all() for value in good["params"].values())
+
+
+@pytest.mark.parametrize(("metric", "scores", "best"), [("psnr", (20, 25, 22), 4), ("lpips", (0.3, 0.4, 0.2), 6)])
+def test_best_weights_are_kept_beside_the_newest_states(make_loop, benchmark_of_two, metric, scores, best):
+    """Validated after steps 2, 4 and 6: the highest PSNR, the lowest LPIPS."""
+    script = iter(score for score in scores for _ in benchmark_of_two.images)
+    loop, _ = make_loop(
+        benchmarks=[benchmark_of_two],
+        metrics={metric: lambda sr, hr: next(script)},
+        validation__every_steps=2,
+        validation__metrics=(metric,),
+        validation__best_by=metric,
+        train__save_every_steps=5,
+        train__keep_states=1,
+    )
+    loop.run()
+    assert steps_of_states(loop) == sorted({6, best}, reverse=True)
+    kept = checkpoint.load(loop.folder.best_weights)
+    assert kept["step"] == best
+    state = checkpoint.load(checkpoint.state_path(loop.folder.states, best))
+    assert all(torch.equal(kept["params"][name], value) for name, value in state["params"].items())
+    assert state["loop"]["best"]["score"] == scores[best // 2 - 1]
+
+
+def test_signal_in_a_validation_saves_at_once_and_the_scores_are_made_after_resuming(make_loop, benchmark_of_two):
+    wishes = []
+
+    def metric(sr, hr):
+        if not wishes:
+            wishes.append("now")
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return 20.0
+
+    more = {"benchmarks": [benchmark_of_two], "metrics": {"psnr": metric}, "validation__every_steps": 3}
+    loop, log = make_loop(**more)
+    loop.run()
+    assert loop.step == 3
+    assert ("validation/Two", 3) not in log.figures
+    state = checkpoint.load(checkpoint.states(loop.folder.states)[0])
+    again, resumed = make_loop(**more, state=state)
+    again.run()
+    assert again.step == 6
+    assert [figure for figure in resumed.figures if figure[0] != "train"] == [
+        ("validation/Two", 3),
+        ("validation/Two", 6),
+    ]
+
+
+def test_signals_are_what_they_were_before_after_a_run(make_loop):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    make_loop()[0].run()
+    assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+def test_discriminator_without_a_gradient_is_warned_of(make_loop):
+    """A last layer of zeros gives every image the same logits, whatever G does."""
+    adversary = PatchDiscriminator(semantic_channels=None, features=8)
+    nn.init.zeros_(adversary.conv4.weight)
+    loop, log = make_loop(adversary=adversary, train__watch_every_steps=3)
+    loop.run()
+    assert len(log.warnings) == 1
+    assert "step 3: the generator gets no gradient from the adversarial loss" in log.warnings[0]
+    assert ("spectral_norm", 3) in log.figures
+
+
+def test_running_out_of_memory_in_a_step_says_what_to_lower(make_loop):
+    class TooLarge(nn.Module):
+        def forward(self, lr):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    loop, _ = make_loop()
+    loop.train_step._shared_generator = TooLarge()
+    with pytest.raises(UserError, match=r"ran out of memory in step 1: lower dataloader\.batch_size"):
+        loop.run()

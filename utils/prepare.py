@@ -1,0 +1,136 @@
+"""From options to everything that a run needs, looked at before anything is written."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from data.benchmarks import Benchmark, find_benchmark
+from data.datasets import PairedImages
+from data.pair_content import check_content, check_readable
+from models.build import RANDOM, build_generator, build_train_step, pretrained_weights
+from models.train_step import TrainStep
+from options.schema import Options
+from utils.distributed import World
+from utils.evaluate import Metric, build_metrics, metric_weights
+from utils.generator_weights import load_into
+from utils.preflight import Checklist, check_disk
+from utils.resume import AUTO, Start, find_start
+from utils.run_folder import RunFolder
+from utils.weights import locate
+
+COMPARED_PAIRS = 16  # LR with HR downscaled, before every run; well below a second
+COMPARED_PAIRS_THOROUGHLY = 256
+
+
+@dataclass
+class Ready:
+    """What a run consists of; None in place of what could not be had, of which `checks` tells."""
+
+    folder: RunFolder
+    checks: Checklist
+    device: torch.device | None
+    dataset: PairedImages | None
+    benchmarks: list[Benchmark | None]
+    start: Start | None = None
+    metrics: dict[str, Metric] | None = None
+    train_step: TrainStep | None = None
+
+
+def prepare(options: Options, *, resume: str | None, thorough: bool, world: World) -> Ready:
+    """Look at everything before anything is written; `thorough` looks at every image."""
+    paths, checks, folder = options.paths, Checklist(), RunFolder(options.paths.out_root / options.name)
+    find = partial(locate, pretrained_root=paths.pretrained_root)
+    with world.agree():
+        generator = build_generator(options)
+    device = checks.look("device", partial(world.device, options.device))
+    dataset = checks.look(
+        "training pairs", partial(_build_dataset, options, scale=generator.scale), lambda dataset: f"{len(dataset):,}"
+    )
+    if dataset is not None and world.main:
+        _look_into(dataset, checks, seed=options.seed, thorough=thorough)
+    benchmarks = [
+        checks.look(
+            f"benchmark {name}",
+            partial(find_benchmark, paths.data_test_root, name, scale=generator.scale),
+            lambda benchmark: f"{len(benchmark.images)} images",
+        )
+        for name in options.validation.benchmarks
+    ]
+    ready = Ready(folder, checks, device, dataset, benchmarks)
+
+    given = resume if resume != AUTO else None
+    wanted = [*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)]
+    if world.local_rank == 0:  # one process of each machine downloads what is missing
+        for name in wanted:
+            if name not in (RANDOM, None):
+                checks.look(name, partial(find, name))
+    world.gather(None)  # the others wait for it
+    if given not in checks.wrong:
+        ready.start = checks.look(
+            "start",
+            lambda: find_start(
+                resume, options, folder, path=find(given) if given is not None else None, processes=world.size
+            ),
+            lambda start: "\n".join(start.told),
+        )
+    if ready.start is not None:
+        checks.look("run folder", partial(folder.check, in_place=ready.start.in_place), lambda _: str(folder.root))
+    if not checks.wrong:
+        _assemble(ready, options, generator, world)
+    return ready
+
+
+def _assemble(ready: Ready, options: Options, generator: nn.Module, world: World) -> None:
+    """Build what trains, with the weights or the state that it starts from."""
+    checks, start = ready.checks, ready.start
+    build_metric = partial(build_metrics, options.validation.metrics, pretrained_root=options.paths.pretrained_root)
+    ready.metrics = checks.look("scores", partial(build_metric, device=ready.device), ", ".join)
+
+    def build() -> TrainStep:
+        if start.weights is not None:
+            load_into(generator, start.weights, start.path)
+        train_step = build_train_step(options, generator=generator, device=ready.device)
+        if start.state is not None:
+            train_step.load_state_dict(start.state["train_step"])
+        return train_step
+
+    ready.train_step = checks.look("networks", build, _sizes)
+    if ready.train_step is not None and world.main:
+        steps_left = max(0, options.train.total_steps - start.step)
+        checks.look("disk", partial(check_disk, options, ready.folder, ready.train_step, steps_left=steps_left))
+
+
+def _look_into(dataset: PairedImages, checks: Checklist, *, seed: int, thorough: bool) -> None:
+    """Decode images: a few, to see that LR is HR downscaled; `thorough`, all of them and more to compare."""
+    if thorough:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("reading every image", total=len(dataset))
+            read = partial(check_readable, dataset.pairs, on_pair=lambda: progress.advance(task))
+            checks.look("readable", read, lambda _: f"every image of {len(dataset):,} pairs")
+    samples = COMPARED_PAIRS_THOROUGHLY if thorough else COMPARED_PAIRS
+    compare = partial(check_content, dataset.pairs, scale=dataset.scale, samples=samples, seed=seed)
+    checks.look("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
+
+
+def _build_dataset(options: Options, *, scale: int) -> PairedImages:
+    """The paired training set, its pairs checked."""
+    return PairedImages(
+        options.paths.data_root / options.dataset.hr,
+        options.paths.data_root / options.dataset.lr,
+        scale=scale,
+        lr_patch_px=options.dataset.lr_patch_px,
+        augment=options.dataset.augment,
+        seed=options.seed,
+    )
+
+
+def _sizes(train_step: TrainStep) -> str:
+    networks = filter(None, (train_step.generator, train_step.discriminator))
+    return ", ".join(
+        f"{type(network).__name__} with {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
+        for network in networks
+    )
