@@ -181,6 +181,9 @@ class OptimizerOptions(Section):
 class TrainOptions(Section):
     """Length, arithmetic and records of a training run."""
 
+    start_from: str | None = Field(
+        None, description="generator weights that a new run starts from, in any released format; null: random ones"
+    )
     total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")
     accumulate_batches: Positive = Field(1, description="batches of each process whose gradients make one step")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward passes")

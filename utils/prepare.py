@@ -18,7 +18,7 @@ from utils.distributed import World
 from utils.evaluate import Metric, build_metrics, metric_weights
 from utils.generator_weights import load_into
 from utils.preflight import Checklist, check_disk
-from utils.resume import AUTO, Start, find_start
+from utils.resume import Start, file_to_start_from, find_start
 from utils.run_folder import RunFolder
 from utils.weights import locate
 
@@ -62,7 +62,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     ]
     ready = Ready(folder, checks, device, dataset, benchmarks)
 
-    given = resume if resume != AUTO else None
+    given = file_to_start_from(resume, options, folder)
     wanted = [*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)]
     if world.local_rank == 0:  # one process of each machine downloads what is missing
         for name in wanted:

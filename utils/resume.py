@@ -43,29 +43,39 @@ class Start:
         return self.state["loop"]["validated"] if self.state else 0
 
 
+def file_to_start_from(resume: str | None, options: Options, folder: RunFolder) -> str | None:
+    """The file, by its name or path, that a run with this `--resume` needs for its start, if any."""
+    if resume not in (None, AUTO):
+        return resume
+    goes_on = resume == AUTO and checkpoint.states(folder.states)
+    return None if goes_on else options.train.start_from
+
+
 def find_start(resume: str | None, options: Options, folder: RunFolder, *, path: Path | None, processes: int) -> Start:
     """What `--resume` stands for.
 
     Args:
         resume: the argument: None, `auto`, or a file.
-        path: the file that it names, downloaded if need be.
+        path: of the file to start from, downloaded if need be.
         processes: of the run that starts.
 
     Raises:
         UserError: the file cannot be read, or is a state of other networks than the options'.
     """
-    if resume is None:
+    auto = resume == AUTO
+    if auto and checkpoint.states(folder.states):
+        return _newest_good(options, folder, processes)
+    before = (f"{folder.root} has no training state yet",) if auto else ()
+    if path is None:
         told = "starts from random weights"
         published = PSNR_ORIENTED.get(options.generator.type)
         if options.discriminator is not None and published:
-            told += f"; the paper starts from PSNR-oriented ones (--resume {options.paths.pretrained_root / published})"
-        return Start((told,))
-    if resume == AUTO:
-        return _newest_good(options, folder, processes)
+            told += f"; the paper starts from PSNR-oriented ones (--set train.start_from={published})"
+        return Start((*before, told), in_place=auto)
     found = checkpoint.load(path)
-    if not checkpoint.is_training_state(found):
+    if auto or resume is None or not checkpoint.is_training_state(found):
         weights = generator_weights(found, path)
-        return Start((f"starts from {path}: {weights.kind}",), path, weights=weights)
+        return Start((*before, f"starts from {path}: {weights.kind}"), path, weights=weights, in_place=auto)
     in_place = path.resolve().parent == folder.states.resolve()
     newest = next(iter(checkpoint.states(folder.states)), None)
     if in_place and path.resolve() != newest.resolve():
@@ -86,12 +96,10 @@ def _newest_good(options: Options, folder: RunFolder, processes: int) -> Start:
             continue
         told = (*damaged.values(), *_about(state, path, options, processes))
         return Start(told, path, state=state, in_place=True, damaged=tuple(damaged))
-    if damaged:
-        raise UserError(
-            f"none of the {len(damaged)} training states in {folder.states} can be read ({next(iter(damaged.values()))}"
-            "); remove that folder to start anew, or name a file to start from (--resume FILE)"
-        )
-    return Start((f"{folder.root} has no training state yet: starts from random weights",), in_place=True)
+    raise UserError(
+        f"none of the {len(damaged)} training states in {folder.states} can be read ({next(iter(damaged.values()))}); "
+        "remove that folder to start anew, or name a file to start from (--resume FILE)"
+    )
 
 
 def _about(state: dict[str, Any], path: Path, options: Options, processes: int) -> tuple[str, ...]:
