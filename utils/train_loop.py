@@ -369,6 +369,6 @@ def _in_words(terms: dict[str, float]) -> str:
     ]
     shares = {name.removeprefix("share_"): value for name, value in terms.items() if name.startswith("share_")}
     if shares:
-        parts.append("shares of |grad G| " + " ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+        parts.append("shares of |grad G| " + " ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     parts.append("colour " + " ".join(f"{terms[f'drift_{channel}']:+.1f}" for channel in ("red", "green", "blue")))
     return "  ".join(parts)

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.build import build_discriminator, build_generator, build_train_step, pretrained_weights
+from models.build import (
+    build_discriminator,
+    build_generator,
+    build_schedule,
+    build_train_step,
+    pretrained_weights,
+)
 from options.schema import Override, load_options
 from utils.errors import UserError
 
@@ -66,3 +72,17 @@ def test_wrong_pretrained_file_is_refused_with_its_name(tmp_path):
     options = read("train_rrdb_P+SeD", semantic_extractor__weights=str(tmp_path / "clip.pt"), generator__blocks=1)
     with pytest.raises(UserError, match=r"clip\.pt|CLIP RN50"):
         build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+
+
+def test_schedule_and_clipping_follow_the_options():
+    milestones = {"optimizer__milestones": (50, 80), "train__total_steps": 100}
+    stepwise = build_schedule(read("train_rrdb_psnr", **milestones))
+    assert [stepwise(step) for step in (0, 49, 50, 80)] == [1, 1, 0.5, 0.25]
+    cosine = build_schedule(read("train_rrdb_psnr", optimizer__schedule="cosine", **milestones))
+    assert [cosine(step) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    rising = build_schedule(read("train_rrdb_psnr", optimizer__warmup_steps=9, **milestones))
+    assert [rising(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 0.5])
+
+    options = read("train_rrdb_psnr", generator__blocks=1, generator__features=8, optimizer__clip_grad_norm=0.5)
+    step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+    assert step.clip_grad_norm == 0.5
