@@ -10,8 +10,9 @@ setup: $(READY)
 demo: $(READY)
 	$(VENV)/bin/python -m utils.demo
 
+# A process for each core, up to four, with one thread each: most tests start processes of their own.
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-long: $(READY)
 	$(VENV)/bin/python -m pytest -m long

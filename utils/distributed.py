@@ -149,8 +149,8 @@ def _join(local_rank: int | None) -> World:
 def _store_of_this_attempt(world: World) -> dist.Store:
     """Where the processes find each other.
 
-    torchrun keeps one store over all its restarts (PyTorch 2.15), in which the processes of a later attempt would find
-    the addresses of those that have died, and wait for them.
+    torchrun keeps one store over all its restarts (PyTorch 2.15) unless it is told not to. In it the processes of a later
+    attempt would find the addresses of those that have died, and wait for them.
     """
     env = os.environ
     kept = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -161,7 +161,7 @@ def _store_of_this_attempt(world: World) -> dist.Store:
             "each of them; otherwise the processes that it starts again would wait for those that have died"
         )
     store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
-    return dist.PrefixStore(f"attempt_{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return dist.PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", store) if kept else store
 
 
 def _tells_of_a_lost_process(error: RuntimeError) -> bool:
