@@ -31,6 +31,9 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.generator_weights import generator_weights, load_into
 
+# Pillow warns of what it skips in a damaged TIFF.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "options").glob("*.yml"))
 INTERNALS = ("Traceback", "Error(", "Exception", "<class", " object at 0x", "pydantic", "yaml.", "cv2", "PIL.")

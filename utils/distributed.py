@@ -149,8 +149,8 @@ def _join(local_rank: int | None) -> World:
 def _store_of_this_attempt(world: World) -> dist.Store:
     """Where the processes find each other.
 
-    torchrun keeps one store over all its restarts (PyTorch 2.15) unless it is told not to. In it the processes of a later
-    attempt would find the addresses of those that have died, and wait for them.
+    torchrun keeps one store over all its restarts (PyTorch 2.15) unless it is told not to. In that one, the processes
+    of a later attempt would find the addresses of those that have died, and wait for them.
     """
     env = os.environ
     kept = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
