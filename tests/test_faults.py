@@ -83,32 +83,52 @@ def test_killed_run_ends_as_the_undisturbed_one(workshop, launch, command, undis
 
 
 def test_signals_end_a_run_after_a_step_and_a_save(workshop, launch):
-    """SIGTERM, SIGUSR1 and Ctrl-C: exit 0 with a state of the last step; Ctrl-C twice: at once."""
+    """SIGTERM, SIGUSR1 and Ctrl-C to the whole group, a loader's workers too: exit 0 with a state of the last step."""
     run = workshop / "checkpoint/rrdb_psnr"
     words = ("train.py", "--opt", "rrdb_psnr.yml", "--set", "train.total_steps=100000", "--resume", "auto", "--set",
              "train.save_every_steps=100000", "--set", "validation.every_steps=100000")  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         before = newest_step(run)
-        process = launch(*words, cwd=workshop)
+        process = launch(*words, cwd=workshop, through=("setsid",))
         with not_outlived(process):
             wait_until(lambda before=before: last_logged(run) > before + 2, process)
-            process.send_signal(number)
+            os.killpg(process.pid, number)
             stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
         assert f"{number.name}: finishing the step and saving" in stderr
         assert f"stopped after step {newest_step(run):,} of 100,000, as asked" in stdout
         assert newest_step(run) == last_logged(run) > before + 2
-    process = launch(*words, cwd=workshop)
+
+
+def test_second_interrupt_ends_a_run_at_once(workshop, launch):
+    """In the midst of a step, here one of very many batches."""
+    process = launch("train.py", "--opt", "rrdb_psnr.yml", "--set", "train.accumulate_batches=100000", cwd=workshop)
     with not_outlived(process):
-        before = last_logged(run)
-        wait_until(lambda: last_logged(run) > before + 2, process)
-        process.send_signal(signal.SIGSTOP)  # so that both arrive within one step
+        log = workshop / "checkpoint/rrdb_psnr/train.log"
+        wait_until(lambda: log.exists() and "pairs in a step" in log.read_text(), process)
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         time.sleep(1)
-        process.send_signal(signal.SIGCONT)
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode in (0, 130)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Ctrl-C again stops at once" in stderr
+    assert stderr.endswith("train.py: interrupted\n")
+
+
+def test_image_that_disappears_while_it_is_used_ends_a_run_with_a_sentence(workshop, prepared, launch):
+    for folder in ("train_sub", "train_sub_x4"):
+        shutil.copytree(prepared / "DF2K" / folder, workshop / "mine" / folder)
+    words = ("--data_root", "mine", "--set", "train.total_steps=100000", "--set", "dataloader.num_workers=2")
+    process = launch("train.py", "--opt", "rrdb_psnr.yml", *words, cwd=workshop)
+    with not_outlived(process):
+        wait_until(lambda: last_logged(workshop / "checkpoint/rrdb_psnr") > 2, process)
+        for image in (workshop / "mine/train_sub").glob("*.png"):
+            image.unlink()
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "cannot read image mine/train_sub/" in stderr
     assert "Traceback" not in stderr
 
 
@@ -146,6 +166,8 @@ def test_damaged_newest_state_is_named_and_skipped(workshop, command, undisturbe
     told = finished(command(*TRAIN, "--set", "name=one", cwd=workshop), f"a training state at step {STEPS - 2}")
     assert f"{newest.name} is damaged" in told
     assert f"{second.name} is damaged" in told
+    set_aside = {path.stem for path in (run / "states").glob("*.damaged")}
+    assert set_aside == {newest.stem, second.stem}
     assert_equal_runs(run, undisturbed / "one")
 
     for state in (run / "states").glob("state_*.pth"):

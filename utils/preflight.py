@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from rich.table import Table
@@ -49,7 +48,9 @@ class Checklist:
 
     def table(self) -> Table:
         """A row for each thing that was looked at."""
-        table = Table("", "", show_header=False)
+        table = Table(show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")
         for what, found in self.found.items():
             table.add_row(what, Text(found))
         for what, problem in self.wrong.items():
@@ -75,7 +76,7 @@ def check_disk(options: Options, folder: RunFolder, train_step: TrainStep, *, st
     states = min(saves, options.train.keep_states) + best + (saves > 0)
     present_bytes = sum(path.stat().st_size for path in checkpoint.states(folder.states))  # they make room
     needed_bytes = states * state_bytes + (saves + 1 + best) * weights_bytes - present_bytes
-    free_bytes = shutil.disk_usage(_existing(folder.root)).free
+    free_bytes = shutil.disk_usage(folder.ground).free
     if needed_bytes > free_bytes:
         raise UserError(
             f"{folder.root} will grow by {needed_bytes / 1e9:.3g} GB at least ({states} training states of "
@@ -87,8 +88,3 @@ def check_disk(options: Options, folder: RunFolder, train_step: TrainStep, *, st
 
 def _parameters(network: nn.Module | None) -> int:
     return sum(parameter.numel() for parameter in network.parameters()) if network is not None else 0
-
-
-def _existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,7 +21,7 @@ from utils.generator_weights import load_into
 from utils.preflight import Checklist, check_disk
 from utils.resume import Start, file_to_start_from, find_start
 from utils.run_folder import RunFolder
-from utils.weights import locate
+from utils.weights import locate, verify
 
 COMPARED_PAIRS = 16  # LR with HR downscaled, before every run; well below a second
 COMPARED_PAIRS_THOROUGHLY = 256
@@ -67,7 +68,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     if world.local_rank == 0:  # one process of each machine downloads what is missing
         for name in wanted:
             if name not in (RANDOM, None):
-                checks.look(name, partial(find, name))
+                checks.look(name, partial(find, name), _with_checksum if thorough else str)
     world.gather(None)  # the others wait for it
     if given not in checks.wrong:
         ready.start = checks.look(
@@ -126,6 +127,10 @@ def _build_dataset(options: Options, *, scale: int) -> PairedImages:
         augment=options.dataset.augment,
         seed=options.seed,
     )
+
+
+def _with_checksum(path: Path) -> str:
+    return f"{path}, {'its sha256 is right' if verify(path) else 'no sha256 is known for it'}"
 
 
 def _sizes(train_step: TrainStep) -> str:

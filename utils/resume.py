@@ -1,5 +1,6 @@
 """Where a run begins: from random weights, from a generator's weights, or from a training state."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,14 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
     if fixed:
         key = fixed[0]
         raise UserError(
-            f"{path} was trained with {key} {before.get(key)}, the options say {now.get(key)}; a training state goes "
-            "on with the same networks only, but another run can start from its generator_latest.pth"
+            f"{path} was trained with {key} {_as_json(before, key)}, the options say {_as_json(now, key)}; a training "
+            "state goes on with the same networks only, but another run can start from its generator_latest.pth"
         )
-    return [f"changed since then: {key} was {before.get(key)}, is {now.get(key)}" for key in changed]
+    return [f"changed since then: {key} was {_as_json(before, key)}, is {_as_json(now, key)}" for key in changed]
+
+
+def _as_json(leaves: dict[str, Any], key: str) -> str:
+    return json.dumps(leaves.get(key))  # as YAML has it, too: null, true
 
 
 def _leaves(tree: Any, path: str = "") -> dict[str, Any]:

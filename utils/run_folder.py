@@ -1,6 +1,7 @@
 """The folder of one training run: what lies where."""
 
 import fcntl
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,8 +37,15 @@ class RunFolder:
         """The generator weights of one save."""
         return self.root / f"generator_{step:09d}.pth"
 
+    @property
+    def ground(self) -> Path:
+        """The folder itself, or the nearest one above it that is there."""
+        return next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+
     def check(self, *, in_place: bool) -> None:
         """Raise a UserError where `claim` would refuse, as far as that can be seen without writing anything."""
+        if not self.ground.is_dir() or not os.access(self.ground, os.W_OK | os.X_OK):
+            raise UserError(f"the run's folder {self.root} cannot be used: {self.ground} is no folder to write to")
         if not in_place and (self.latest_weights.exists() or checkpoint.states(self.states)):
             raise UserError(
                 f"{self.root} holds a run already; go on with it (--resume auto), or give this one another name "

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from utils.distributed import World
+from utils.distributed import World, _store_of_this_attempt
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,28 @@ def test_broken_batch_of_one_rank_is_skipped_by_all_and_accumulation_communicate
     for rank in ranks:
         once, thrice = rank["rounds"]
         assert thrice == once >= 1
+
+
+def test_restarted_process_does_not_see_what_those_before_it_have_said(monkeypatch):
+    """torchrun's store outlives the processes; here the test is torchrun."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    about = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_MAX_RESTARTS": "1",
+        "GROUP_WORLD_SIZE": "1",
+    }
+    for name, value in about.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        ours = _store_of_this_attempt(World(rank=1, size=2))
+        seen.append(ours.check(["address"]))
+        ours.set("address", attempt)
+        assert ours.check(["address"])
+    assert seen == [False, False]
 
 
 def test_single_process_needs_no_group():

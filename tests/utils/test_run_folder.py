@@ -33,5 +33,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, in_place):
 
 def test_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be used"):
-        RunFolder(tmp_path / "file" / "run").claim(in_place=False)
+    folder = RunFolder(tmp_path / "file" / "run")
+    for refuse in (folder.check, folder.claim):
+        with pytest.raises(UserError, match="cannot be used"):
+            refuse(in_place=False)
