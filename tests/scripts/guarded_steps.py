@@ -15,6 +15,7 @@ from utils.distributed import joined_world
 from utils.entry import run
 
 ROUNDS = []  # of communication, one entry for each bucket of gradients
+KEPT = []  # networks with hooks: in PyTorch 2.6 their destruction hangs
 
 
 def main() -> int:
@@ -49,6 +50,7 @@ def counted(network: DistributedDataParallel) -> DistributedDataParallel:
         return allreduce_hook(group, bucket)
 
     network.register_comm_hook(None, hook)
+    KEPT.append(network)
     return network
 
 
