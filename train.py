@@ -11,7 +11,9 @@ from options.schema import Options
 from utils.arguments import option_parser, options_from
 from utils.distributed import World, joined_world
 from utils.entry import run
+from utils.errors import UserError
 from utils.files import write_text
+from utils.preflight import Checklist
 from utils.prepare import Ready, prepare
 from utils.run_log import RunLog, SilentLog
 from utils.train_loop import TrainLoop
@@ -49,21 +51,26 @@ def main() -> int:
 
 
 def check(options: Options, ready: Ready, *, world: World) -> None:
-    """Take one step that counts for nothing, and say what was found."""
-    console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
-    try:
-        with world.agree():
-            ready.checks.settle()
+    """Take one step that counts for nothing, and show what was found by all processes."""
+    checks = ready.checks
+    share_mistakes(checks, world)
+    if not checks.wrong:
         ready.train_step.distribute(wrap=partial(world.wrap, device=ready.device), add_up=world.add_up)
-        loop = build_loop(options, ready, world=world, log=SilentLog())
-        with world.agree():
-            ready.checks.look("memory", loop.dry_step)
-            ready.checks.settle()
-        memory = world.gather(ready.checks.found.pop("memory"))
-        ready.checks.found |= {f"memory, process {rank}": found for rank, found in enumerate(memory)}
-    finally:
-        console.print(ready.checks.table())
-    console.print(f"{options.name} can start")
+        checks.look(f"memory, process {world.rank}", build_loop(options, ready, world=world, log=SilentLog()).dry_step)
+        share_mistakes(checks, world)
+    Console(quiet=not world.main, highlight=False, soft_wrap=True).print(checks.table())
+    with world.agree():
+        if checks.wrong:
+            raise UserError(f"{options.name} cannot start before what is marked WRONG above is mended")
+    if world.main:
+        print(f"{options.name} can start")
+
+
+def share_mistakes(checks: Checklist, world: World) -> None:
+    """Let every process know what the others have found."""
+    for found, wrong in world.gather((checks.found, checks.wrong)):
+        checks.found = {**found, **checks.found}
+        checks.wrong = {**wrong, **checks.wrong}
 
 
 def train(options: Options, ready: Ready, *, world: World) -> None:

@@ -112,9 +112,10 @@ def _no_adversarial_gradient(step: int, figures: Mapping[str, float]) -> str | N
     if share == 0:
         return (
             f"the generator gets no gradient from the adversarial loss at step {step:,} (share_gan is 0), so that it "
-            "learns nothing from D. Usually D has collapsed and gives every image the same logits, or gradients vanish "
-            "in half precision. Try train.precision: bf16 or fp32, a lower optimizer.discriminator_learning_rate, and "
-            "an earlier training state to go on from"
+            "learns nothing from D. Usually D has collapsed and gives every image the same logits, or its logits are "
+            "so large that the loss is flat there, or gradients vanish in half precision. Try a lower "
+            "optimizer.discriminator_learning_rate, an earlier training state to go on from, and with fp16 "
+            "train.precision: bf16 or fp32"
         )
     return HEALTHY
 

@@ -1,5 +1,6 @@
 """Everything that can be known to be wrong before a run starts, told at once."""
 
+import math
 import shutil
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from data.benchmarks import Benchmark
+from data.images import image_size
 from models.train_step import TrainStep
 from options.schema import Options
 from utils import checkpoint
@@ -18,14 +21,16 @@ Found = TypeVar("Found")
 
 NUMBER_BYTES = 4  # of a float32
 MOMENTS = 2  # that Adam keeps of each parameter
+PNG_BYTES_PER_PX = 2.0  # of a photograph
 
 
 class Checklist:
-    """What was looked at, and what was found."""
+    """What was looked at, and what was found to be right or wrong."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}
         self.wrong: dict[str, str] = {}
+        self.left: list[str] = []  # what was not looked at, because something that it needs is wrong
 
     def look(self, what: str, find: Callable[[], Found], say: Callable[[Found], str] = str) -> Found | None:
         """Call `find` and note what it returns, or the UserError that it raises, under the name `what`.
@@ -49,17 +54,21 @@ class Checklist:
     def table(self) -> Table:
         """A row for each thing that was looked at."""
         table = Table(show_header=False)
-        table.add_column()
-        table.add_column(overflow="fold")
+        for _ in range(3):
+            table.add_column(overflow="fold")
         for what, found in self.found.items():
-            table.add_row(what, Text(found))
+            table.add_row(Text(what), "ok", Text(found))
         for what, problem in self.wrong.items():
-            table.add_row(what, Text(problem, "red"))
+            table.add_row(Text(what), Text("WRONG", "red"), Text(problem, "red"))
+        for what in self.left:
+            table.add_row(Text(what), "?", "not looked at, as long as the above is wrong")
         return table
 
 
-def check_disk(options: Options, folder: RunFolder, train_step: TrainStep, *, steps_left: int) -> str:
-    """Compare the free space with what the run will write at least: training states and weights.
+def check_disk(
+    options: Options, folder: RunFolder, train_step: TrainStep, benchmarks: list[Benchmark], *, steps_left: int
+) -> str:
+    """Compare the free space with what the run will write: training states, weights and validation images.
 
     Returns:
         Both, in words.
@@ -75,15 +84,25 @@ def check_disk(options: Options, folder: RunFolder, train_step: TrainStep, *, st
     # One state more than are kept, because the oldest is deleted after the newest was written.
     states = min(saves, options.train.keep_states) + best + (saves > 0)
     present_bytes = sum(path.stat().st_size for path in checkpoint.states(folder.states))  # they make room
-    needed_bytes = states * state_bytes + (saves + 1 + best) * weights_bytes - present_bytes
+    # Of the latest and the best weights too, the old file goes after the new one has come.
+    weights_files = saves + 2 * (1 + best)
+    images_bytes = sum(_sr_bytes(benchmark, train_step.generator.scale) for benchmark in benchmarks)
+    validations = -(-steps_left // options.validation.every_steps)
+    needed_bytes = states * state_bytes + weights_files * weights_bytes + validations * images_bytes - present_bytes
     free_bytes = shutil.disk_usage(folder.ground).free
     if needed_bytes > free_bytes:
         raise UserError(
-            f"{folder.root} will grow by {needed_bytes / 1e9:.3g} GB at least ({states} training states of "
-            f"{state_bytes / 1e9:.3g} GB, {saves} generator weights of {weights_bytes / 1e9:.3g} GB), but "
-            f"{free_bytes / 1e9:.3g} GB are free there: free some, or raise train.save_every_steps"
+            f"{folder.root} will grow by about {needed_bytes / 1e9:.3g} GB ({states} training states of "
+            f"{state_bytes / 1e9:.3g} GB, {weights_files} generator weights of {weights_bytes / 1e9:.3g} GB, images of "
+            f"{validations} validations of {images_bytes / 1e9:.3g} GB), but {free_bytes / 1e9:.3g} GB are free "
+            "there: free some, or raise train.save_every_steps or validation.every_steps"
         )
-    return f"{free_bytes / 1e9:.3g} GB free, at least {max(needed_bytes, 0) / 1e9:.3g} GB needed"
+    return f"{free_bytes / 1e9:.3g} GB free, about {max(needed_bytes, 0) / 1e9:.3g} GB needed"
+
+
+def _sr_bytes(benchmark: Benchmark, scale: int) -> int:
+    """Of the SR images of one validation, roughly."""
+    return sum(round(PNG_BYTES_PER_PX * math.prod(image_size(image.lr)) * scale**2) for image in benchmark.images)
 
 
 def _parameters(network: nn.Module | None) -> int:

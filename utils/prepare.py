@@ -51,7 +51,9 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     dataset = checks.look(
         "training pairs", partial(_build_dataset, options, scale=generator.scale), lambda dataset: f"{len(dataset):,}"
     )
-    if dataset is not None and world.main:
+    if dataset is None:
+        checks.left.append("content of the images")
+    elif world.main:
         _look_into(dataset, checks, seed=options.seed, thorough=thorough)
     benchmarks = [
         checks.look(
@@ -82,6 +84,8 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
         checks.look("run folder", partial(folder.check, in_place=ready.start.in_place), lambda _: str(folder.root))
     if not checks.wrong:
         _assemble(ready, options, generator, world)
+    if checks.wrong:
+        checks.left += [what for what in ("scores", "networks", "disk", "memory") if what not in checks.found]
     return ready
 
 
@@ -102,7 +106,8 @@ def _assemble(ready: Ready, options: Options, generator: nn.Module, world: World
     ready.train_step = checks.look("networks", build, _sizes)
     if ready.train_step is not None and world.main:
         steps_left = max(0, options.train.total_steps - start.step)
-        checks.look("disk", partial(check_disk, options, ready.folder, ready.train_step, steps_left=steps_left))
+        check = partial(check_disk, options, ready.folder, ready.train_step, ready.benchmarks, steps_left=steps_left)
+        checks.look("disk", check)
 
 
 def _look_into(dataset: PairedImages, checks: Checklist, *, seed: int, thorough: bool) -> None:

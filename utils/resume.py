@@ -72,11 +72,11 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         published = PSNR_ORIENTED.get(options.generator.type)
         if options.discriminator is not None and published:
             told += f"; the paper starts from PSNR-oriented ones (--set train.start_from={published})"
-        return Start((*before, told), in_place=auto)
+        return Start((*before, told))
     found = checkpoint.load(path)
     if auto or resume is None or not checkpoint.is_training_state(found):
         weights = generator_weights(found, path)
-        return Start((*before, f"starts from {path}: {weights.kind}"), path, weights=weights, in_place=auto)
+        return Start((*before, f"starts from {path}: {weights.kind}"), path, weights=weights)
     in_place = path.resolve().parent == folder.states.resolve()
     newest = next(iter(checkpoint.states(folder.states)), None)
     if in_place and path.resolve() != newest.resolve():
@@ -93,13 +93,14 @@ def _newest_good(options: Options, folder: RunFolder, processes: int) -> Start:
         try:
             state = checkpoint.load(path)
         except UserError as error:
-            damaged[path] = f"{error}: this state is skipped"
+            damaged[path] = f"{str(error).partition(';')[0]}; this state is passed over"
             continue
         told = (*damaged.values(), *_about(state, path, options, processes))
         return Start(told, path, state=state, in_place=True, damaged=tuple(damaged))
     raise UserError(
         f"none of the {len(damaged)} training states in {folder.states} can be read ({next(iter(damaged.values()))}); "
-        "remove that folder to start anew, or name a file to start from (--resume FILE)"
+        "start another run (--set name=...), which can begin with the weights of this one (--resume "
+        f"{folder.latest_weights})"
     )
 
 

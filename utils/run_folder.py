@@ -46,10 +46,15 @@ class RunFolder:
         """Raise a UserError where `claim` would refuse, as far as that can be seen without writing anything."""
         if not self.ground.is_dir() or not os.access(self.ground, os.W_OK | os.X_OK):
             raise UserError(f"the run's folder {self.root} cannot be used: {self.ground} is no folder to write to")
-        if not in_place and (self.latest_weights.exists() or checkpoint.states(self.states)):
+        if not in_place and checkpoint.states(self.states):
             raise UserError(
                 f"{self.root} holds a run already; go on with it (--resume auto), or give this one another name "
                 "(--set name=...), or remove that folder"
+            )
+        if not in_place and self.latest_weights.exists():
+            raise UserError(
+                f"{self.root} holds the weights of a run and no training state to go on from; give this run another "
+                "name (--set name=...), or remove that folder"
             )
 
     def claim(self, *, in_place: bool, damaged: Sequence[Path] = ()) -> None:
@@ -68,7 +73,8 @@ class RunFolder:
         try:
             self.states.mkdir(parents=True, exist_ok=True)
             self._lock = (self.root / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A lock of this process alone: one that a loader's workers inherit would outlive it.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is training in {self.root}; give this run another name") from None
         except OSError as error:

@@ -54,7 +54,7 @@ class TrainLoop:
         self.benchmarks, self.metrics = benchmarks, metrics
         self.folder, self.log, self.world, self.device = folder, log, world, device
         self.samples = 0  # training pairs that all processes together have seen: the position in the data
-        self.bad_steps = 0  # skipped in a row
+        self.bad_steps = 0  # skipped in a row; while they last, nothing is saved
         self.validated = 0  # the last step after which scores were made
         self.saved = None  # the step and the scored step of the newest state
         self.best: dict[str, Any] | None = None  # score, its metric and benchmark, its step
@@ -64,7 +64,6 @@ class TrainLoop:
         """Where the loop stands, beside its training step."""
         return {
             "samples": self.samples,
-            "bad_steps": self.bad_steps,
             "validated": self.validated,
             "best": self.best,
             "watch": self.watch.state_dict(),
@@ -73,7 +72,7 @@ class TrainLoop:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`. The best score counts if the options still ask for the same."""
-        self.samples, self.bad_steps, self.validated = state["samples"], state["bad_steps"], state["validated"]
+        self.samples, self.validated = state["samples"], state["validated"]
         self.watch.load_state_dict(state["watch"])
         best = state["best"]
         if best is not None and (best["benchmark"], best["metric"]) == self._wanted_best():
@@ -89,17 +88,19 @@ class TrainLoop:
             self.log.progress(self.step, total) as advance,
             closing(clock.waiting_for(self.batches)) as batches,
         ):
-            stopping = False
+            if self.world.any(self.world.main and self.step > 0 and not self.folder.weights(self.step).exists()):
+                self._save()  # the run was killed between the state and its weights, or branches off from another one
+            stopping = late = False  # asked to stop; behind with a save
             while True:
                 if self._due(self.options.validation.every_steps) and self.validated != self.step and not stopping:
                     with clock.pause():
                         self._validate(wish)
                         stopping = self.world.any(wish() is not None)
-                if self.saved != (self.step, self.validated) and (
-                    stopping or self._due(train.save_every_steps) or self._best_is_new()
-                ):
+                late = late or stopping or self._due(train.save_every_steps) or self._best_is_new()
+                if late and (self.bad_steps == 0 or self.step >= total) and self.saved != (self.step, self.validated):
                     with clock.pause():
                         self._save()
+                    late = False
                 if stopping or self.step >= total:
                     break
                 self._advance([next(batches) for _ in range(train.accumulate_batches)], clock)
@@ -107,7 +108,8 @@ class TrainLoop:
                 stopping = self.world.any(wish() is not None)
             if self.step < total:
                 self.log.info(
-                    f"stopped after step {self.step:,} of {total:,}, as asked; --resume auto goes on from there"
+                    f"stopped after step {self.step:,} of {total:,}, as asked; --resume auto goes on from "
+                    f"{self._newest()}"
                 )
 
     def dry_step(self) -> str:
@@ -181,13 +183,16 @@ class TrainLoop:
             f"({self.bad_steps} in a row; the run ends at {limit})"
         )
         if self.bad_steps >= limit:
-            newest = next(iter(checkpoint.states(self.folder.states)), None)
-            good = f"the last good state is {newest}" if newest else "no state was saved before"
             with self.world.agree():
                 raise UserError(
-                    f"{limit} steps in a row were skipped, because {', '.join(outcome.broken)} was not finite; {good}; "
-                    "lower optimizer.learning_rate, set optimizer.clip_grad_norm, or look at the images named above"
+                    f"{limit} steps in a row were skipped (not finite: {', '.join(outcome.broken)}): the weights "
+                    f"have probably diverged. The last good state is {self._newest()}; go on from there with a lower "
+                    "optimizer.learning_rate or with optimizer.clip_grad_norm, or look at the images named above"
                 )
+
+    def _newest(self) -> str:
+        newest = next(iter(checkpoint.states(self.folder.states)), None)
+        return newest.name if newest else "none: nothing was saved before"
 
     def _log_terms(self, terms: dict[str, float], clock: "_Clock") -> None:
         steps_per_s, waiting = clock.lap(self.step)
@@ -206,7 +211,7 @@ class TrainLoop:
         )
         self.log.scalars("train", self.step, {**terms, **rates})
         for warning in self.watch.look(self.step, terms):
-            self.log.warning(f"step {self.step:,}: {warning}")
+            self.log.warning(warning)
 
     def _log_spectral_norms(self) -> None:
         norms = {name: norm.item() for name, norm in spectral_norms(self.train_step.discriminator).items()}
@@ -299,12 +304,13 @@ class TrainLoop:
         if self.train_step.ema is not None:
             weights["params_ema"] = self.train_step.ema.module.state_dict()
         about = {"options": self.options.model_dump(mode="json"), "step": self.step}
-        best = [self.folder.best_weights] if self._best_is_new() else []
-        for path in (self.folder.weights(self.step), self.folder.latest_weights, *best):
-            checkpoint.save_generator(path, **weights, **about)
         path = checkpoint.state_path(self.folder.states, self.step)
         state = {"train_step": self.train_step.state_dict(), "loop": self.state_dict()}
         checkpoint.save_state(path, {**weights, **about, **state})
+        best = [self.folder.best_weights] if self._best_is_new() else []
+        # Those of this step last: where they are, all are.
+        for weights_path in (*best, self.folder.latest_weights, self.folder.weights(self.step)):
+            checkpoint.save_generator(weights_path, **weights, **about)
         checkpoint.keep_states(
             self.folder.states,
             self.options.train.keep_states,

@@ -136,10 +136,30 @@ def test_broken_steps_are_named_with_their_images_and_skipped(make_loop):
 
 def test_run_ends_when_broken_steps_are_the_rule_and_names_the_last_good_state(make_loop):
     loop, _ = make_loop(broken_calls={3, 4}, train__max_bad_steps=2, train__save_every_steps=1)
-    with pytest.raises(UserError, match=r"2 steps in a row .* last good state is .*state_000000003\.pth"):
+    with pytest.raises(UserError, match=r"2 steps in a row .* last good state is state_000000002\.pth"):
         loop.run()
-    good = checkpoint.load(checkpoint.states(loop.folder.states)[0])
-    assert all(torch.isfinite(value).all() for value in good["params"].values())
+    assert steps_of_states(loop) == [2, 1]  # that of step 3 would have pushed good ones out, had it gone on so
+
+
+def test_save_that_was_due_in_a_broken_step_is_made_after_the_next_good_one(make_loop):
+    loop, _ = make_loop(broken_calls={2, 3}, train__save_every_steps=2, train__keep_states=9)
+    loop.run()
+    assert steps_of_states(loop) == [6, 4]
+    late, _ = make_loop("late", broken_calls={4, 6}, train__save_every_steps=2, train__keep_states=9)
+    late.run()
+    assert steps_of_states(late) == [6, 5, 2]  # the last step is saved whatever became of it
+    assert all(late.folder.weights(step).exists() for step in (6, 5, 2))
+
+
+def test_weights_that_a_kill_kept_from_being_written_are_written_by_the_run_that_goes_on(make_loop):
+    loop, _ = make_loop(train__save_every_steps=3)
+    loop.run()
+    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 3))
+    loop.folder.weights(3).unlink()
+    make_loop(state=state)[0].run()
+    written = checkpoint.load(loop.folder.weights(3))
+    assert written["step"] == 3
+    assert all(torch.equal(written["params"][name], value) for name, value in state["params"].items())
 
 
 @pytest.mark.parametrize(("metric", "scores", "best"), [("psnr", (20, 25, 22), 4), ("lpips", (0.3, 0.4, 0.2), 6)])
@@ -201,7 +221,7 @@ def test_discriminator_without_a_gradient_is_warned_of(make_loop):
     loop, log = make_loop(adversary=adversary, train__watch_every_steps=3)
     loop.run()
     assert len(log.warnings) == 1
-    assert "step 3: the generator gets no gradient from the adversarial loss" in log.warnings[0]
+    assert "the generator gets no gradient from the adversarial loss at step 3" in log.warnings[0]
     assert ("spectral_norm", 3) in log.figures
 
 
