@@ -62,7 +62,8 @@ class SemanticFusionBlock(nn.Module):
         """
         grid = semantic.shape[-2:]
         image = self.image_in(image).flatten(2).transpose(1, 2)  # (B, HW, inner)
-        x = self.semantic_in(self.norm(semantic)).flatten(2).transpose(1, 2)  # (B, hw, inner)
+        # PyTorch 2.6 crashes in the backward pass of GroupNorm on a channels_last input that wants no gradient.
+        x = self.semantic_in(self.norm(semantic.contiguous())).flatten(2).transpose(1, 2)  # (B, hw, inner)
         x = self.self_attention_norm(x)
         x = self.self_attention(x, x)
         x = self.cross_attention(self.cross_attention_norm(x), image)

@@ -64,6 +64,18 @@ def test_gradients_reach_semantics_image_and_every_parameter(block):
     assert all(p.grad.any() for p in block.parameters())
 
 
+def test_layout_of_the_semantics_in_memory_does_not_matter(block):
+    """The extractor gives them channels last, and they want no gradient."""
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        semantic, image = (x.contiguous(memory_format=layout) for x in inputs())
+        block.zero_grad()
+        block(semantic, image).square().mean().backward()
+        gradients.append([p.grad.clone() for p in block.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(("channels", "upscale", "divisor"), [(1000, 2, 32), (96, 8, 64)])
 def test_channels_that_cannot_be_shuffled_are_refused_with_a_sentence(channels, upscale, divisor):
     with pytest.raises(UserError, match=rf"{channels} channels.*divisible by {divisor}$"):
