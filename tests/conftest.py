@@ -189,11 +189,11 @@ def not_outlived(*processes: subprocess.Popen):
         yield
     finally:
         for process in processes:
-            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            children = children_of(process.pid)
             process.kill()
             for child in children:
                 with suppress(ProcessLookupError):
-                    os.kill(int(child), signal.SIGKILL)
+                    os.kill(child, signal.SIGKILL)
             process.communicate()
 
 
@@ -207,11 +207,18 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> No
 
 def ranks_of(launcher: subprocess.Popen) -> list[int]:
     """Process ids of the training processes, by their ranks."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     ranks = {}
-    for child in children:
+    for child in children_of(launcher.pid):
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         found = [word for word in environment if word.startswith(b"RANK=")]
         if found:
-            ranks[int(found[0][5:])] = int(child)
+            ranks[int(found[0][5:])] = child
     return [ranks[rank] for rank in sorted(ranks)]
+
+
+def children_of(process: int) -> list[int]:
+    """Process ids of the children of a process; none where it has ended."""
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
