@@ -4,8 +4,10 @@ Every random choice derives from (seed, epoch, index), never from a worker, a ra
 samples seen is all that a run needs to go on where it stopped.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -222,3 +224,10 @@ def _collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | User
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers use the cores already
     ignore_wishes()
+    sys.excepthook = _tell_unless_left_alone
+
+
+def _tell_unless_left_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    # The thread that hands tensors over would complain of a main process that leaves in the midst of taking one.
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
