@@ -181,7 +181,7 @@ class OptimizerOptions(Section):
 class TrainOptions(Section):
     """Length, arithmetic and records of a training run."""
 
-    start_from: str | None = Field(
+    start_from: FileName | None = Field(
         None, description="generator weights that a new run starts from, in any released format; null: random ones"
     )
     total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import http.client
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
     names_the_folder = spec.parts[:1] == (pretrained_root.name,)
     inside = (pretrained_root.parent if names_the_folder else pretrained_root) / spec
     for path in (spec, inside):
-        if path.exists():
+        if os.path.exists(path):  # which is False, and no error, for a name too long to be one
             if path.parent.resolve() == pretrained_root.resolve():
                 verify(path)
             return path

@@ -8,7 +8,7 @@ import pytest
 
 from utils import weights
 from utils.errors import UserError
-from utils.weights import KNOWN, WeightFile, locate, sha256_of, verify
+from utils.weights import KNOWN, WeightFile, WeightsMissing, locate, sha256_of, verify
 
 CONTENT = bytes(range(256)) * 300
 SIZE_BYTES = len(CONTENT)
@@ -180,3 +180,8 @@ def test_known_files_can_be_trusted():
     assert KNOWN["RN50.pt"].sha256 in KNOWN["RN50.pt"].url
     for name in ("vgg19-dcbb9e9d.pth", "alexnet-owt-7be5be79.pth"):
         assert KNOWN[name].sha256.startswith(name.removesuffix(".pth").rpartition("-")[2])
+
+
+def test_name_that_no_file_can_have_is_a_missing_file(tmp_path):
+    with pytest.raises(WeightsMissing, match="there is no weight file"):
+        locate("a" * 300, pretrained_root=tmp_path)
