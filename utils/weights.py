@@ -1,26 +1,31 @@
-"""The pretrained weights that the recipes start from: where they lie, where they come from, whether they are intact."""
+"""The pretrained weights that the recipes start from: where they lie, where they come from, whether they are intact.
 
+`python -m utils.weights list|fetch|verify` shows them, downloads them, and compares them with their sha256.
+"""
+
+import argparse
 import difflib
+import functools
 import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Column, Table
 
+from utils.download import DownloadFailed, download, part_of
+from utils.entry import run
 from utils.errors import UserError
-from utils.files import WriteError, atomic_writer, write_text
+from utils.files import WriteError, write_text
 
-TIMEOUT_S = 10  # to connect, and between two pieces
 PIECE_BYTES = 1 << 20
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MIRROR = "SED_WEIGHTS_MIRROR"  # https://host/folder that holds files under their names, asked before their own sources
+OFFLINE = ("SED_OFFLINE", "HF_HUB_OFFLINE")  # with any of them set to 1, no connection is tried
+ANY_WIDTH = 1000  # columns: what a pipe takes
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 class WeightsMissing(UserError):
@@ -32,7 +37,8 @@ class WeightFile:
     """A published weight file."""
 
     name: str  # of the file on disk
-    url: str
+    purpose: str  # in a few words
+    urls: tuple[str, ...]  # the first one is asked first
     sha256: str | None  # None: never published; recorded at the first download
     size_bytes: int | None
 
@@ -42,33 +48,49 @@ KNOWN = {
     for file in (
         WeightFile(
             name="RRDB.pth",
-            url="https://github.com/cszn/KAIR/releases/download/v1.0/RRDB.pth",
+            purpose="RRDB recipes",
+            urls=("https://github.com/cszn/KAIR/releases/download/v1.0/RRDB.pth",),
             sha256=None,
             size_bytes=None,
         ),
         WeightFile(
             name="SwinIR.pth",
-            url="https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
-            "001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth",
+            purpose="SwinIR recipes",
+            urls=(
+                "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
+                "001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth",
+            ),
             sha256="4e78e33f22c1aa8a773db0cf4a7381bae97c2362c717f155439ebc690cbd9215",
             size_bytes=67_869_037,
         ),
         WeightFile(
             name="RN50.pt",
-            url="https://openaipublic.azureedge.net/clip/models/"
-            "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
+            purpose="semantics (CLIP)",
+            urls=(
+                "https://openaipublic.azureedge.net/clip/models/"
+                "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
+            ),
             sha256="afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
             size_bytes=255_827_503,
         ),
         WeightFile(
             name="vgg19-dcbb9e9d.pth",
-            url="https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+            purpose="perceptual loss",
+            urls=("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",),
             sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
             size_bytes=574_673_361,
         ),
         WeightFile(
+            name="vgg16-397923af.pth",
+            purpose="LPIPS (VGG)",
+            urls=("https://download.pytorch.org/models/vgg16-397923af.pth",),
+            sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+            size_bytes=553_433_881,
+        ),
+        WeightFile(
             name="alexnet-owt-7be5be79.pth",
-            url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            purpose="LPIPS (AlexNet)",
+            urls=("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",),
             sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
             size_bytes=244_408_911,
         ),
@@ -79,6 +101,8 @@ KNOWN = {
 def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
     """The path of a weight file, which is downloaded first if it is a known one and not there yet.
 
+    A known file that torch.hub or CLIP has downloaded before, verified by its sha256, is taken from where it lies.
+
     Args:
         spec: a path (relative ones: from the working directory, else inside `pretrained_root`), or the name of a
             known file, alone (`RRDB.pth`) or with the folder's (`pretrained/RRDB.pth`).
@@ -88,7 +112,7 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
         WeightsMissing: there is no such file, or its download failed or brought other bytes than the published ones.
         UserError: a file in `pretrained_root` is not what its name says.
     """
-    spec = Path(spec).expanduser()
+    spec = Path(os.path.expanduser(spec))  # which leaves the home of nobody as it is
     names_the_folder = spec.parts[:1] == (pretrained_root.name,)
     inside = (pretrained_root.parent if names_the_folder else pretrained_root) / spec
     for path in (spec, inside):
@@ -98,16 +122,11 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
             return path
     known = KNOWN.get(spec.name)
     if known and pretrained_root.resolve() in (spec.parent.resolve(), inside.parent.resolve()):
-        path = pretrained_root / known.name
-        _download(known, path)
-        return path
-    names = {name.lower(): name for name in KNOWN}
-    nearest = difflib.get_close_matches(spec.name.lower(), names, n=1)
-    suggestion = f"; did you mean {names[nearest[0]]}?" if nearest else ""
+        return _copy_of_other_tools(known) or _download(known, pretrained_root / known.name)
     looked_in = " nor ".join(dict.fromkeys(str(path) for path in (spec, inside)))
     raise WeightsMissing(
         f"there is no weight file {spec}: it is not at {looked_in}, and the files that can be downloaded to "
-        f"{pretrained_root} are {', '.join(KNOWN)}{suggestion}"
+        f"{pretrained_root} are {', '.join(KNOWN)}{_nearest(spec.name)}"
     )
 
 
@@ -118,7 +137,7 @@ def verify(path: Path) -> bool:
         True if it is that file, False if there is nothing to compare it with.
 
     Raises:
-        UserError: it is another file than its name says.
+        UserError: it is another file than its name says, or cannot be read.
     """
     expected = _expected_sha256(path)
     if expected is None:
@@ -130,7 +149,17 @@ def verify(path: Path) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits. Raises UserError where the file cannot be read."""
+    try:
+        status = path.stat()
+        return _sha256_of(path, (status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns))
+    except OSError as error:
+        raise UserError(f"{path} could not be read: {error.strerror}") from error
+
+
+@functools.cache  # a run asks for the same large files several times
+def _sha256_of(path: Path, state: tuple[int, ...]) -> str:
+    """`state`: what changes with the file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(PIECE_BYTES):
@@ -143,7 +172,7 @@ def _expected_sha256(path: Path) -> str | None:
     if known and known.sha256:
         return known.sha256
     record = _record_of(path)
-    words = record.read_text().split() if record.exists() else []
+    words = record.read_text().split() if os.path.isfile(record) else []
     return words[0] if words else None
 
 
@@ -151,64 +180,165 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _download(file: WeightFile, path: Path) -> None:
+def _nearest(name: str) -> str:
+    names = {known.lower(): known for known in KNOWN}
+    nearest = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"; did you mean {names[nearest[0]]}?" if nearest else ""
+
+
+def _copy_of_other_tools(file: WeightFile) -> Path | None:
+    """What torch.hub or CLIP has downloaded of a file, if it is that file to the byte."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    torch_home = os.environ.get("TORCH_HOME", f"{cache}/torch")
+    for folder in (f"{torch_home}/hub/checkpoints", "~/.cache/clip"):
+        path = Path(os.path.expanduser(folder), file.name)
+        if os.access(path, os.R_OK) and path.is_file() and sha256_of(path) == file.sha256:
+            return path
+    return None
+
+
+def _download(file: WeightFile, path: Path) -> Path:
+    offline = next((name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
+    if offline:
+        raise WeightsMissing(
+            f"{path} is not there, and {offline} forbids to download it: fetch {file.urls[0]} on another machine and "
+            "put it there"
+        )
     expected = _expected_sha256(path)
-    digest = hashlib.sha256()
-    size_bytes = 0
+    mirror = os.environ.get(MIRROR)
+    urls = (f"{mirror.rstrip('/')}/{file.name}", *file.urls) if mirror else file.urls
     try:
-        with atomic_writer(path) as out, closing(_pieces(file, path)) as pieces:
-            for piece in pieces:
-                out.write(piece)
-                digest.update(piece)
-                size_bytes += len(piece)
-            found = digest.hexdigest()
-            if file.size_bytes not in (None, size_bytes):
-                raise _failed(file, path, f"it brought {size_bytes} bytes where {file.size_bytes} were expected")
-            if expected not in (None, found):
-                raise _failed(file, path, f"it brought a file with the sha256 {found} where {expected} was expected")
-    except WriteError as error:
-        raise _failed(file, path, str(error)) from error
+        download(urls, path, size_bytes=file.size_bytes, sha256=expected)
+    except (DownloadFailed, WriteError) as error:
+        raise WeightsMissing(
+            f"{file.name} could not be downloaded: {error}; fetch it on another machine and put it at {path}"
+        ) from error
     if expected is None:
+        found = sha256_of(path)
         write_text(_record_of(path), f"{found}  {path.name}\n")
-        Console(stderr=True).print(
+        print(
             f"The sha256 of {path.name} was never published; that of this download, {found}, is kept in "
             f"{_record_of(path)}, and later checks compare with it.",
-            soft_wrap=True,
-            highlight=False,
+            file=sys.stderr,
         )
+    return path
 
 
-def _pieces(file: WeightFile, path: Path) -> Iterator[bytes]:
-    """The bytes of `file` as they arrive, under a progress bar."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    try:
-        _refuse_plain_http(file.url)
-        with (
-            urllib.request.build_opener(_SafeRedirects).open(file.url, timeout=TIMEOUT_S) as response,
-            Progress(*columns, console=Console(stderr=True)) as progress,
-        ):
-            missing = response.length  # counts down as the response is read; None where the server does not tell
-            bar = progress.add_task(f"Downloading {file.name}", total=missing)
-            while piece := response.read(PIECE_BYTES):
-                yield piece
-                progress.advance(bar, len(piece))
-            if response.length:
-                raise _failed(file, path, f"the connection was cut off {response.length} bytes before the end")
-    except (OSError, http.client.HTTPException) as error:
-        raise _failed(file, path, str(getattr(error, "reason", error))) from error
+def main() -> int:
+    """Show, fetch or verify pretrained weights; returns the exit code, 1 where some are missing or wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.weights",
+        description="The pretrained weights that the recipes start from.",
+        epilog=f"{MIRROR}=https://host/folder is asked first for files of these names; with {OFFLINE[0]}=1 nothing is "
+        "downloaded. What torch.hub ($TORCH_HOME) or CLIP has downloaded before is used where it lies.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    lister = commands.add_parser("list", help="names, sizes, sources, sha256, and what is here of them")
+    fetcher = commands.add_parser("fetch", help="download what is missing")
+    fetcher.add_argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(KNOWN)}")
+    verifier = commands.add_parser("verify", help="compare what is here with its published or recorded sha256")
+    verifier.add_argument("names", nargs="*", metavar="NAME", help="files that must be here (default: all that are)")
+    for command in (lister, fetcher, verifier):
+        command.add_argument(
+            "--pretrained_root",
+            type=Path,
+            default=Path("pretrained"),
+            metavar="FOLDER",
+            help="the folder of the weights (default pretrained)",
+        )
+    args = parser.parse_args()
+    if args.command == "list":
+        return _list(args.pretrained_root)
+    if args.command == "fetch":
+        return _fetch(args.names, args.pretrained_root)
+    return _verify(args.names, args.pretrained_root)
 
 
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _refuse_plain_http(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+def _list(root: Path) -> int:
+    console = Console(highlight=False, markup=False)
+    states = {file.name: _state(file, root) for file in KNOWN.values()}
+    table = _table(states, whole=True)
+    width = console.measure(table, options=console.options.update_width(ANY_WIDTH)).maximum
+    if not console.is_terminal:
+        console.width = width
+    console.print(table if width <= console.width else _table(states, whole=False))
+    return 0
 
 
-def _refuse_plain_http(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        raise urllib.error.URLError(f"only https is trusted, and {url} is not")
+def _table(states: dict[str, str], *, whole: bool) -> Table:
+    """`whole`: sha256 to the last digit, and sources; else what a narrow terminal takes."""
+    name, size = Column("file", no_wrap=True), Column("MB", justify="right")
+    table = Table(name, size, "for", "here", "sha256", box=box.SIMPLE)
+    if whole:
+        table.add_column("source")
+    else:
+        table.caption = "with sources and the whole sha256 in a wide terminal, or through a pipe"
+    for file in KNOWN.values():
+        cells = [
+            file.name,
+            "?" if file.size_bytes is None else f"{file.size_bytes / 1e6:.1f}",
+            file.purpose,
+            states[file.name],
+            "unpublished" if file.sha256 is None else file.sha256 if whole else f"{file.sha256[:8]}...",
+        ]
+        table.add_row(*cells, *([" ".join(file.urls)] if whole else []))
+    return table
 
 
-def _failed(file: WeightFile, path: Path, reason: str) -> WeightsMissing:
-    return WeightsMissing(f"{file.url} could not be downloaded: {reason}; put the file at {path} by hand")
+def _state(file: WeightFile, root: Path) -> str:
+    path = root / file.name
+    if os.path.exists(path):
+        try:
+            return "verified" if verify(path) else "there, not verifiable"
+        except UserError:
+            return "there, but another file"
+    copy = _copy_of_other_tools(file)
+    if copy is not None:
+        return f"verified, in {copy.parent}"
+    part = part_of(path)
+    return f"{part.stat().st_size / 1e6:.1f} MB so far" if os.path.exists(part) else "missing"
+
+
+def _fetch(names: list[str], root: Path) -> int:
+    for name in names:
+        if name not in (*KNOWN, "all"):
+            raise UserError(f"{name} is none of the files that can be fetched: {', '.join(KNOWN)}{_nearest(name)}")
+    failed = False
+    for name in KNOWN if "all" in names else names:
+        try:
+            path = locate(root / name, pretrained_root=root)
+        except UserError as error:  # the others may be had all the same
+            print(error, file=sys.stderr)
+            failed = True
+        else:
+            print(_verdict(path))
+    return int(failed)
+
+
+def _verify(names: list[str], root: Path) -> int:
+    if names:
+        paths = [root / name for name in names]
+    else:
+        here = sorted(root.iterdir()) if root.is_dir() else []
+        elsewhere = [_copy_of_other_tools(file) for file in KNOWN.values() if not (root / file.name).exists()]
+        paths = [path for path in (*here, *elsewhere) if path is not None and path.suffix in WEIGHT_SUFFIXES]
+        if not paths:
+            print(f"there are no weights in {root}")
+    failed = False
+    for path in paths:
+        try:
+            if not os.path.exists(path):
+                raise WeightsMissing(f"{path} is not there")
+            print(_verdict(path))
+        except UserError as error:
+            print(error)
+            failed = True
+    return int(failed)
+
+
+def _verdict(path: Path) -> str:
+    return f"{path}: its sha256 is right" if verify(path) else f"{path}: no sha256 is known to compare it with"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,15 +1,23 @@
 import hashlib
 import http.server
+import os
 import re
-import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch.hub
 
 from utils import weights
+from utils.download import part_of
+from utils.entry import run
 from utils.errors import UserError
 from utils.weights import KNOWN, WeightFile, WeightsMissing, locate, sha256_of, verify
 
+ROOT = Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 300
 SIZE_BYTES = len(CONTENT)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -17,30 +25,34 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.server.requests += 1
-        if self.path == "/redirected":
-            self.send_response(302)
-            self.send_header("Location", "http://example.org/model.pth")
-            self.end_headers()
-            return
-        if self.path == "/absent":
+        self.server.requests.append(self.path)
+        if self.path.startswith("/absent"):
             self.send_error(404)
             return
-        body = b"other" if self.path == "/other" else CONTENT
+        body = b"other" if self.path.startswith("/other") else CONTENT
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
         self.end_headers()
-        self.wfile.write(body[:1000] if self.path == "/cut-off" else body)
+        self.wfile.write(body)
 
     def log_message(self, *_):
         pass
 
 
-@pytest.fixture
-def server(monkeypatch):
+@pytest.fixture(autouse=True)
+def nothing_but_what_a_test_gives(monkeypatch, tmp_path):
+    """No mirror, no proxy, and no folders of other tools."""
+    for name in ("SED_WEIGHTS_MIRROR", "SED_OFFLINE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.requests = 0
+        server.requests = []
         server.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -51,13 +63,29 @@ def server(monkeypatch):
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Make `model.pth` a known file at a URL."""
+    """Make `model.pth` the known file, at these URLs."""
 
-    def publish(url, sha256=SHA256, size_bytes=SIZE_BYTES):
-        file = WeightFile(name="model.pth", url=url, sha256=sha256, size_bytes=size_bytes)
+    def publish(*urls, sha256=SHA256, size_bytes=SIZE_BYTES):
+        file = WeightFile(name="model.pth", purpose="test", urls=urls, sha256=sha256, size_bytes=size_bytes)
+        for name in tuple(KNOWN):
+            monkeypatch.delitem(KNOWN, name)
         monkeypatch.setitem(KNOWN, file.name, file)
 
     return publish
+
+
+@pytest.fixture
+def command(root, monkeypatch, capsys):
+    """Runs `python -m utils.weights` in this process; returns its exit code and what it said."""
+
+    def run_it(*words):
+        monkeypatch.setattr(sys, "argv", ["weights.py", *words, "--pretrained_root", str(root)])
+        with pytest.raises(SystemExit) as ending:
+            run(weights.main)
+        told = capsys.readouterr()
+        return ending.value.code, told.out + told.err
+
+    return run_it
 
 
 @pytest.fixture
@@ -76,53 +104,94 @@ def test_known_file_is_downloaded_once_whatever_way_it_is_named(spec, root, serv
         path = locate(spec.format(root=root), pretrained_root=root)
         assert path.samefile(root / "model.pth")
         assert path.read_bytes() == CONTENT
-    assert server.requests == 1
+    assert server.requests == ["/right"]
     assert files_in(root) == ["model.pth"]
 
 
-@pytest.mark.parametrize(
-    ("page", "sha256", "size_bytes", "reason"),
-    [
-        ("other", SHA256, SIZE_BYTES, f"5 bytes where {SIZE_BYTES} were expected"),
-        ("other", SHA256, None, f"sha256 {hashlib.sha256(b'other').hexdigest()} where {SHA256}"),
-        ("cut-off", SHA256, SIZE_BYTES, "cut off"),
-        ("cut-off", None, None, f"cut off {SIZE_BYTES - 1000} bytes before the end"),
-        ("absent", SHA256, SIZE_BYTES, "Not Found"),
-        ("redirected", SHA256, SIZE_BYTES, "only https is trusted, and http://example.org/model.pth is not"),
-    ],
-)
-def test_failed_download_leaves_nothing_and_tells_where(page, sha256, size_bytes, reason, root, server, publish):
-    publish(f"{server.url}/{page}", sha256, size_bytes)
-    with pytest.raises(UserError, match=reason) as caught:
+@pytest.mark.parametrize(("page", "reason"), [("other", f"5 bytes where {SIZE_BYTES}"), ("absent", "404 Not Found")])
+def test_failed_download_leaves_nothing_and_tells_where_to_put_the_file(page, reason, root, server, publish):
+    publish(f"{server.url}/{page}")
+    with pytest.raises(WeightsMissing, match=reason) as caught:
         locate("model.pth", pretrained_root=root)
     assert f"{server.url}/{page}" in str(caught.value)
-    assert str(root / "model.pth") in str(caught.value)
+    assert f"put it at {root / 'model.pth'}" in str(caught.value)
     assert files_in(root) == []
 
 
-def test_absent_server_is_told_in_a_sentence(root, publish, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
-        publish(f"http://127.0.0.1:{unused.getsockname()[1]}/right")
-        with pytest.raises(UserError, match="refused"):
-            locate("model.pth", pretrained_root=root)
-    assert files_in(root) == []
+def test_folder_that_cannot_be_written_to_is_told(tmp_path, publish):
+    publish("https://example.org/model.pth")
+    (tmp_path / "file").touch()
+    with pytest.raises(WeightsMissing, match="cannot write"):
+        locate("model.pth", pretrained_root=tmp_path / "file")
 
 
-def test_silent_server_is_given_up(root, publish, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(weights, "TIMEOUT_S", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        publish(f"http://127.0.0.1:{silent.getsockname()[1]}/right")
-        with pytest.raises(UserError, match="timed out"):
-            locate("model.pth", pretrained_root=root)
+def test_mirror_is_asked_first_and_must_bring_the_same_bytes(root, server, publish, monkeypatch):
+    publish(f"{server.url}/right")
+    monkeypatch.setenv("SED_WEIGHTS_MIRROR", f"{server.url}/mirror/")
+    assert locate("model.pth", pretrained_root=root).read_bytes() == CONTENT
+    assert server.requests == ["/mirror/model.pth"]
+
+    server.requests.clear()
+    (root / "model.pth").unlink()
+    monkeypatch.setenv("SED_WEIGHTS_MIRROR", f"{server.url}/other")
+    assert locate("model.pth", pretrained_root=root).read_bytes() == CONTENT
+    assert server.requests == ["/other/model.pth", "/right"]
 
 
-def test_plain_http_is_refused_beyond_this_machine(root, publish):
-    publish("http://example.org/model.pth")
-    with pytest.raises(UserError, match="only https is trusted"):
+def test_mirror_without_encryption_is_not_asked(root, server, publish, monkeypatch, capsys):
+    publish(f"{server.url}/right")
+    monkeypatch.setenv("SED_WEIGHTS_MIRROR", "http://mirror.example.org")
+    assert locate("model.pth", pretrained_root=root).read_bytes() == CONTENT
+    assert "only https is trusted, and http://mirror.example.org/model.pth is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["SED_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_machine_tries_no_connection_and_says_what_to_fetch(variable, root, server, publish, monkeypatch):
+    publish(f"{server.url}/right")
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(WeightsMissing) as caught:
         locate("model.pth", pretrained_root=root)
+    for part in (variable, f"{server.url}/right", str(root / "model.pth")):
+        assert part in str(caught.value)
+    assert server.requests == []
+    monkeypatch.setenv(variable, "0")
+    locate("model.pth", pretrained_root=root)
+
+
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME", None])
+def test_file_that_torch_hub_has_downloaded_is_used_where_it_lies(
+    variable, tmp_path, root, server, publish, command, monkeypatch
+):
+    """torch itself says where that is."""
+    publish(f"{server.url}/right")
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
+    copy = Path(torch.hub.get_dir(), "checkpoints", "model.pth")
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(CONTENT)
+    assert locate("model.pth", pretrained_root=root) == copy
+    assert command("verify") == (0, f"{copy}: its sha256 is right\n")
+    assert server.requests == files_in(root) == []
+
+    copy.write_bytes(b"another")
+    assert locate("model.pth", pretrained_root=root) == root / "model.pth"
+
+
+def test_file_that_clip_has_downloaded_is_used_where_it_lies(tmp_path, root, server, publish):
+    publish(f"{server.url}/right")
+    copy = tmp_path / "home/.cache/clip/model.pth"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(CONTENT)
+    assert locate("model.pth", pretrained_root=root) == copy
+    assert server.requests == []
+
+
+def test_copy_of_other_tools_that_cannot_be_verified_is_not_used(tmp_path, root, server, publish):
+    publish(f"{server.url}/right", sha256=None)
+    copy = tmp_path / "home/.cache/clip/model.pth"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"unknown")
+    assert locate("model.pth", pretrained_root=root) == root / "model.pth"
 
 
 def test_unpublished_sha256_is_recorded_told_and_compared_with_later(root, server, publish, capsys):
@@ -134,7 +203,7 @@ def test_unpublished_sha256_is_recorded_told_and_compared_with_later(root, serve
 
     path.unlink()
     publish(f"{server.url}/other", sha256=None, size_bytes=None)
-    with pytest.raises(UserError, match=SHA256):
+    with pytest.raises(WeightsMissing, match=SHA256):
         locate("model.pth", pretrained_root=root)
     assert files_in(root) == ["model.pth.sha256"]
 
@@ -174,14 +243,120 @@ def test_missing_file_is_told_with_the_nearest_known_name(spec, root):
 def test_known_files_can_be_trusted():
     for name, file in KNOWN.items():
         assert name == file.name
-        assert file.url.startswith("https://")
+        assert file.urls
+        assert all(url.startswith("https://") for url in file.urls)
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
     # CLIP's URL holds its sha256, torchvision's file names the first digits of theirs.
-    assert KNOWN["RN50.pt"].sha256 in KNOWN["RN50.pt"].url
-    for name in ("vgg19-dcbb9e9d.pth", "alexnet-owt-7be5be79.pth"):
+    assert KNOWN["RN50.pt"].sha256 in KNOWN["RN50.pt"].urls[0]
+    for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth"):
         assert KNOWN[name].sha256.startswith(name.removesuffix(".pth").rpartition("-")[2])
 
 
 def test_name_that_no_file_can_have_is_a_missing_file(tmp_path):
     with pytest.raises(WeightsMissing, match="there is no weight file"):
         locate("a" * 300, pretrained_root=tmp_path)
+
+
+def test_large_file_is_read_once_in_a_process_unless_it_changes(tmp_path, publish, monkeypatch):
+    publish("https://example.org/model.pth")
+    path = tmp_path / "model.pth"
+    path.write_bytes(CONTENT)
+    digests = Mock(wraps=hashlib.sha256)
+    monkeypatch.setattr(weights.hashlib, "sha256", digests)
+    for _ in range(3):
+        assert locate(path, pretrained_root=tmp_path) == path
+    assert digests.call_count == 1
+    path.unlink()
+    path.write_bytes(CONTENT + b"more")
+    with pytest.raises(UserError, match="was expected"):
+        locate(path, pretrained_root=tmp_path)
+
+
+def test_unreadable_weights_are_told_in_a_sentence(tmp_path, publish):
+    publish("https://example.org/model.pth")
+    (tmp_path / "model.pth").mkdir()
+    with pytest.raises(UserError, match="could not be read"):
+        locate("model.pth", pretrained_root=tmp_path)
+
+
+def test_list_shows_what_is_here(root, server, publish, command):
+    publish(f"{server.url}/right")
+
+    def state():
+        code, table = command("list")
+        assert code == 0
+        assert SHA256 in table
+        assert f"{server.url}/right" in table
+        (line,) = (line for line in table.splitlines() if "model.pth" in line)
+        return line[: line.index(SHA256)].split("test", 1)[1].strip()
+
+    assert state() == "missing"
+    root.mkdir(parents=True)
+    part_of(root / "model.pth").write_bytes(bytes(1_500_000))
+    assert state() == "1.5 MB so far"
+    (root / "model.pth").write_bytes(CONTENT)
+    assert state() == "verified"
+    (root / "model.pth").write_bytes(CONTENT[:-1])
+    assert state() == "there, but another file"
+
+
+def test_list_fits_a_narrow_terminal(root, command, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    _, table = command("list")
+    plain = re.sub(r"\x1b\[[\d;]*m", "", table)
+    for name, file in KNOWN.items():
+        (line,) = (line for line in plain.splitlines() if name in line)
+        assert len(line) <= 80
+        assert file.sha256 is None or file.sha256[:8] in line
+
+
+def test_fetch_brings_what_is_missing_and_verify_confirms_it(root, server, publish, command):
+    publish(f"{server.url}/right")
+    right = f"{root / 'model.pth'}: its sha256 is right\n"
+    assert command("verify") == (0, f"there are no weights in {root}\n")
+    assert command("fetch", "all") == (0, right)
+    assert command("fetch", "model.pth") == (0, right)
+    assert server.requests == ["/right"]
+    (root / "mine.pth").touch()
+    assert command("verify") == (0, f"{root / 'mine.pth'}: no sha256 is known to compare it with\n{right}")
+
+
+def test_verify_fails_where_a_file_differs_or_is_not_there(root, publish, command):
+    publish("https://example.org/model.pth")
+    code, told = command("verify", "model.pth")
+    assert (code, told) == (1, f"{root / 'model.pth'} is not there\n")
+    root.mkdir(parents=True)
+    (root / "model.pth").write_bytes(CONTENT[:-1])
+    (root / "mine.pth").touch()
+    for names in ((), ("mine.pth", "model.pth")):
+        code, told = command("verify", *names)
+        assert code == 1
+        assert "no sha256 is known" in told
+        assert f"{SHA256} was expected" in told
+
+
+def test_fetch_goes_on_after_a_failure_and_refuses_unknown_names_before_it_begins(
+    root, server, publish, command, monkeypatch
+):
+    publish(f"{server.url}/absent")
+    second = WeightFile("second.pth", "test", (f"{server.url}/right",), sha256=SHA256, size_bytes=SIZE_BYTES)
+    monkeypatch.setitem(KNOWN, "second.pth", second)
+    code, told = command("fetch", "second.pth", "modle.pth")
+    assert code == 2
+    assert "did you mean model.pth?" in told
+    assert server.requests == []
+    code, told = command("fetch", "all")
+    assert code == 1
+    assert "404 Not Found" in told
+    assert f"{root / 'second.pth'}: its sha256 is right" in told
+
+
+def test_command_line_is_there_and_needs_no_network_to_list(tmp_path):
+    words = [sys.executable, "-m", "utils.weights", "list", "--pretrained_root", tmp_path]
+    environment = {**os.environ, "SED_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    for name, file in KNOWN.items():
+        assert name in done.stdout
+        assert all(url in done.stdout for url in file.urls)
