@@ -83,7 +83,7 @@ def prepare_outputs(
         if given[output.resolve()] > 1:
             raise UserError(f"the output folder {output} is given for something else too; give another folder")
     for output in outputs:
-        if not (overwrite or resume) and output.is_dir() and any(output.iterdir()):
+        if not (overwrite or resume) and os.path.isdir(output) and any(output.iterdir()):
             raise UserError(
                 f"the output folder {output} is not empty; give --resume to do what is missing, or --overwrite"
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data.benchmarks import find_benchmark
+from data.benchmarks import find_benchmark, find_inputs
 from utils.errors import UserError
 
 
@@ -66,3 +66,37 @@ def test_what_does_not_fit_is_told(tmp_path, files, sentence):
         image(tmp_path / "Set" / name, side)
     with pytest.raises(UserError, match=sentence):
         find_benchmark(tmp_path, "Set", scale=4)
+
+
+def test_files_and_folders_to_upscale_become_benchmarks_without_ground_truth(tmp_path, monkeypatch):
+    for name in ("holiday/b.jpg", "holiday/a_HR.png", "z.png", "other/a.JPG"):
+        image(tmp_path / name, 5)
+    (tmp_path / "holiday/notes.txt").touch()
+    monkeypatch.chdir(tmp_path / "holiday")
+    found = find_inputs([Path("../z.png"), Path("."), Path("../other/a.JPG")])
+    assert [(benchmark.name, [entry.name for entry in benchmark.images]) for benchmark in found] == [
+        ("holiday", ["a_HR", "b"]),
+        ("input", ["a", "z"]),
+    ]
+    assert [entry.lr for entry in found[1].images] == [Path("../other/a.JPG"), Path("../z.png")]
+    assert not any(benchmark.has_ground_truth for benchmark in found)
+
+
+@pytest.mark.parametrize(
+    ("paths", "sentence"),
+    [
+        (["absent.png"], "absent.png does not exist"),
+        (["x" * 300], "does not exist"),
+        (["notes.txt"], r"notes.txt is no image by its name; .*\.png"),
+        (["empty"], "no image in .*empty"),
+        (["a.png", "other/a.png"], "a.png and .*other/a.png would both be written as one PNG"),
+        (["a.png", "a.png"], "would both be written as one PNG"),
+    ],
+)
+def test_what_cannot_be_upscaled_is_told(tmp_path, paths, sentence):
+    for name in ("a.png", "other/a.png"):
+        image(tmp_path / name, 5)
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        find_inputs([tmp_path / path for path in paths])
