@@ -38,8 +38,10 @@ def _possible_path(value: str | Path) -> str | Path:
     return value
 
 
-Natural = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, lt=2**63)]
+# The bounds stand before the validator, or they would be missing from the JSON schema.
+Natural = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1, lt=2**63), BeforeValidator(_whole)]
+TileSide = Annotated[int, Field(ge=64, multiple_of=8), BeforeValidator(_whole)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -47,7 +49,7 @@ FileName = Annotated[str, AfterValidator(_possible_path)]
 # strict mode would refuse the string that YAML gives
 Location = Annotated[Path, Field(strict=False), AfterValidator(_possible_path)]
 
-Metric = Literal["psnr", "ssim", "lpips"]
+BuiltInMetric = Literal["psnr", "ssim", "lpips", "lpips-vgg"]
 
 
 class Section(BaseModel):
@@ -68,7 +70,7 @@ class Paths(Section):
 class RRDBOptions(Section):
     """The generator of ESRGAN (Wang et al. 2018); the defaults are its 16.70 M parameters."""
 
-    type: Literal["rrdb"]
+    type: Literal["rrdb"] = Field(description="residual-in-residual dense blocks, convolutions alone")
     features: Positive = Field(64, description="channels of the trunk")
     blocks: Positive = Field(23, description="number of residual-in-residual dense blocks")
     growth: Positive = Field(32, description="channels that each convolution of a dense block adds")
@@ -77,13 +79,17 @@ class RRDBOptions(Section):
 class SwinIROptions(Section):
     """SwinIR (Liang et al. 2021); the defaults are SwinIR-M for classical SR."""
 
-    type: Literal["swinir"]
+    type: Literal["swinir"] = Field(description="attention within shifted windows")
     embed_dim: Positive = Field(180, description="channels of the transformer blocks")
     depths: tuple[Positive, ...] = Field((6,) * 6, description="transformer blocks in each residual group")
     heads: tuple[Positive, ...] = Field((6,) * 6, description="attention heads in each residual group")
     window: Positive = Field(8, description="side of an attention window in LR pixels")
     mlp_ratio: PositiveFloat = Field(2.0, description="hidden channels of the MLP, as a multiple of embed_dim")
     drop_path: Fraction = Field(0.1, description="stochastic depth of the last block in training, rising from 0")
+    upsampler: Literal["pixelshuffle", "nearest+conv"] = Field(
+        "pixelshuffle",
+        description="pixelshuffle: of classical SR; nearest+conv: of the published SwinIR for photographs",
+    )
 
 
 GeneratorOptions = Annotated[Union[RRDBOptions, SwinIROptions], Field(discriminator="type")]  # noqa: UP007
@@ -204,8 +210,8 @@ class ValidationOptions(Section):
 
     every_steps: Positive = Field(5_000, description="steps between two validations; the last step is validated too")
     benchmarks: tuple[FileName, ...] = Field(("Set5",), description="benchmarks in paths.data_test_root; [] for none")
-    metrics: tuple[Metric, ...] = Field(("psnr", "ssim"), description="which scores", min_length=1)
-    best_by: Metric | None = Field(
+    metrics: tuple[BuiltInMetric, ...] = Field(("psnr", "ssim"), description="which scores", min_length=1)
+    best_by: BuiltInMetric | None = Field(
         None, description="the score, on the first benchmark, whose best weights are kept apart; null: none"
     )
 
@@ -215,16 +221,28 @@ class TestOptions(Section):
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    weights: FileName | None = Field(None, description="generator weights in any released format, or `bicubic`")
+    weights: tuple[FileName, ...] = Field(
+        (), description="generator weights in any released format, or `bicubic`, side by side; LABEL=FILE names one"
+    )
     benchmarks: tuple[FileName, ...] = Field(
         ("Set5", "Set14", "Urban100", "Manga109", "DIV2K"),
         description="names in paths.data_test_root, or folders; a folder without HR is simply upscaled",
         min_length=1,
     )
-    metrics: tuple[Metric, ...] | None = Field(
-        None, description="which scores, all required; null: psnr and ssim, and lpips if its backbone can be had"
+    metrics: tuple[str, ...] | None = Field(
+        None,
+        description="which scores, all required: psnr, ssim, lpips, lpips-vgg, or the name that pyiqa gives a metric; "
+        "null: psnr and ssim, and lpips if its backbone can be had",
     )
     paper_row: str | None = Field(None, description="row of the paper's Table 1 to print beside, e.g. RRDB+P+SeD")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the generator")
+    batch_size: Positive = Field(1, description="images upscaled together where neighbours are of one size")
+    tile_px: TileSide | None = Field(
+        None,
+        description="side of the square of LR pixels that the generator gets at most at once; larger images are "
+        "upscaled in overlapping tiles of it. null: found from free memory",
+    )
+    self_ensemble: bool = Field(False, description="average over 8 flips and rotations (EDSR+): 8 times as slow")
 
 
 class Options(Section):
@@ -311,13 +329,16 @@ class Override:
         return cls(key, _Reader(said).document(value), said)
 
 
-def load_options(file: str | Path, overrides: Sequence[Override] = ()) -> Options:
+def load_options(recipe: str | Path | dict[str, Any], overrides: Sequence[Override] = ()) -> Options:
     """Read a recipe, the recipes that it extends, and the command line's overrides (the last one wins).
 
+    Args:
+        recipe: a file; or a tree of keys and values that stands for one, where there is no file.
+
     Raises UserError that names file and line (or the argument) of every key that is wrong, what was given and what
-    is allowed.
+    is allowed. Of a key that only a tree gave, no place is named.
     """
-    tree, said = _read_chain(Path(file), ())
+    tree, said = (_plain(recipe), {}) if isinstance(recipe, dict) else _read_chain(Path(recipe), ())
     for override in overrides:
         *parents, _ = path = tuple(override.key.split("."))
         for depth in range(1, len(parents) + 1):
@@ -327,13 +348,17 @@ def load_options(file: str | Path, overrides: Sequence[Override] = ()) -> Option
     try:
         options = Options.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        # Wrong items do not count, so that a list of nothing else is too short as well.
+        problems = [
+            _explain(found) for found in error.errors() if not (found["type"] == "too_short" and found["input"])
+        ]
     else:
         problems = [(tuple(key.split(".")), text) for key, text in impossible_combinations(options)]
         if not problems:
             return options
+    base = "" if isinstance(recipe, dict) else f"{recipe}: "
     raise UserError(
-        "\n".join(_one_line(f"{_where(path, said, file)}: {'.'.join(path)} {text}") for path, text in problems)
+        "\n".join(_one_line(f"{_where(path, said) or base}{'.'.join(path)} {text}") for path, text in problems)
     )
 
 
@@ -434,6 +459,13 @@ def _read_chain(file: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any],
     return merged, {**said, **reader.said}
 
 
+def _plain(value: Any) -> Any:
+    """A copy, in which lists are tuples as in what is read from a file."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return tuple(_plain(inner) for inner in value) if isinstance(value, list | tuple) else value
+
+
 def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
     """Lay `changes` over `tree`: mappings key by key, everything else replaced."""
     for key, value in changes.items():
@@ -467,7 +499,7 @@ def _explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     kind = problem["type"]
     if kind == "extra_forbidden":
         keys = list(_section_of(problem["loc"][:-1]).model_fields)
-        return path, f"is not an option{_did_you_mean(path[-1], keys)}; allowed here: {', '.join(keys)}"
+        return path, f"is not an option{did_you_mean(path[-1], keys)}; allowed here: {', '.join(keys)}"
     if kind in ("missing", "union_tag_not_found"):
         if kind == "union_tag_not_found" and isinstance(problem["input"], dict):
             path = (*path, "type")
@@ -476,7 +508,7 @@ def _explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
         allowed = re.findall(r"'([^']*)'", problem["ctx"].get("expected") or problem["ctx"]["expected_tags"])
         if kind == "union_tag_invalid":
             path, given = (*path, "type"), repr(problem["input"]["type"])
-        return path, f"is {given}{_did_you_mean(given.strip(repr(' ')), allowed)}; allowed: {', '.join(allowed)}"
+        return path, f"is {given}{did_you_mean(given.strip(repr(' ')), allowed)}; allowed: {', '.join(allowed)}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return path, f"is {given}; expected keys and values"
     if kind == "string_pattern_mismatch":
@@ -499,15 +531,16 @@ def _section_of(location: tuple[str | int, ...]) -> type[Section]:
     return section
 
 
-def _where(path: tuple[str, ...], said: dict[tuple[str, ...], str], file: str | Path) -> str:
-    """Where the user said it: the closest key on the way up that some file or argument gave."""
+def _where(path: tuple[str, ...], said: dict[tuple[str, ...], str]) -> str:
+    """Where the user said it, with a colon: the closest key on the way up that some file or argument gave."""
     for depth in range(len(path), 0, -1):
         if path[:depth] in said:
-            return said[path[:depth]]
-    return str(file)
+            return f"{said[path[:depth]]}: "
+    return ""
 
 
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A suggestion in brackets, to follow the word, where a known one is close to it; else nothing."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
 

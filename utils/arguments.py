@@ -1,16 +1,45 @@
 """The command line that `train.py` and `test.py` share: an option file and what overrides it."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
+from options.describe import commented_options
 from options.schema import Options, Override, load_options
 
 FOLDER_FLAGS = {"data_root": "the training set", "data_test_root": "the benchmarks", "out_root": "the runs"}
 
 
-def option_parser(description: str, *, folders: tuple[str, ...]) -> argparse.ArgumentParser:
-    """A parser with --opt, --set and flags for these folders of `paths`."""
+class _HelpOptions(argparse.Action):
+    """Shows the options, or those of one key, and exits as --help does, whatever else was given."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        console = Console()
+        text = Text(commented_options(values, width=min(console.width, 120)).rstrip())
+        text.highlight_regex(r"(?m)^ *#.*$", "dim")
+        text.highlight_regex(r"(?m)^ *\w+:", "bold")
+        console.print(text, soft_wrap=True)
+        parser.exit()
+
+
+def option_parser(description: str, *, folders: tuple[str, ...], opt_required: bool = True) -> argparse.ArgumentParser:
+    """A parser with --opt, --set, --help-options and flags for these folders of `paths`."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--opt", required=True, metavar="FILE", help="recipe, such as options/train_rrdb_P+SeD.yml")
+    parser.add_argument(
+        "--help-options", nargs="?", metavar="KEY", action=_HelpOptions, help="show every option, or those of a key"
+    )
+    parser.add_argument(
+        "--opt", required=opt_required, metavar="FILE", help="recipe, such as options/train_rrdb_P+SeD.yml"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -23,11 +52,16 @@ def option_parser(description: str, *, folders: tuple[str, ...]) -> argparse.Arg
     return parser
 
 
-def options_from(arguments: argparse.Namespace, *more: Override) -> Options:
-    """The option tree that the arguments ask for. Raises UserError where something in it is wrong."""
+def options_from(arguments: argparse.Namespace, *more: Override, default: dict[str, Any] | None = None) -> Options:
+    """The option tree that the arguments ask for. Raises UserError where something in it is wrong.
+
+    Args:
+        more: choices of further arguments, which override what --set says.
+        default: the tree that stands for the recipe where --opt is optional and was not given.
+    """
     overrides = [Override.parse(text) for text in arguments.set]
     for folder in FOLDER_FLAGS:
         value = getattr(arguments, folder, None)
         if value is not None:
             overrides.append(Override(f"paths.{folder}", value, f"--{folder} {value}"))
-    return load_options(arguments.opt, [*overrides, *more])
+    return load_options(default if arguments.opt is None else arguments.opt, [*overrides, *more])

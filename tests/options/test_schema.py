@@ -91,7 +91,7 @@ MISTAKES = {
     "optimizer.betas=[0.9]": ["optimizer.betas", "[0.9]"],
     "paths.data_root=3": ["paths.data_root", "3", "path"],
     "validation.benchmarks=Set5": ["validation.benchmarks", "'Set5'", "list"],
-    "test.metrics=[psnrr]": ["test.metrics", "did you mean psnr?"],
+    "validation.metrics=[psnrr]": ["validation.metrics", "did you mean psnr?"],
 }
 
 
@@ -151,6 +151,21 @@ def test_missing_file_suggests_the_one_that_was_meant(tmp_path):
 def test_malformed_setting_is_refused(text):
     with pytest.raises(UserError, match="--set"):
         Override.parse(text)
+
+
+def test_tree_stands_for_a_file_with_overrides_on_top_and_stays_as_it_was():
+    tree = {**BASE, "generator": {"type": "swinir", "depths": [2, 2], "heads": [6, 6]}, "seed": 2}
+    options = load_options(tree, [Override.parse("seed=3"), Override.parse("generator.window=4")])
+    assert (options.seed, options.generator.window, options.generator.depths) == (3, 4, (2, 2))
+    assert (tree["seed"], tree["generator"]) == (2, {"type": "swinir", "depths": [2, 2], "heads": [6, 6]})
+
+
+def test_mistake_in_a_tree_is_told_without_a_file_and_that_of_an_argument_with_it():
+    with pytest.raises(UserError) as caught:
+        load_options({"generator": {"type": "rrdb", "blocs": 3}, "discriminator": None}, [Override.parse("seed=x")])
+    assert sorted(line.partition(" is ")[0] for line in str(caught.value).splitlines()) == [
+        "--set seed=x: seed", "generator.blocs", "name",
+    ]  # fmt: skip
 
 
 def test_options_cannot_be_changed(tmp_path):

@@ -1,0 +1,149 @@
+"""The options for those who write recipes: a JSON schema for editors, and a commented tree for the terminal.
+
+`python -m options.describe` writes options/schema.json, which every recipe names in its first line.
+"""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from options.schema import Options, did_you_mean
+from utils.errors import UserError
+
+SCHEMA_FILE = Path(__file__).with_name("schema.json")
+# What JSON schemas call it, and how it reads. Limits of 2**63 go without saying: there 64-bit numbers end.
+TYPES = {"boolean": "true or false", "integer": "whole number", "string": "text"}
+LIMITS = {
+    "minimum": "from",
+    "maximum": "to",
+    "exclusiveMinimum": "above",
+    "exclusiveMaximum": "below",
+    "multipleOf": "in steps of",
+}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, in which no key is required: a recipe may extend one that gives it.
+
+    What depends on several keys, or on files, only `load_options` and what comes after it can tell.
+    """
+    schema = Options.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        section.pop("required", None)
+        section.pop("title")
+        for option in section["properties"].values():
+            option.pop("title", None)  # it repeats the key
+            if "$ref" in option:
+                option.pop("default", None)  # each of its keys has its own
+    generator = schema["properties"]["generator"]
+    del generator["discriminator"]
+    generator["anyOf"] = generator.pop("oneOf")  # without `type` the keys may be those of several
+    parent = {"type": ["string", "null"], "description": "the recipe that this one changes, as seen from its folder"}
+    schema["properties"] = {"extends": parent, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def commented_options(key: str | None = None, *, width: int = 80) -> str:
+    """The options with descriptions, types and defaults, as YAML that can be made a recipe.
+
+    Args:
+        key: a path in the tree, such as losses.gan, to show that part alone; None for all.
+        width: characters in a line.
+
+    Raises:
+        UserError: there is no such key.
+    """
+    schema = Options.model_json_schema()
+    tree = _inlined(schema, schema["$defs"])
+    return "\n".join(_section_lines([tree], key.split(".") if key else [], width)) + "\n"
+
+
+def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
+    """A JSON schema with every reference replaced by what it stands for."""
+    if isinstance(value, list):
+        return [_inlined(inner, definitions) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    value = dict(value)
+    reference = value.pop("$ref", None)
+    meant = _inlined(definitions[reference.rpartition("/")[2]], definitions) if reference else {}
+    return {**meant, **{key: _inlined(inner, definitions) for key, inner in value.items() if key != "$defs"}}
+
+
+def _section_lines(choices: list[dict[str, Any]], path: list[str], width: int) -> list[str]:
+    """The keys of a section; where there is a choice of sections, all but the first are commented out."""
+    width -= 2 * (len(choices) > 1)
+    known = list(dict.fromkeys(key for section in choices for key in section["properties"]))
+    if path and path[0] not in known:
+        raise UserError(f"{path[0]} is not an option{did_you_mean(path[0], known)}; allowed here: {', '.join(known)}")
+    lines = []
+    for section in choices:
+        chosen = {key: option for key, option in section["properties"].items() if not path or key == path[0]}
+        block = _comment(section.get("description", ""), width) if len(choices) > 1 and chosen else []
+        for key, option in chosen.items():
+            if block and _sections(option):
+                block.append("")
+            required = key in section.get("required", ())
+            block += _option_lines(key, option, path[1:], required=required, width=width)
+        lines += [f"# {line}" for line in block] if lines else block
+    return lines
+
+
+def _option_lines(key: str, option: dict[str, Any], path: list[str], *, required: bool, width: int) -> list[str]:
+    sections = _sections(option)
+    if path and not sections:
+        raise UserError(f"{path[0]} is not an option: {key} is one, with a single value")
+    kind = _kind(option) + ", required" * required
+    lines = _comment(option.get("description", ""), width, kind="" if kind == "keys" else f"[{kind}]")
+    if sections:
+        below = _section_lines(sections, path, width - 2)
+        return [*lines, f"{key}:", *(f"  {line}".rstrip() for line in below)]
+    value = option.get("const", "") if required else _flow(option["default"])
+    return lines + textwrap.wrap(f"{key}: {value}", width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _flow(value: Any) -> str:
+    """YAML of one line. Within a list, as a lone word would get a line of dots after it."""
+    return yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
+
+
+def _comment(text: str, width: int, *, kind: str = "") -> list[str]:
+    unbroken = kind.replace(" ", "\N{NO-BREAK SPACE}")
+    lines = textwrap.wrap(f"{text} {unbroken}", width, initial_indent="# ", subsequent_indent="# ")
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _choices(option: dict[str, Any]) -> list[dict[str, Any]]:
+    return option.get("anyOf") or option.get("oneOf") or [option]
+
+
+def _sections(option: dict[str, Any]) -> list[dict[str, Any]]:
+    return [choice for choice in _choices(option) if "properties" in choice]
+
+
+def _kind(option: dict[str, Any]) -> str:
+    """What may be given, in words."""
+    choices = _choices(option)
+    if len(choices) > 1:
+        return ", or ".join(dict.fromkeys(_kind(choice) for choice in choices))
+    if "properties" in option:
+        return "keys"
+    if "enum" in option:
+        return " | ".join(option["enum"])
+    if "const" in option:
+        return option["const"]
+    if option["type"] == "array":
+        if "prefixItems" in option:
+            return f"list of {len(option['prefixItems'])}, each {_kind(option['prefixItems'][0])}"
+        return f"{'non-empty ' * ('minItems' in option)}list of {_kind(option['items'])}"
+    if option["type"] == "object":
+        return f"keys with {_kind(option['additionalProperties'])}"
+    limits = [f"{word} {option[limit]}" for limit, word in LIMITS.items() if option.get(limit, 2**63) < 2**63]
+    return " ".join([TYPES.get(option["type"], option["type"]), *limits])
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(recipe_schema(), indent=2) + "\n", encoding="utf-8")
