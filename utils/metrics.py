@@ -1,11 +1,13 @@
-"""PSNR, SSIM and LPIPS as the super-resolution literature computes them.
+"""PSNR, SSIM and LPIPS as the super-resolution literature computes them, and any other metric by its name in pyiqa.
 
-PSNR and SSIM: on Y of images rounded to uint8, with a border cropped that is as wide as the scale. LPIPS: on RGB,
-uncropped.
+PSNR and SSIM: on Y of images rounded to uint8, with a border cropped that is as wide as the scale. LPIPS and pyiqa's:
+on RGB, uncropped.
 """
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import lpips
@@ -15,11 +17,23 @@ from torch import Tensor
 
 from utils.checkpoint import load
 from utils.errors import UserError
+from utils.pyiqa_metrics import PyiqaMetric
+from utils.weights import WeightsMissing, locate
 
 SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5
-LOWER_IS_BETTER = ("lpips",)
-LPIPS_MIN_SIDE_PX = 31  # below it, nothing is left of an image after AlexNet's second pooling
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of an SR image, how it is computed and how it is read."""
+
+    name: str  # as options and files of results call it
+    title: str  # as tables call it
+    compute: Callable[[Tensor, Tensor | None], float]  # SR and HR, (3, H, W) uint8 RGB
+    lower_is_better: bool = False
+    needs_ground_truth: bool = True  # False: HR is not looked at, and may be None
+    decimals: int = 4  # that are printed
 
 
 def psnr_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
@@ -65,45 +79,113 @@ def ssim_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
     return (luminance * structure).mean().item()  # their equation 13
 
 
+@dataclass(frozen=True)
+class Backbone:
+    """An ImageNet classifier of torchvision whose features LPIPS compares."""
+
+    name: str
+    lpips_name: str
+    file: str
+    min_side_px: int  # below it, nothing is left of an image after the last pooling
+    metric_title: str
+
+
+ALEXNET = Backbone("AlexNet", "alex", "alexnet-owt-7be5be79.pth", min_side_px=31, metric_title="LPIPS")
+VGG16 = Backbone("VGG16", "vgg", "vgg16-397923af.pth", min_side_px=16, metric_title="LPIPS-VGG")
+
+
 class LPIPS:
-    """LPIPS (Zhang et al., 2018), AlexNet, version 0.1; lower is more alike, 0 for identical images.
+    """LPIPS (Zhang et al., 2018), version 0.1; lower is more alike, 0 for identical images.
 
     Args:
-        backbone_path: torchvision's AlexNet state dict, `alexnet-owt-7be5be79.pth`. The calibrated linear layers on
-            top of it come with the lpips package.
+        backbone_path: torchvision's state dict of the backbone. The calibrated linear layers on top of it come with
+            the lpips package.
+        backbone: which one it is; the papers' LPIPS is AlexNet's.
         device: where to compute.
 
     Raises:
-        UserError: the file cannot be read or is not AlexNet.
+        UserError: the file cannot be read or is not that backbone.
     """
 
-    def __init__(self, backbone_path: str | Path, *, device: torch.device | str = "cpu"):
+    def __init__(
+        self, backbone_path: str | Path, *, backbone: Backbone = ALEXNET, device: torch.device | str = "cpu"
+    ) -> None:
         # lpips draws a random backbone first; a run's own random numbers must not depend on that.
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # lpips calls torchvision by a deprecated argument
-            self._network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-        alexnet = load(backbone_path)
-        backbone = self._network.net
+            self._network = lpips.LPIPS(net=backbone.lpips_name, pnet_rand=True, verbose=False)
+        state = load(backbone_path)
+        features = self._network.net
         try:
             # lpips cuts torchvision's features.N into slices, slice2.N, and keeps their numbers.
-            backbone.load_state_dict(
-                {name: alexnet[f"features.{name.partition('.')[2]}"] for name in backbone.state_dict()}
+            features.load_state_dict(
+                {name: state[f"features.{name.partition('.')[2]}"] for name in features.state_dict()}
             )
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"{backbone_path} is not torchvision's AlexNet, whose weights LPIPS needs") from error
+            raise UserError(
+                f"{backbone_path} is not torchvision's {backbone.name}, whose weights LPIPS needs"
+            ) from error
         self._network.to(device).requires_grad_(False)
-        self._device = device
+        self._device, self._min_side_px = device, backbone.min_side_px
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor) -> float:
         """The distance of two images, (3, H, W) uint8 RGB, on any device.
 
         Raises:
-            UserError: the sizes differ, or a side is shorter than 31 pixels.
+            UserError: the sizes differ, or a side is shorter than 31 pixels (AlexNet) or 16 (VGG16).
         """
-        _check_pair(sr, hr, min_side_px=LPIPS_MIN_SIDE_PX)
+        _check_pair(sr, hr, min_side_px=self._min_side_px)
         sr, hr = (image[None].to(self._device, torch.float32) / 127.5 - 1 for image in (sr, hr))  # in [-1, 1]
         return self._network(sr, hr).item()
+
+
+FORMULAS = {
+    "psnr": Metric("psnr", "PSNR-Y", psnr_y, decimals=2),
+    "ssim": Metric("ssim", "SSIM-Y", ssim_y),
+}
+BACKBONES = {"lpips": ALEXNET, "lpips-vgg": VGG16}
+BUILT_IN = (*FORMULAS, *BACKBONES)
+USUAL = ("psnr", "ssim", "lpips")  # where the user names none
+
+
+def metric_weights(names: tuple[str, ...]) -> list[str]:
+    """The pretrained files that these metrics need, those of pyiqa's left to itself."""
+    return [BACKBONES[name].file for name in names if name in BACKBONES]
+
+
+def build_metrics(names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device) -> dict[str, Metric]:
+    """The metrics of these names; for None the usual ones, without LPIPS where its backbone cannot be had.
+
+    Raises:
+        UserError: there is no metric of such a name, or what it needs is not installed or cannot be had.
+    """
+    metrics = {}
+    for name in names if names is not None else USUAL:
+        try:
+            metrics[name] = _build(name, pretrained_root, device)
+        except WeightsMissing:
+            if names is not None:
+                raise
+    return metrics
+
+
+def _build(name: str, pretrained_root: Path, device: torch.device) -> Metric:
+    if name in FORMULAS:
+        return FORMULAS[name]
+    if name in BACKBONES:
+        backbone = BACKBONES[name]
+        path = locate(backbone.file, pretrained_root=pretrained_root)
+        distance = LPIPS(path, backbone=backbone, device=device)
+        return Metric(name, backbone.metric_title, distance, lower_is_better=True)
+    metric = PyiqaMetric(name, device=device, built_in=BUILT_IN)
+    return Metric(
+        name,
+        name.upper(),
+        metric,
+        lower_is_better=metric.lower_is_better,
+        needs_ground_truth=metric.needs_ground_truth,
+    )
 
 
 def _cropped_luma(sr: Tensor, hr: Tensor, border_px: int, *, min_side_px: int) -> tuple[Tensor, Tensor]:

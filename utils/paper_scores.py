@@ -60,5 +60,5 @@ def paper_row(name: str | None) -> dict[str, Scores]:
     if name not in PAPER:
         near = difflib.get_close_matches(name, PAPER, n=1, cutoff=0.5)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"test.paper_row is {name!r}{hint}; the rows are {', '.join(PAPER)}")
+        raise UserError(f"there is no row {name!r} of published scores{hint}; the rows are {', '.join(PAPER)}")
     return PAPER[name]

@@ -1,4 +1,6 @@
 import math
+from types import SimpleNamespace
+from typing import get_args
 
 import lpips
 import numpy as np
@@ -8,8 +10,12 @@ import torchvision
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from options.schema import BuiltInMetric
 from utils.errors import UserError
-from utils.metrics import LPIPS, psnr_y, ssim_y
+from utils.metrics import ALEXNET, BUILT_IN, LPIPS, VGG16, build_metrics, metric_weights, psnr_y, ssim_y
+from utils.weights import KNOWN
+
+CPU = torch.device("cpu")
 
 
 def image_pair(height=40, width=53, *, seed=0):
@@ -90,53 +96,107 @@ def test_images_smaller_than_the_window_are_refused():
         psnr_y(sr[:, :8], hr[:, :8])
 
 
+def networks():
+    vgg = torchvision.models.vgg
+    return {ALEXNET: torchvision.models.alexnet().features, VGG16: vgg.make_layers(vgg.cfgs["D"])}
+
+
 @pytest.fixture(scope="module")
-def alexnet():
+def backbone_paths(tmp_path_factory):
+    """Files as torchvision publishes them, of random weights; a classifier's last layers play no part."""
     torch.manual_seed(0)
-    return torchvision.models.alexnet()
+    root = tmp_path_factory.mktemp("pretrained")
+    for backbone, features in networks().items():
+        state = {f"features.{name}": weights for name, weights in features.state_dict().items()}
+        torch.save(state, root / backbone.file)
+    return root
 
 
-@pytest.fixture(scope="module")
-def alexnet_path(alexnet, tmp_path_factory):
-    path = tmp_path_factory.mktemp("pretrained") / "alexnet.pth"
-    torch.save(alexnet.state_dict(), path)
-    return path
-
-
-def test_lpips_equals_the_package_with_its_own_loading(alexnet, alexnet_path, monkeypatch):
-    monkeypatch.setattr(torchvision.models, "alexnet", lambda **_: alexnet)
-    reference = lpips.LPIPS(net="alex", verbose=False)
+@pytest.mark.parametrize("backbone", [ALEXNET, VGG16], ids=lambda backbone: backbone.name)
+def test_lpips_equals_the_package_with_its_own_loading(backbone, backbone_paths, monkeypatch):
+    state = torch.load(backbone_paths / backbone.file)
+    features = networks()[backbone]
+    features.load_state_dict({name.removeprefix("features."): weights for name, weights in state.items()})
+    for classifier in ("alexnet", "vgg16"):
+        monkeypatch.setattr(torchvision.models, classifier, lambda **_: SimpleNamespace(features=features))
+    reference = lpips.LPIPS(net=backbone.lpips_name, verbose=False)
     monkeypatch.undo()
     sr, hr = image_pair(64, 70)
     as_lpips_reads_files = [lpips.im2tensor(np.ascontiguousarray(image.permute(1, 2, 0))) for image in (sr, hr)]
     expected = reference(*as_lpips_reads_files).item()
     assert expected > 0
-    assert LPIPS(alexnet_path)(sr, hr) == pytest.approx(expected, rel=1e-5)
+    assert LPIPS(backbone_paths / backbone.file, backbone=backbone)(sr, hr) == pytest.approx(expected, rel=1e-5)
 
 
-def test_lpips_of_identical_images_is_zero(alexnet_path):
+def test_lpips_of_identical_images_is_zero(backbone_paths):
     image, _ = image_pair()
-    assert LPIPS(alexnet_path)(image, image) == 0
+    assert LPIPS(backbone_paths / ALEXNET.file)(image, image) == 0
 
 
-def test_building_lpips_is_silent_and_leaves_random_numbers_alone(alexnet_path, capsys, recwarn):
+def test_building_lpips_is_silent_and_leaves_random_numbers_alone(backbone_paths, capsys, recwarn):
     before = torch.get_rng_state()
-    LPIPS(alexnet_path)
+    LPIPS(backbone_paths / ALEXNET.file)
     assert torch.equal(torch.get_rng_state(), before)
     assert capsys.readouterr() == ("", "")
     assert not recwarn.list
 
 
-def test_lpips_refuses_images_that_vanish_in_the_backbone(alexnet_path):
-    distance = LPIPS(alexnet_path)
-    sr, hr = image_pair(31, 31)
+@pytest.mark.parametrize("backbone", [ALEXNET, VGG16], ids=lambda backbone: backbone.name)
+def test_lpips_refuses_images_that_vanish_in_the_backbone(backbone, backbone_paths):
+    distance = LPIPS(backbone_paths / backbone.file, backbone=backbone)
+    side = backbone.min_side_px
+    sr, hr = image_pair(side, side)
     assert distance(sr, hr) > 0
-    with pytest.raises(UserError, match="31x30 px is too small"):
+    with pytest.raises(UserError, match=f"{side}x{side - 1} px is too small"):
         distance(sr[:, 1:], hr[:, 1:])
+    layers = distance._network.net  # which indeed cannot take them
+    with pytest.raises(RuntimeError):
+        layers(torch.zeros(1, 3, side - 1, side))
 
 
 @pytest.mark.parametrize("state", [{"features.0.weight": torch.zeros(64, 3, 11, 11)}, {"conv": torch.zeros(1)}])
-def test_lpips_refuses_a_file_that_is_not_alexnet(state, tmp_path):
+def test_lpips_refuses_a_file_that_is_not_its_backbone(state, tmp_path):
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"other\.pth is not torchvision's AlexNet"):
-        LPIPS(tmp_path / "other.pth")
+    for backbone in (ALEXNET, VGG16):
+        with pytest.raises(UserError, match=rf"other\.pth is not torchvision's {backbone.name}"):
+            LPIPS(tmp_path / "other.pth", backbone=backbone)
+
+
+def test_lpips_is_left_out_unless_it_was_asked_for_by_name(tmp_path):
+    nowhere = tmp_path / "file"
+    nowhere.touch()  # a file in the place of the folder: nothing can be downloaded to it
+    assert set(build_metrics(None, pretrained_root=nowhere, device=CPU)) == {"psnr", "ssim"}
+    assert set(build_metrics(("ssim",), pretrained_root=nowhere, device=CPU)) == {"ssim"}
+    for name, backbone in (("lpips", "alexnet"), ("lpips-vgg", "vgg16")):
+        with pytest.raises(UserError, match=backbone):
+            build_metrics(("psnr", name), pretrained_root=nowhere, device=CPU)
+
+
+@pytest.mark.parametrize(("names", "backbone"), [(None, ALEXNET), (("lpips-vgg",), VGG16)])
+def test_damaged_backbone_of_lpips_is_told_and_not_left_out(names, backbone, tmp_path):
+    (tmp_path / backbone.file).write_bytes(b"cut off")
+    with pytest.raises(UserError, match=backbone.file):
+        build_metrics(names, pretrained_root=tmp_path, device=CPU)
+
+
+def test_metrics_know_in_which_direction_they_are_better(backbone_paths, monkeypatch):
+    monkeypatch.setattr("utils.metrics.locate", lambda file, pretrained_root: pretrained_root / file)
+    sr, hr = image_pair(64, 64)
+    metrics = build_metrics((*BUILT_IN, "gmsd", "piqe"), pretrained_root=backbone_paths, device=CPU)
+    assert list(metrics) == [*BUILT_IN, "gmsd", "piqe"]
+    for name, metric in metrics.items():
+        assert metric.name == name
+        if metric.needs_ground_truth:
+            better, worse = metric.compute(hr, hr), metric.compute(sr, hr)
+            assert (better < worse) == metric.lower_is_better
+    assert not metrics["piqe"].needs_ground_truth
+    assert metrics["piqe"].compute(sr, None) > 0
+
+
+def test_validation_may_have_the_built_in_metrics_and_no_other():
+    assert get_args(BuiltInMetric) == BUILT_IN
+
+
+def test_files_that_metrics_need_are_named_for_a_download_beforehand():
+    assert metric_weights(("psnr", "lpips-vgg", "lpips", "dists")) == [VGG16.file, ALEXNET.file]
+    assert {VGG16.file, ALEXNET.file} <= KNOWN.keys()

@@ -1,0 +1,85 @@
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from utils.evaluate import BenchmarkScores
+from utils.metrics import Metric
+from utils.results import Result, score_tables
+from utils.score_table import terminal_tables
+
+METRICS = {
+    name: Metric(name, title, compute=lambda sr, hr: math.nan, lower_is_better=lower, decimals=decimals)
+    for name, title, lower, decimals in (
+        ("psnr", "PSNR-Y", False, 2),
+        ("ssim", "SSIM-Y", False, 4),
+        ("lpips", "LPIPS", True, 4),
+    )
+}
+
+
+def results(labels, row="RRDB+P+SeD"):
+    return [
+        Result(
+            label,
+            f"{label}.pth",
+            "RRDB, x4",
+            row,
+            {
+                "Urban100": BenchmarkScores(
+                    {
+                        str(n): {"psnr": 25 + n + 0.01 * n * shift, "ssim": 0.7 + 0.01 * shift, "lpips": 0.1 + n / 50}
+                        for n in range(4)
+                    }
+                )
+            },
+        )
+        for shift, label in enumerate(labels)
+    ]
+
+
+def printed(results, width, **options):
+    console = Console(width=width, file=io.StringIO(), **options)
+    for table in terminal_tables(results, METRICS):
+        console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_terminal_shows_every_cell_whole(width):
+    shown = printed(results(["bicubic", "RRDB_P+SeD"]), width)
+    assert max(map(len, shown.splitlines())) <= width
+    for table in score_tables(results(["bicubic", "RRDB_P+SeD"]), METRICS):
+        for rows in table.sections.values():
+            for row in rows:
+                assert row.name in shown
+                for cell in row.cells:
+                    mean, _, rest = cell.text.partition(" ")  # an error or an interval, which may stand a line below
+                    assert mean in shown
+                    assert rest in shown
+
+
+def test_wide_terminal_has_one_line_for_each_row():
+    compared = results(["bicubic", "RRDB_P+SeD"])
+    lines = printed(compared, 120).splitlines()
+    for table in score_tables(compared, METRICS):
+        for row in (row for rows in table.sections.values() for row in rows):
+            words = " ".join((row.name, *(cell.text for cell in row.cells))).split()
+            assert words in [line.split() for line in lines]
+
+
+def test_best_is_bold_and_the_paper_is_dim():
+    compared = results(["a", "b"])
+    shown = printed(compared, 120, force_terminal=True, color_system="standard", no_color=True)
+    _, _, better, _ = score_tables(compared, METRICS)[0].sections["Urban100 (4 images)"]
+    bold = [text.strip() for text in re.findall(r"\x1b\[1m([^\x1b]*)", shown)]
+    assert [cell.text in bold for cell in better.cells] == [True, True, False]  # LPIPS is the same
+    paper = next(line for line in shown.splitlines() if "paper: " in line)
+    assert "\x1b[2m" in paper
+    assert "\x1b[1m" not in paper
+
+
+def test_labels_are_names_and_no_markup():
+    assert "[bold]x[/]" in printed(results(["[bold]x[/]"], row=None), 120)

@@ -1,0 +1,268 @@
+"""What several weights scored on several benchmarks: as JSON, CSV, Markdown, and as the tables of the terminal."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from utils.evaluate import BenchmarkScores
+from utils.metrics import Metric
+from utils.paper_scores import paper_row
+from utils.statistics import Comparison, compare, standard_error
+
+PROTOCOL = (
+    "SR rounded to 8 bits; PSNR and SSIM on Y (ITU-R BT.601, not rounded) with 4 pixels cropped on each side; LPIPS "
+    "version 0.1 and the metrics of pyiqa on RGB, uncropped; means over images"
+)
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one of the weights scored."""
+
+    label: str  # as tables and folders call it
+    source: str  # path of the weights, or "bicubic"
+    about: str  # what it is, in words
+    paper_row: str | None  # the row of utils.paper_scores that it is compared with
+    benchmarks: dict[str, BenchmarkScores]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables, before anybody has decided how they look
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, and whether it is the best of its kind."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """What there is to say of one of the weights, or of a published row (`aside`) that stands below one."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    aside: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Rows by benchmark, with a column for each metric."""
+
+    title: str
+    columns: tuple[str, ...]
+    sections: dict[str, list[Row]]
+    caption: str
+
+
+def score_tables(results: list[Result], metrics: dict[str, Metric]) -> list[ScoreTable]:
+    """Scores beside the published ones; and where there are several weights, their differences to the first.
+
+    Benchmarks of which nothing was scored are left out, and so is a table in which nothing is left.
+    """
+    tables = [_scores(results, metrics), _differences(results, metrics)]
+    return [table for table in tables if table.sections]
+
+
+def _scores(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
+    sections = {}
+    for benchmark, sizes in _scored(results).items():
+        rows = []
+        for result in results:
+            cells = [_score_cell(results, result, benchmark, metric) for metric in metrics.values()]
+            rows += [Row(result.label, tuple(cells)), *_published(result, benchmark, metrics)]
+        sections[f"{benchmark} ({sizes} image{'s' if sizes > 1 else ''})"] = rows
+    caption = "± standard error over the images"
+    if any(row.aside for rows in sections.values() for row in rows):
+        caption += "; in brackets: ours minus the paper's"
+    return ScoreTable("scores", _columns(metrics), sections, caption)
+
+
+def _score_cell(results: list[Result], result: Result, benchmark: str, metric: Metric) -> Cell:
+    mean = _mean(result, benchmark, metric)
+    if mean is None:
+        return Cell(ABSENT)
+    error = standard_error(_column(result, benchmark, metric))
+    text = format(mean, f".{metric.decimals}f")
+    means = [_mean(each, benchmark, metric) for each in results]
+    rivals = [each for each in means if each is not None and not math.isnan(each)]
+    best = (min if metric.lower_is_better else max)(rivals, default=None)
+    return Cell(
+        text if error is None else f"{text} ±{error:.{metric.decimals}f}",
+        best=mean == best and len(set(rivals)) > 1,
+    )
+
+
+def _published(result: Result, benchmark: str, metrics: dict[str, Metric]) -> Iterator[Row]:
+    """The paper's scores and how far ours are from them; nothing where the paper has none."""
+    theirs = paper_row(result.paper_row).get(benchmark)
+    if theirs is None:
+        return
+    cells = []
+    for name, metric in metrics.items():
+        published, mean = getattr(theirs, name, None), _mean(result, benchmark, metric)
+        if published is None:
+            cells.append(Cell(ABSENT))
+        elif mean is None:
+            cells.append(Cell(format(published, f".{metric.decimals}f")))
+        else:
+            cells.append(Cell(f"{published:.{metric.decimals}f} ({mean - published:+.{metric.decimals}f})"))
+    yield Row(f"paper: {result.paper_row}", tuple(cells), aside=True)
+
+
+def _differences(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
+    baseline, *others = results
+    sections = {}
+    for benchmark in _scored(results):
+        rows = []
+        for other in others:
+            compared = [_compared(baseline, other, benchmark, metric) for metric in metrics.values()]
+            if any(compared):
+                cells = map(_difference_cell, compared, metrics.values())
+                rows.append(Row(other.label, tuple(cells)))
+        if rows:
+            sections[benchmark] = rows
+    caption = "mean of the differences image by image [95 % bootstrap interval]; * the interval excludes 0"
+    return ScoreTable(f"differences to {baseline.label}", _columns(metrics), sections, caption)
+
+
+def _difference_cell(compared: Comparison | None, metric: Metric) -> Cell:
+    if compared is None:
+        return Cell(ABSENT)
+    sign = f"+.{metric.decimals}f"
+    text = format(compared.mean, sign)
+    if compared.interval is not None:
+        low, high = (format(end, sign) for end in compared.interval)
+        text += f" [{low},{high}]{'*' if compared.excludes_zero else ''}"  # one word, which is not broken over lines
+    return Cell(text)
+
+
+def _compared(baseline: Result, other: Result, benchmark: str, metric: Metric) -> Comparison | None:
+    """None where one of them lacks the score, or they were not scored on the same images."""
+    if _mean(baseline, benchmark, metric) is None or _mean(other, benchmark, metric) is None:
+        return None
+    if baseline.benchmarks[benchmark].images.keys() != other.benchmarks[benchmark].images.keys():
+        return None
+    return compare(*(_column(result, benchmark, metric) for result in (baseline, other)))
+
+
+def _columns(metrics: dict[str, Metric]) -> tuple[str, ...]:
+    return tuple(f"{metric.title} {'↓' if metric.lower_is_better else '↑'}" for metric in metrics.values())
+
+
+def _scored(results: list[Result]) -> dict[str, int]:
+    """The benchmarks of which some weights have a mean, with their numbers of images."""
+    return {name: len(scores.images) for result in results for name, scores in result.benchmarks.items() if scores.mean}
+
+
+def _mean(result: Result, benchmark: str, metric: Metric) -> float | None:
+    return result.benchmarks[benchmark].mean.get(metric.name) if benchmark in result.benchmarks else None
+
+
+def _column(result: Result, benchmark: str, metric: Metric) -> list[float]:
+    """The scores of all images, in the order of their names."""
+    return [scores[metric.name] for _, scores in sorted(result.benchmarks[benchmark].images.items())]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def as_markdown(results: list[Result], metrics: dict[str, Metric]) -> str:
+    """The tables as GitHub shows them, the best in bold."""
+    return "\n".join(_markdown_table(table) for table in score_tables(results, metrics))
+
+
+def _markdown_table(table: ScoreTable) -> str:
+    header = ("benchmark", "weights", *table.columns)
+    lines = [header, ("---", "---", *("---:" for _ in table.columns))]
+    for section, rows in table.sections.items():
+        for row in rows:
+            cells = (f"**{cell.text}**" if cell.best else cell.text for cell in row.cells)
+            lines.append((_markdown(section), _markdown(row.name), *cells))
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"### {_markdown(table.title)}\n\n{body}\n\n{table.caption}\n"
+
+
+def _markdown(name: str) -> str:
+    """A name as it is, whatever it means to Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~&])", r"\\\1", " ".join(name.split()))
+
+
+def as_csv(results: list[Result], metrics: dict[str, Metric]) -> str:
+    """A row for each image of each of the weights; empty where there is no score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("weights", "benchmark", "image", *metrics))
+    for result in results:
+        for benchmark, scores in result.benchmarks.items():
+            for image, row in sorted(scores.images.items()):
+                writer.writerow((result.label, benchmark, image, *(row.get(name, "") for name in metrics)))
+    return text.getvalue()
+
+
+def as_json(results: list[Result], metrics: dict[str, Metric]) -> dict[str, Any]:
+    """Everything, for programs; a score that is infinite or not a number, which JSON does not have, is None.
+
+    Returns:
+        `protocol`: how scores are made, in words. `metrics`: title and direction of each, by name. `weights`: for each
+        of them label, source, about, paper_row and `benchmarks`, by name: means, standard errors, scores of each image,
+        failures and notes. `comparisons`: of each of the other weights with the first, by benchmark and metric.
+    """
+    return {
+        "protocol": PROTOCOL,
+        "metrics": {
+            name: {"title": metric.title, "lower_is_better": metric.lower_is_better} for name, metric in metrics.items()
+        },
+        "weights": [
+            {
+                "label": result.label,
+                "source": result.source,
+                "about": result.about,
+                "paper_row": result.paper_row,
+                "benchmarks": {name: _benchmark_json(result, name, metrics) for name in result.benchmarks},
+            }
+            for result in results
+        ],
+        "comparisons": list(_comparisons_json(results, metrics)),
+    }
+
+
+def _benchmark_json(result: Result, benchmark: str, metrics: dict[str, Metric]) -> dict[str, Any]:
+    scores = result.benchmarks[benchmark]
+    return {
+        "mean": _finite(scores.mean),
+        "standard_error": {name: standard_error(_column(result, benchmark, metrics[name])) for name in scores.mean},
+        "images": {image: _finite(row) for image, row in scores.images.items()},
+        "failures": list(scores.failures),
+        "notes": list(scores.notes),
+    }
+
+
+def _comparisons_json(results: list[Result], metrics: dict[str, Metric]) -> Iterator[dict[str, Any]]:
+    baseline, *others = results
+    for other in others:
+        for benchmark in _scored(results):
+            for name, metric in metrics.items():
+                compared = _compared(baseline, other, benchmark, metric)
+                if compared is not None:
+                    yield {
+                        "baseline": baseline.label,
+                        "weights": other.label,
+                        "benchmark": benchmark,
+                        "metric": name,
+                        "images": compared.images,
+                        **_finite({"mean_difference": compared.mean}),
+                        "interval_95": compared.interval,
+                    }
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float | None]:
+    return {name: score if math.isfinite(score) else None for name, score in scores.items()}
