@@ -1,9 +1,12 @@
 """From the option tree to modules. Two plain dicts say which networks there are; a new one is a line here."""
 
+import json
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from models.discriminators import PatchDiscriminator, UNetDiscriminator
@@ -13,23 +16,67 @@ from models.schedules import cosine, stepwise, warmup
 from models.semantic_extractor import SemanticExtractor, load_clip_rn50
 from models.swinir import SwinIR
 from models.train_step import TrainStep
-from options.schema import Options
+from options.schema import GeneratorOptions, Options
 from utils import checkpoint
 from utils.errors import UserError
+from utils.generator_file import GeneratorFile
+from utils.generator_weights import DERIVED_BUFFERS, load_into, refuse_misfits
 from utils.weights import locate
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
 DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
 
 RANDOM = "random"  # asked for instead of a weight file
+MOST_DERIVED_BYTES = 2**30  # of buffers that follow from a window; SwinIR-M's take 20 MB
 
 
 def build_generator(options: Options) -> nn.Module:
     """The generator of the options, with random weights from the run's seed."""
-    arguments = options.generator.model_dump(exclude={"type"})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return GENERATORS[options.generator.type](**arguments)
+        return _generator(options.generator)
+
+
+def load_generator(file: GeneratorFile, options: dict[str, Any] | None = None) -> nn.Module:
+    """The generator of a file, with its weights.
+
+    Args:
+        options: the `generator:` of an option file, which the weights must fit; None: what the file tells of itself.
+
+    Raises:
+        UserError: the file is of no network of this project, does not fit the options, or tells nonsense. Nothing is
+            allocated before the tensors are known to fit, whatever sizes a hostile file claims.
+    """
+    options = file.generator_options if options is None else options
+    if options is None:
+        raise UserError(
+            f"{file.path} holds {file.weights.kind}; the generators of this project are x4 RRDB, and x4 SwinIR with "
+            "pixelshuffle or nearest+conv"
+        )
+    try:
+        options = TypeAdapter(GeneratorOptions).validate_json(json.dumps(options))  # in JSON, a list may be a tuple
+        with torch.device("meta"):
+            outline = _generator(options)
+    except ValidationError as error:
+        problem = error.errors(include_input=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{file.path} asks for a generator that cannot be: {where}: {problem['msg']}") from None
+    except RuntimeError:  # sizes whose product no integer holds
+        raise UserError(f"{file.path} asks for a generator that is larger than any memory") from None
+    refuse_misfits(outline, file.weights, file.path)
+    derived_bytes = sum(b.nbytes for name, b in outline.state_dict().items() if name.endswith(DERIVED_BUFFERS))
+    if derived_bytes > MOST_DERIVED_BYTES:
+        raise UserError(
+            f"{file.path} asks for attention windows whose masks would take {derived_bytes / 1e9:.3g} GB; "
+            f"at most {MOST_DERIVED_BYTES / 1e9:.3g} GB make sense"
+        )
+    generator = _generator(options)
+    load_into(generator, file.weights, file.path)
+    return generator
+
+
+def _generator(options: GeneratorOptions) -> nn.Module:
+    return GENERATORS[options.type](**options.model_dump(exclude={"type"}))
 
 
 def build_discriminator(options: Options) -> nn.Module | None:

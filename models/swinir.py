@@ -1,11 +1,12 @@
-"""SwinIR for classical x4 SR: a generator of shifted-window transformer blocks.
+"""SwinIR for x4 SR: a generator of shifted-window transformer blocks.
 
 Source: Liang et al., "SwinIR", ICCVW 2021, section 3; windows and shifts after Liu et al., "Swin Transformer", ICCV
-2021, section 3.2. The names of parameters and buffers are those of the released
-`001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth`, so that such files load strictly, and those saved here load elsewhere.
-"""
+2021, section 3.2. The names of parameters and buffers are those of the released files (for classical SR
+`001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth`, for photographs `003_realSR_..._SwinIR-M_x4_GAN.pth`), so that such files
+load strictly, and those saved here load elsewhere.
 
-import functools
+No branch of the forward pass depends on the size of an image: a program made of it (utils/export.py) serves every size.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
+UPSAMPLERS = ("pixelshuffle", "nearest+conv")
 UPSAMPLER_FEATURES = 64
 TRAINING_PX = 64  # side of the LR patches whose shift mask the released file holds
 
@@ -24,13 +26,15 @@ class SwinIR(nn.Module):
 
     `depths[i]` blocks with `heads[i]` attention heads make up the i-th residual group. `window` is the side of an
     attention window in LR pixels. `drop_path` is the probability of leaving out the last block's residuals for a sample
-    in training; it rises linearly from 0 at the first block.
+    in training; it rises linearly from 0 at the first block. `upsampler` is "pixelshuffle", as published for classical
+    SR, or "nearest+conv", as published for photographs.
 
     The buffers `attn_mask` and `relative_position_index` follow from the window alone. They are in the state dict
     because other readers expect them there; loading takes no notice of those in the file, so that files trained at
     other patch sizes load too.
 
-    Raises UserError if `depths` and `heads` differ in length, or a number of heads does not divide `embed_dim`.
+    Raises UserError if `depths` and `heads` differ in length, a number of heads does not divide `embed_dim`, or
+    `upsampler` is another one.
     """
 
     scale = 4
@@ -44,13 +48,16 @@ class SwinIR(nn.Module):
         window: int = 8,
         mlp_ratio: float = 2.0,
         drop_path: float = 0.1,
+        upsampler: str = "pixelshuffle",
     ):
         super().__init__()
         if len(depths) != len(heads):
             raise UserError(f"SwinIR was given {len(depths)} depths and {len(heads)} heads, but needs as many of each")
         if any(embed_dim % n for n in heads):
             raise UserError(f"SwinIR was given embed_dim {embed_dim}, but needs a multiple of each of {heads} heads")
-        self.window = window
+        if upsampler not in UPSAMPLERS:
+            raise UserError(f"SwinIR was given the upsampler {upsampler!r}, but has only {', '.join(UPSAMPLERS)}")
+        self.window, self.upsampler = window, upsampler
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)
         self.patch_embed = PatchEmbed(embed_dim)
@@ -64,12 +71,17 @@ class SwinIR(nn.Module):
         self.conv_before_upsample = nn.Sequential(
             nn.Conv2d(embed_dim, UPSAMPLER_FEATURES, 3, padding=1), nn.LeakyReLU(inplace=True)
         )
-        self.upsample = nn.Sequential(
-            nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
-            nn.PixelShuffle(2),
-            nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
-            nn.PixelShuffle(2),
-        )
+        if upsampler == "pixelshuffle":
+            self.upsample = nn.Sequential(
+                nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
+                nn.PixelShuffle(2),
+                nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
+                nn.PixelShuffle(2),
+            )
+        else:
+            self.conv_up1 = nn.Conv2d(UPSAMPLER_FEATURES, UPSAMPLER_FEATURES, 3, padding=1)
+            self.conv_up2 = nn.Conv2d(UPSAMPLER_FEATURES, UPSAMPLER_FEATURES, 3, padding=1)
+            self.conv_hr = nn.Conv2d(UPSAMPLER_FEATURES, UPSAMPLER_FEATURES, 3, padding=1)
         self.conv_last = nn.Conv2d(UPSAMPLER_FEATURES, 3, 3, padding=1)
         self.apply(_init_linear)
         self.register_load_state_dict_pre_hook(_keep_derived_buffers)
@@ -80,14 +92,23 @@ class SwinIR(nn.Module):
         x = reflect_pad(lr, _round_up(height, self.window), _round_up(width, self.window))
         x = self.conv_first(x - self.mean)
         x = x + self.conv_after_body(self._body(x))
-        sr = self.conv_last(self.upsample(self.conv_before_upsample(x))) + self.mean
+        sr = self.conv_last(self._enlarge(self.conv_before_upsample(x))) + self.mean
         return sr[..., : self.scale * height, : self.scale * width]
 
     def _body(self, x: Tensor) -> Tensor:
+        mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device)
         x = self.patch_embed(x.permute(0, 2, 3, 1))  # (B, H, W, C), the layout of everything between the convolutions
         for group in self.layers:
-            x = group(x)
+            x = group(x, mask)
         return self.norm(x).permute(0, 3, 1, 2)
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        """(B, 64, H, W) -> (B, 64, 4H, 4W)."""
+        if self.upsampler == "pixelshuffle":
+            return self.upsample(x)
+        for conv in (self.conv_up1, self.conv_up2):
+            x = _lrelu(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
+        return _lrelu(self.conv_hr(x))
 
 
 class PatchEmbed(nn.Module):
@@ -102,7 +123,7 @@ class PatchEmbed(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """Residual Swin transformer block, RSTB (SwinIR, equation 7): (B, H, W, dim) -> the same shape."""
+    """Residual Swin transformer block, RSTB (SwinIR, equation 7): (B, H, W, dim) and `shift_mask` -> the same shape."""
 
     def __init__(self, dim: int, *, heads: int, window: int, mlp_ratio: float, drop_paths: list[float]):
         super().__init__()
@@ -116,13 +137,18 @@ class ResidualGroup(nn.Module):
         )
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        body = self.residual_group.blocks(x)
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        body = x
+        for block in self.residual_group.blocks:
+            body = block(body, mask)
         return x + self.conv(body.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SwinBlock(nn.Module):
-    """(Shifted-)window attention and an MLP, each residual: (B, H, W, dim) -> the same; the window divides H and W."""
+    """(Shifted-)window attention and an MLP, each residual: (B, H, W, dim) and `shift_mask` -> the same shape.
+
+    The window divides H and W.
+    """
 
     def __init__(self, dim: int, *, heads: int, window: int, shifted: bool, mlp_ratio: float, drop_path: float):
         super().__init__()
@@ -132,33 +158,27 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(dim, heads, window)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
         side = _round_up(TRAINING_PX, window)
-        self.register_buffer("attn_mask", _shift_mask(side, side, window) if shifted else None)
+        # Only to be saved: images have other sizes, and other masks.
+        self.register_buffer("attn_mask", shift_mask(side, side, window) if shifted else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self._attend(self.norm1(x)))
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.drop_path(self._attend(self.norm1(x), mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         windows = x.view(batch, height // self.window, self.window, width // self.window, self.window, dim)
         windows = windows.transpose(2, 3).reshape(-1, self.window**2, dim)  # (B * windows, tokens, dim)
-        windows = self.attn(windows, self._mask(height, width))
+        windows = self.attn(windows, mask if self.shift else None)
         x = windows.view(batch, height // self.window, width // self.window, self.window, self.window, dim)
         x = x.transpose(2, 3).reshape(batch, height, width, dim)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x
-
-    def _mask(self, height: int, width: int) -> Tensor | None:
-        if not self.shift:
-            return None
-        if height == width == _round_up(TRAINING_PX, self.window):
-            return self.attn_mask
-        return _cached_shift_mask(height, width, window=self.window, device=self.attn_mask.device)
 
 
 class WindowAttention(nn.Module):
@@ -182,8 +202,8 @@ class WindowAttention(nn.Module):
             # broadcasts, and the bias is not repeated for it.
             bias = (mask[:, None] + bias).flatten(0, 1)  # (W * heads, T, T)
         q, k, v = (
-            part.view(-1, len(bias), tokens, dim // self.heads)
-            for part in self.qkv(x).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+            part.view(-1, bias.shape[0], tokens, dim // self.heads)
+            for part in self.qkv(x).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous().unbind()
         )
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         x = x.view(total, self.heads, tokens, -1).transpose(1, 2).reshape(total, tokens, dim)
@@ -206,29 +226,23 @@ def reflect_pad(image: Tensor, height: int, width: int) -> Tensor:
     Unlike `F.pad`, it reflects back and forth as often as a small image needs; one pixel is simply repeated.
     """
     for dim, size in ((-2, height), (-1, width)):
-        if image.shape[dim] != size:
-            last = image.shape[dim] - 1
-            position = torch.arange(size, device=image.device) % max(2 * last, 1)
-            image = image.index_select(dim, torch.minimum(position, 2 * last - position))
+        last = torch.arange(image.shape[dim], device=image.device)[-1]
+        position = torch.arange(size, device=image.device) % (2 * last).clamp(min=1)
+        image = image.index_select(dim, torch.minimum(position, 2 * last - position))
     return image
 
 
-def _shift_mask(height: int, width: int, window: int) -> Tensor:
-    """(windows, T, T): -100 between tokens that only the cyclic shift has brought into one window, else 0."""
+def shift_mask(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
+    """(W, T, T) for W windows of T tokens: -100 between two that only the cyclic shift has brought together, else 0."""
 
     def strips(size):
         # After the shift, the last window holds pixels from both ends of the image: 1 and 2 there, 0 elsewhere.
-        position = torch.arange(size)
+        position = torch.arange(size, device=device)
         return (position >= size - window).int() + (position >= size - window // 2).int()
 
     region = 3 * strips(height)[:, None] + strips(width)  # (height, width)
     region = region.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
     return (region[:, :, None] != region[:, None, :]).float() * -100.0
-
-
-@functools.lru_cache(maxsize=4)  # a benchmark's images differ in size: keep few, a mask takes 256 bytes a pixel
-def _cached_shift_mask(height: int, width: int, *, window: int, device: torch.device) -> Tensor:
-    return _shift_mask(height, width, window).to(device)
 
 
 def _relative_position_index(window: int) -> Tensor:
@@ -246,6 +260,11 @@ def _keep_derived_buffers(module: nn.Module, state_dict: dict, prefix: str, *_) 
             state_dict[prefix + name] = buffer
 
 
+def _lrelu(x: Tensor) -> Tensor:
+    # In place: its input is always the fresh output of a convolution, which nobody else reads.
+    return F.leaky_relu(x, negative_slope=0.2, inplace=True)
+
+
 def _init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -253,4 +272,4 @@ def _init_linear(module: nn.Module) -> None:
 
 
 def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    return (size + multiple - 1) // multiple * multiple

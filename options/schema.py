@@ -84,7 +84,7 @@ class SwinIROptions(Section):
     depths: tuple[Positive, ...] = Field((6,) * 6, description="transformer blocks in each residual group")
     heads: tuple[Positive, ...] = Field((6,) * 6, description="attention heads in each residual group")
     window: Positive = Field(8, description="side of an attention window in LR pixels")
-    mlp_ratio: PositiveFloat = Field(2.0, description="hidden channels of the MLP, as a multiple of embed_dim")
+    mlp_ratio: PositiveFloat = Field(2.0, le=100, description="hidden channels of the MLP, as a multiple of embed_dim")
     drop_path: Fraction = Field(0.1, description="stochastic depth of the last block in training, rising from 0")
     upsampler: Literal["pixelshuffle", "nearest+conv"] = Field(
         "pixelshuffle",

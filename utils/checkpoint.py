@@ -6,12 +6,14 @@ of each member, which torch.load does not look at and `load` does, so that no fl
 """
 
 import io
+import json
 import pickle
 import re
 import string
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -22,6 +24,7 @@ from utils.errors import UserError
 from utils.files import atomic_writer
 
 STATE_FORMAT = "sed-training-state"
+RECORD, ENTRY = "sed_record", "sed_entry"  # in the metadata of safetensors: what lies beside the weights, their name
 DOS_DIRECTORY = 0x10  # the attribute of a member of a zip archive
 
 
@@ -32,13 +35,19 @@ def save(obj: object, path: str | Path) -> None:
         UserError: the file cannot be written (full disk, no permission).
     """
     # Serialised in memory first: writing into a full disk, torch.save reports its zip writer's position instead of it.
+    serialised = as_torch(obj)
+    with atomic_writer(Path(path)) as file:
+        file.write(serialised)
+
+
+def as_torch(obj: object) -> memoryview:
+    """`obj`, tensors in plain containers, as the bytes of a file that `load` and `torch.load` read."""
     serialised = io.BytesIO()
     torch.save(obj, serialised)
     serialised.seek(0)
     refused = torch.serialization.get_unsafe_globals_in_checkpoint(serialised)
-    assert not refused, f"{path} could never be loaded again: it would hold {', '.join(refused)}"
-    with atomic_writer(Path(path)) as file:
-        file.write(serialised.getbuffer())
+    assert not refused, f"it could never be loaded again: it would hold {', '.join(refused)}"
+    return serialised.getbuffer()
 
 
 def load(path: str | Path) -> dict:
@@ -77,11 +86,15 @@ def load(path: str | Path) -> dict:
     return payload
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            record = json.loads(metadata[RECORD]) if RECORD in metadata else None
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is a damaged or cut-off safetensors file ({error}); fetch it again") from error
+    return {**record, metadata.get(ENTRY, "params"): tensors} if isinstance(record, dict) else tensors
 
 
 def _load_torch(path: Path) -> object:
@@ -116,6 +129,16 @@ def _is_intact(path: Path) -> bool:
         return False
 
 
+def as_safetensors(tensors: dict[str, Tensor], *, entry: str, record: dict[str, Any]) -> bytes:
+    """A safetensors file, of which `load` gives `{entry: tensors, **record}`; other readers find the tensors alone.
+
+    Args:
+        record: plain types only; nothing of it is written where it is empty.
+    """
+    beside = {ENTRY: entry, RECORD: json.dumps(record)} if record else {}
+    return safetensors.torch.save(tensors, metadata={"format": "pt", **beside})
+
+
 def save_generator(
     path: str | Path,
     *,
@@ -123,20 +146,27 @@ def save_generator(
     params_ema: dict[str, Tensor] | None,
     options: dict,
     step: int,
+    scale: int,
+    scores: dict[str, dict[str, float]],
+    scored_step: int,
 ) -> None:
-    """Write generator weights in BasicSR's layout, which the tools in use read.
+    """Write generator weights in BasicSR's layout, which the tools in use read, and what there is to know of them.
 
     Args:
         params: the generator's state dict.
         params_ema: its running average, where one is kept.
         options: the resolved options of the run, plain types only.
         step: optimisation steps done.
+        scale: of the generator.
+        scores: of the last validation at or before `step`: benchmark -> metric -> mean. Empty if there was none.
+        scored_step: after which that validation was.
 
     Raises:
         UserError: the file cannot be written.
     """
     averaged = {} if params_ema is None else {"params_ema": _on_cpu(params_ema)}
-    save({"params": _on_cpu(params), **averaged, "options": options, "step": step}, path)
+    about = {"options": options, "step": step, "scale": scale, "scores": scores, "scored_step": scored_step}
+    save({"params": _on_cpu(params), **averaged, **about}, path)
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

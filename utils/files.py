@@ -53,6 +53,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text with the guarantees of `atomic_writer`."""
+    """Write UTF-8 text with the guarantees of `atomic_writer`.
+
+    Of a file's name that is no text, the bytes become escapes (`caf\\udce9.png`).
+    """
     with atomic_writer(Path(path)) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))

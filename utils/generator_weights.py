@@ -1,6 +1,5 @@
 """A generator's weights in the formats in the wild: recognised by their keys, renamed, loaded strictly."""
 
-import math
 import re
 import reprlib
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from utils.architecture import in_words, traits_of
 from utils.errors import UserError
 
 # The entries under which files in use keep the weights; where a file has several, the first of them counts.
@@ -23,6 +23,7 @@ BASICSR_NAMES = {
     "conv_body": "trunk_conv",
     "conv_up1": "upconv1",
     "conv_up2": "upconv2",
+    "conv_up3": "upconv3",
     "conv_hr": "HRconv",
 }
 # What weights (floating point) and the counters beside them (integers) are stored in; 8-bit floats lack their scales.
@@ -37,22 +38,28 @@ class GeneratorWeights:
     """A generator's weights, in the names of this project's modules, and what they are."""
 
     state: dict[str, Tensor]  # float32 on the CPU
-    kind: str  # for people: "RRDB weights in BasicSR names, taken from 'params_ema'"
+    entry: str | None  # of the file, that they were taken from; None for a bare state dict
+    kind: str  # for people: "RRDB (23 blocks, 64 features, growth 32), x4, in BasicSR names, from 'params_ema'"
 
 
-def generator_weights(payload: dict, path: str | Path) -> GeneratorWeights:
+def generator_weights(payload: dict, path: str | Path, *, entry: str | None = None) -> GeneratorWeights:
     """Recognise a generator's weights in any file in use: this project's (training states included), SeD's, KAIR's,
-    BasicSR's, Real-ESRGAN's, SwinIR's and old ESRGAN's. The running average is taken where the file has one; half
-    precision becomes float32.
+    BasicSR's, Real-ESRGAN's, SwinIR's and old ESRGAN's. Half precision becomes float32.
 
     Args:
         payload: what the file holds, as `checkpoint.load` returns it.
         path: of the file, for messages.
+        entry: that the weights are to be taken from; None: the running average where the file has one.
 
     Raises:
-        UserError: the file holds no weights, or weights that are NaN, infinite or no real numbers.
+        UserError: the file holds no weights (or none in this entry), or weights that are NaN, infinite or no real
+            numbers.
     """
-    wrapper = next((name for name in WRAPPERS if isinstance(payload.get(name), dict)), None)
+    wrappers = [name for name in WRAPPERS if isinstance(payload.get(name), dict)]
+    if entry is not None and entry not in wrappers:
+        where = f"under {' and '.join(wrappers)}" if wrappers else "as a bare state dict"
+        raise UserError(f"{path} has its weights {where}, and none under {entry}")
+    wrapper = entry or next(iter(wrappers), None)
     state = payload[wrapper] if wrapper else payload
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(
@@ -62,8 +69,12 @@ def generator_weights(payload: dict, path: str | Path) -> GeneratorWeights:
     state = {name: _checked(value, name, path) for name, value in _without_prefixes(state).items()}
     ours, names = _in_our_names(state)
     if len(ours) < len(state):
-        raise UserError(f"{path} holds some of its {names} under other names too; it is not clear which of them count")
-    return GeneratorWeights(ours, f"{names}, {f'taken from {wrapper!r}' if wrapper else 'as a bare state dict'}")
+        raise UserError(
+            f"{path} holds weights {names}, and some of them under other names too; it is not clear which of them count"
+        )
+    network = in_words(ours) or "weights of an unknown architecture"
+    origin = f"from {wrapper!r}" if wrapper else "as a bare state dict"
+    return GeneratorWeights(ours, wrapper, ", ".join(filter(None, (network, names, origin))))
 
 
 def _checked(value: Tensor, name: str, path: str | Path) -> Tensor:
@@ -91,25 +102,37 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _in_our_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """`state` in the names of this project's modules, and a phrase that says what it was."""
+def _in_our_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+    """`state` in the names of this project's modules, and a phrase that says which it had, where there are several."""
     if "RRDB_trunk.0.RDB1.conv1.weight" in state:
-        return state, "RRDB weights in SeD names"
+        return state, "in SeD names"
     if "body.0.rdb1.conv1.weight" in state:
         blocks = re.compile(r"body\.(\d+)\.rdb(\d)\.conv(\d)\.(\w+)")
-        return _renamed(state, blocks, BASICSR_NAMES), "RRDB weights in BasicSR names"
+        return _renamed(state, blocks, BASICSR_NAMES), "in BasicSR names"
     if "model.1.sub.0.RDB1.conv1.0.weight" in state:
         blocks = re.compile(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(\w+)")
-        return _renamed(state, blocks, _old_esrgan_names(state)), "RRDB weights in old ESRGAN names"
-    if "layers.0.residual_group.blocks.0.attn.relative_position_bias_table" in state:
-        return state, "SwinIR weights"
-    return state, "weights of an unknown architecture"
+        return _renamed(state, blocks, _old_esrgan_names(state)), "in old ESRGAN names"
+    return state, None
 
 
 def _renamed(state: dict[str, Tensor], blocks: re.Pattern, layers: dict[str, str]) -> dict[str, Tensor]:
     def rename(name):
         if block := blocks.fullmatch(name):
             return "RRDB_trunk.{}.RDB{}.conv{}.{}".format(*block.groups())
+        layer, dot, parameter = name.rpartition(".")
+        return layers.get(layer, layer) + dot + parameter
+
+    return {rename(name): value for name, value in state.items()}
+
+
+def in_basicsr_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An RRDB's weights under the names of BasicSR and Real-ESRGAN; SwinIR's have the same names there."""
+    if "RRDB_trunk.0.RDB1.conv1.weight" not in state:
+        return dict(state)
+    layers = {ours: theirs for theirs, ours in BASICSR_NAMES.items()}
+
+    def rename(name):
+        name = re.sub(r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2.", name)
         layer, dot, parameter = name.rpartition(".")
         return layers.get(layer, layer) + dot + parameter
 
@@ -134,14 +157,20 @@ def load_into(generator: nn.Module, weights: GeneratorWeights, path: str | Path)
     """Load `weights`, read from `path`, into `generator`; every parameter must be there and fit.
 
     Raises:
-        UserError: they do not fit, and `generator` is as it was; the sentence says whether the file is another
-            architecture, another size of the same one, or no generator at all.
+        UserError: they do not fit, as `refuse_misfits` says, and `generator` is as it was.
     """
-    own = generator.state_dict()
-    given, wanted = (
-        {name: value for name, value in state.items() if not name.endswith(DERIVED_BUFFERS)}
-        for state in (weights.state, own)
-    )
+    refuse_misfits(generator, weights, path)
+    generator.load_state_dict({**generator.state_dict(), **_without_derived(weights.state)})
+
+
+def refuse_misfits(generator: nn.Module, weights: GeneratorWeights, path: str | Path) -> None:
+    """Compare `weights`, read from `path`, with `generator`, which may lie on the meta device.
+
+    Raises:
+        UserError: they do not fit; the sentence says whether the file is another architecture, another size of the same
+            one, or no generator at all.
+    """
+    given, wanted = _without_derived(weights.state), _without_derived(generator.state_dict())
     # Before anything is copied: load_state_dict copies what fits, and tells of the rest afterwards.
     findings = {
         "missing": [name for name in wanted if name not in given],
@@ -159,12 +188,15 @@ def load_into(generator: nn.Module, weights: GeneratorWeights, path: str | Path)
     }
     if any(findings.values()):
         raise UserError(f"{path} holds {weights.kind}, {_misfit(given, wanted, findings)}")
-    generator.load_state_dict({**own, **given})
+
+
+def _without_derived(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.endswith(DERIVED_BUFFERS)}
 
 
 def _misfit(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dict[str, list[str]]) -> str:
     """What kind of mistake lies behind the `findings`: the wrong file, network or size, or single tensors."""
-    theirs, ours = _architecture(given), _architecture(wanted)
+    theirs, ours = traits_of(given), traits_of(wanted)
     if not theirs and not given.keys() & wanted.keys():
         return f"none of which the generator knows: it is the wrong file (it holds {_first_few(given)})"
     differing = [trait for trait in ours if trait in theirs and theirs[trait] != ours[trait]]
@@ -175,48 +207,6 @@ def _misfit(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dict[
         return f"with {traits}"
     details = "; ".join(f"{finding}: {_first_few(names)}" for finding, names in findings.items() if names)
     return f"which do not fit the generator of the options ({details})"
-
-
-def _architecture(state: dict[str, Tensor]) -> dict[str, object]:
-    """The traits of an RRDB or SwinIR that its tensors give away; empty for another network."""
-    try:
-        return _traits(state)
-    except (IndexError, ValueError, ZeroDivisionError):  # tensors of these names, but of shapes that no such layer has
-        return {}
-
-
-def _traits(state: dict[str, Tensor]) -> dict[str, object]:
-    if {"conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"} <= state.keys():
-        return {
-            "architecture": "RRDB",
-            "blocks": len({name.split(".")[1] for name in state if name.startswith("RRDB_trunk.")}),
-            "features": state["conv_first.weight"].shape[0],
-            "growth": state["RRDB_trunk.0.RDB1.conv1.weight"].shape[0],
-            "input channels": state["conv_first.weight"].shape[1],
-            "scale": 2 ** sum(bool(re.fullmatch(r"upconv\d\.weight", name)) for name in state),
-        }
-    table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"
-    if {"conv_first.weight", table} <= state.keys():
-        upsampler, scale = _swinir_upsampler(state)
-        return {
-            "architecture": "SwinIR",
-            "residual groups": len({name.split(".")[1] for name in state if name.startswith("layers.")}),
-            "features": state["conv_first.weight"].shape[0],
-            "heads": state[table].shape[1],
-            "window": (math.isqrt(state[table].shape[0]) + 1) // 2,  # the table has (2 window - 1)^2 rows
-            "upsampler": upsampler,
-            "scale": scale,
-        }
-    return {}
-
-
-def _swinir_upsampler(state: dict[str, Tensor]) -> tuple[str, int]:
-    if "conv_up1.weight" in state:
-        return "nearest+conv", 2 ** sum(bool(re.fullmatch(r"conv_up\d\.weight", name)) for name in state)
-    shuffles = [state[name].shape for name in state if re.fullmatch(r"upsample\.\d\.weight", name)]
-    if "conv_before_upsample.0.weight" in state:
-        return "pixelshuffle", math.prod(math.isqrt(outputs // inputs) for outputs, inputs, *_ in shuffles)
-    return "pixelshuffledirect", math.prod(math.isqrt(outputs // 3) for outputs, *_ in shuffles)
 
 
 def _first_few(names: Iterable[object]) -> str:

@@ -123,7 +123,9 @@ def _about(state: dict[str, Any], path: Path, options: Options, processes: int) 
 
 def _differences(state: dict[str, Any], options: Options, path: Path) -> list[str]:
     """A line for each option that is another one than in the state. Raises UserError where that cannot be."""
-    before, now = (_leaves(tree) for tree in (state["options"], options.model_dump(mode="json")))
+    # An option of a network that was added since then: what there was before is its default.
+    defaults = {"generator": type(options.generator)(type=options.generator.type).model_dump(mode="json")}
+    before, now = _leaves(defaults) | _leaves(state["options"]), _leaves(options.model_dump(mode="json"))
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     fixed = [key for key in changed if key.split(".")[0] in ARCHITECTURE]
     if fixed:

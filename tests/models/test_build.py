@@ -10,10 +10,15 @@ from models.build import (
     build_generator,
     build_schedule,
     build_train_step,
+    load_generator,
     pretrained_weights,
 )
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
 from options.schema import Override, load_options
 from utils.errors import UserError
+from utils.generator_file import open_generator_file
+from utils.memory import peak_bytes
 
 RECIPES = Path(__file__).parents[2] / "options"
 
@@ -86,3 +91,66 @@ def test_schedule_and_clipping_follow_the_options():
     options = read("train_rrdb_psnr", generator__blocks=1, generator__features=8, optimizer__clip_grad_norm=0.5)
     step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
     assert step.clip_grad_norm == 0.5
+
+
+@pytest.fixture
+def read_back(tmp_path):
+    """What a file with these tensors, and this record, is taken for."""
+
+    def read_back_(state, **record):
+        torch.save({"params": state, **record}, tmp_path / "net.pth")
+        return open_generator_file(tmp_path / "net.pth")
+
+    return read_back_
+
+
+def image_of(network):
+    with torch.inference_mode():
+        return network.eval()(torch.rand(1, 3, 9, 7, generator=torch.Generator().manual_seed(0)))
+
+
+def test_generator_of_a_file_needs_no_options_and_must_fit_those_that_are_given(read_back):
+    network = SwinIR(embed_dim=12, depths=(1, 2), heads=(2, 3), window=4, mlp_ratio=2.3)
+    file = read_back(network.state_dict())
+    assert torch.equal(image_of(load_generator(file)), image_of(network))
+    given = {"type": "swinir", "embed_dim": 12, "depths": [1, 2], "heads": [2, 3], "window": 4, "mlp_ratio": 2.3}
+    assert torch.equal(image_of(load_generator(file, given)), image_of(network))
+    with pytest.raises(UserError, match=r"with window 4 where the options ask for 8$"):
+        load_generator(file, {**given, "window": 8})
+    with pytest.raises(UserError, match=r"but the options ask for RRDB$"):
+        load_generator(file, {"type": "rrdb"})
+
+
+def small_swinir(**shapes):
+    state = SwinIR(embed_dim=1, depths=(2,), heads=(1,), window=2, mlp_ratio=1.0).state_dict()
+    return state | {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def with_windows_of(px):
+    state = small_swinir()
+    tables = [name for name in state if name.endswith("relative_position_bias_table")]
+    return state | {name: torch.zeros((2 * px - 1) ** 2, 1) for name in tables}
+
+
+def record_of(generator):
+    return {"options": {"name": "run", "generator": generator}, "step": 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "record", "message"),
+    [
+        (lambda: RRDBNet(blocks=1).state_dict() | {"conv_first.weight": torch.zeros(90_000, 3, 1, 1)}, {}, "not fit"),
+        (lambda: small_swinir(conv_first__weight=(10**9, 3, 0, 0)), {}, "not fit|larger than any memory"),
+        (lambda: small_swinir(conv_first__weight=(2**62, 3, 0, 0)), {}, "larger than any memory"),
+        (lambda: with_windows_of(160), {}, r"masks would take [\d.]+ GB"),
+        (small_swinir, record_of({"type": "swinir", "mlp_ratio": 1.5}), "with mlp_ratio 1.0 where the options ask"),
+        (lambda: {"weight": torch.ones(3)}, record_of({"type": "rrdb", "blocks": 10**12}), "unknown architecture"),
+    ],
+)
+def test_sizes_that_would_take_all_memory_are_refused_before_anything_is_allocated(state, record, message, read_back):
+    file = read_back(state(), **record)
+    before_bytes = peak_bytes(torch.device("cpu"))
+    with pytest.raises(UserError, match=message) as caught:
+        load_generator(file)
+    assert "net.pth" in str(caught.value)
+    assert peak_bytes(torch.device("cpu")) - before_bytes < 100e6

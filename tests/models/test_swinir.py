@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spandrel.architectures.SwinIR import SwinIR as OtherSwinIR
 
-from models.swinir import SwinIR, reflect_pad
+from models.swinir import SwinIR, reflect_pad, shift_mask
 from utils.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in the other implementation
@@ -33,7 +33,7 @@ def assert_same(sr, expected):
     torch.testing.assert_close(sr, expected, rtol=1e-4, atol=1e-5 * expected.std().item())
 
 
-# 64x64 is the size whose mask is stored; 21x37 and 30x16 are no multiples of the window, and padded alike there.
+# 64x64 is the size whose mask is in files; 21x37 and 30x16 are no multiples of the window, and padded alike there.
 @pytest.mark.parametrize("size", [(8, 8), (16, 16), (24, 16), (21, 37), (30, 16), (64, 64), (16, 64), (64, 16)])
 @torch.no_grad()
 def test_equals_an_independent_implementation(size, tiny):
@@ -41,6 +41,15 @@ def test_equals_an_independent_implementation(size, tiny):
     sr = tiny(lr)
     assert sr.shape == (2, 3, 4 * size[0], 4 * size[1])
     assert_same(sr, other_implementation(tiny.state_dict())(lr))
+
+
+@torch.no_grad()
+def test_network_for_photographs_equals_an_independent_implementation(fill_parameters):
+    net = fill_parameters(SwinIR(**TINY, upsampler="nearest+conv")).eval()
+    lr = lr_image(21, 16, batch=2)
+    other = other_implementation(net.state_dict())
+    assert other.upsampler == "nearest+conv"
+    assert_same(net(lr), other(lr))
 
 
 @torch.no_grad()
@@ -144,9 +153,10 @@ def test_a_dropped_block_passes_its_input_on(fill_parameters):
     net = fill_parameters(SwinIR(embed_dim=12, depths=(2,), heads=(2,), drop_path=1.0))
     first, last = net.layers[0].residual_group.blocks
     x = torch.randn(1, 8, 8, 12, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(last.train()(x), x)
-    assert not torch.equal(first.train()(x), x)
-    assert not torch.equal(last.eval()(x), x)
+    mask = shift_mask(8, 8, 8)
+    assert torch.equal(last.train()(x, mask), x)
+    assert not torch.equal(first.train()(x, mask), x)
+    assert not torch.equal(last.eval()(x, mask), x)
 
 
 def test_linear_layers_start_from_a_truncated_normal_of_0_02():
@@ -165,6 +175,8 @@ def test_groups_and_heads_that_do_not_fit_are_refused_with_a_sentence():
         SwinIR(depths=(6, 6), heads=(6,))
     with pytest.raises(UserError, match=r"embed_dim 64.*\(4, 6\) heads"):
         SwinIR(embed_dim=64, depths=(1, 1), heads=(4, 6))
+    with pytest.raises(UserError, match="upsampler 'nearest', but has only pixelshuffle, nearest"):
+        SwinIR(upsampler="nearest")
 
 
 def test_trains_after_validating_the_same_size_under_inference_mode(tiny):

@@ -14,6 +14,7 @@ from torch import nn
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 from utils.checkpoint import (
+    as_safetensors,
     is_training_state,
     keep_states,
     load,
@@ -50,7 +51,8 @@ def image_of(network):
 def test_other_tools_read_what_is_saved(network, tmp_path):
     original = network()
     state = original.state_dict()
-    save_generator(tmp_path / "net.pth", params=state, params_ema=None, options={"name": "run"}, step=1)
+    about = {"options": {"name": "run"}, "step": 1, "scale": 4, "scores": {"Set5": {"psnr": 30.5}}, "scored_step": 1}
+    save_generator(tmp_path / "net.pth", params=state, params_ema=None, **about)
     assert "params_ema" not in load(tmp_path / "net.pth")
     reference = spandrel.ModelLoader().load_from_file(tmp_path / "net.pth").model
     torch.testing.assert_close(image_of(reference), image_of(original), rtol=1e-4, atol=1e-4)
@@ -182,6 +184,22 @@ def training_state():
         "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.99)}]},
         "random": torch.get_rng_state(),
     }
+
+
+def test_safetensors_keep_what_lies_beside_the_weights_and_other_readers_find_the_weights_alone(tmp_path):
+    state = small_rrdb().state_dict()
+    record = {"options": {"name": "run", "list": [1, 2.5, None]}, "scores": {"Set5": {"psnr": float("inf")}}}
+    (tmp_path / "net.safetensors").write_bytes(as_safetensors(state, entry="params_ema", record=record))
+    assert equal(load(tmp_path / "net.safetensors"), {"params_ema": state, **record})
+    assert equal(safetensors.torch.load_file(tmp_path / "net.safetensors"), state)
+
+
+@pytest.mark.parametrize("record", ["{", "[" * 100_000])
+def test_damaged_metadata_are_refused_in_a_sentence(record, tmp_path):
+    metadata = {"sed_record": record}
+    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "net.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match="damaged"):
+        load(tmp_path / "net.safetensors")
 
 
 def test_training_state_returns_as_it_was_saved(training_state, tmp_path):

@@ -93,7 +93,7 @@ def test_every_wrapper_and_naming_gives_the_image_that_spandrel_gives(style, wra
     load_into(generator, weights, tmp_path / "net.pth")
     reference = spandrel.ModelLoader().load_from_state_dict(dict(state)).model
     torch.testing.assert_close(image_of(generator), image_of(reference))
-    assert f"RRDB weights in {style} names" in weights.kind
+    assert weights.kind.startswith(f"RRDB (11 blocks, 4 features, growth 32), x4, in {style} names, ")
 
 
 def test_safetensors_are_told_by_content(tmp_path):
@@ -110,7 +110,8 @@ def test_swinir_files_load_with_their_buffers(tmp_path):
     weights = generator_weights(tmp_path / "net.pth")
     load_into(generator, weights, tmp_path / "net.pth")
     assert torch.equal(image_of(generator), image_of(original))
-    assert weights.kind == "SwinIR weights, taken from 'params'"
+    sizes = "2 groups of 2 blocks, 12 features, 2 heads, window 4, MLP ratio 2, pixelshuffle"
+    assert weights.kind == f"SwinIR ({sizes}), x4, from 'params'"
 
 
 def test_half_precision_becomes_float32_and_buffers_keep_their_type(tmp_path):
@@ -126,12 +127,22 @@ def test_half_precision_becomes_float32_and_buffers_keep_their_type(tmp_path):
 def test_average_is_taken_where_there_is_one(tmp_path):
     params, params_ema = small_rrdb().state_dict(), small_rrdb().state_dict()
     options = {"name": "run", "lr": 1e-4, "milestones": [1, 2], "ema": None}
-    save_generator(tmp_path / "net.pth", params=params, params_ema=params_ema, options=options, step=7)
+    about = {"options": options, "step": 7, "scale": 4, "scores": {"Set5": {"psnr": 30.5}}, "scored_step": 6}
+    save_generator(tmp_path / "net.pth", params=params, params_ema=params_ema, **about)
     weights = generator_weights(tmp_path / "net.pth")
     assert all(torch.equal(weights.state[name], params_ema[name]) for name in params_ema)
-    assert weights.kind == "RRDB weights in SeD names, taken from 'params_ema'"
+    assert weights.kind.endswith("from 'params_ema'")
+    chosen = recognise(load(tmp_path / "net.pth"), "net.pth", entry="params")
+    assert all(torch.equal(chosen.state[name], params[name]) for name in params)
     written = load(tmp_path / "net.pth")
-    assert (written["options"], written["step"]) == (options, 7)
+    assert {key: written[key] for key in about} == about
+
+
+def test_an_entry_that_a_file_lacks_is_refused_by_what_it_has(tmp_path):
+    with pytest.raises(UserError, match=r"net\.pth has its weights under params, and none under params_ema"):
+        recognise({"params": foreign_state("SeD")}, "net.pth", entry="params_ema")
+    with pytest.raises(UserError, match="as a bare state dict, and none under params_ema"):
+        recognise(foreign_state("SeD"), "net.pth", entry="params_ema")
 
 
 def test_training_state_serves_as_generator_weights(tmp_path):
@@ -140,7 +151,7 @@ def test_training_state_serves_as_generator_weights(tmp_path):
     weights = generator_weights(tmp_path / "state.pth")
     assert torch.equal(weights.state["conv_first.weight"], state["params_ema"]["conv_first.weight"])
     save_state(tmp_path / "state.pth", {**state, "params_ema": None})
-    assert generator_weights(tmp_path / "state.pth").kind == "RRDB weights in SeD names, taken from 'params'"
+    assert generator_weights(tmp_path / "state.pth").kind.endswith("in SeD names, from 'params'")
 
 
 @pytest.mark.parametrize(
@@ -185,8 +196,8 @@ def without(state, *names):
 @pytest.mark.parametrize(
     ("state", "generator", "message"),
     [
-        (lambda: small_swinir().state_dict(), small_rrdb, r"holds SwinIR weights, .*, but the options ask for RRDB$"),
-        (lambda: foreign_state("BasicSR"), small_swinir, r"holds RRDB weights .*, but the options ask for SwinIR$"),
+        (lambda: small_swinir().state_dict(), small_rrdb, r"holds SwinIR .*, but the options ask for RRDB$"),
+        (lambda: foreign_state("BasicSR"), small_swinir, r"holds RRDB .*, but the options ask for SwinIR$"),
         (lambda: foreign_state("BasicSR"), lambda: small_rrdb(13), "with blocks 11 where the options ask for 13$"),
         (
             lambda: RRDBNet(features=16, blocks=BLOCKS, growth=8).state_dict(),

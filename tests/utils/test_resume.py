@@ -98,6 +98,17 @@ def test_what_changed_is_listed_and_another_network_is_refused(folder, save):
         start(AUTO, options_with(generator__features=8), folder)
 
 
+def test_a_state_from_before_an_option_of_the_network_goes_on_with_its_default_alone(folder, save):
+    path = save(3, options_with())
+    state = checkpoint.load(path)
+    del state["options"]["generator"]["growth"]
+    checkpoint.save_state(path, state)
+    default = type(options_with().generator)(type="rrdb").growth
+    assert start(AUTO, options_with(generator__growth=default), folder).step == 3
+    with pytest.raises(UserError, match=rf"generator\.growth {default}, the options say 2"):
+        start(AUTO, options_with(), folder)
+
+
 def test_older_state_of_the_same_run_is_not_gone_on_with_in_place(folder, save):
     options = options_with()
     older, newer = save(3, options), save(6, options)

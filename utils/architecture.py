@@ -1,0 +1,141 @@
+"""What network a state dict is of: the shapes of an RRDB's or a SwinIR's tensors give all of its options away."""
+
+import math
+import re
+from typing import Any
+
+from torch import Tensor
+
+TYPES = ("rrdb", "swinir")  # of generators that are told by their tensors
+# Traits that the networks of this project share, and that no option changes.
+OURS = {"scale": 4, "input channels": 3, "output channels": 3, "residual connection": "1conv"}
+
+UPSAMPLERS_IN_WORDS = {
+    "pixelshuffle": "pixelshuffle",
+    "nearest+conv": "nearest+conv",
+    "pixelshuffledirect": "pixelshuffledirect, as in lightweight SR",
+    None: "without upsampling, as for denoising",
+}
+
+
+def architecture(state: dict[str, Tensor]) -> dict[str, Any] | None:
+    """The `generator:` options (options/schema.py) of the network that a state dict in this project's names is of.
+
+    All of them but those that leave no trace in the tensors (SwinIR's `drop_path`, which counts in training only).
+    None for a network that this project does not have.
+    """
+    traits = traits_of(state)
+    if any(traits.get(trait, value) != value for trait, value in OURS.items()):
+        return None
+    if traits.get("architecture") == "RRDB":
+        return {"type": "rrdb", **{option: traits[option] for option in ("features", "blocks", "growth")}}
+    if traits.get("architecture") == "SwinIR" and traits["upsampler"] in ("pixelshuffle", "nearest+conv"):
+        options = ("embed_dim", "depths", "heads", "window", "mlp_ratio", "upsampler")
+        return {"type": "swinir", **{option: traits[option] for option in options}}
+    return None
+
+
+def in_words(state: dict[str, Tensor]) -> str | None:
+    """What network a state dict is of, for people: `RRDB (23 blocks, 64 features, growth 32), x4`.
+
+    Of relatives of this project's networks it says what sets them apart; None for networks of other kinds.
+    """
+    traits = traits_of(state)
+    if not traits:
+        return None
+    if traits["architecture"] == "RRDB":
+        sizes = f"{traits['blocks']} blocks, {traits['features']} features, growth {traits['growth']}"
+    else:
+        sizes = (
+            f"{len(traits['depths'])} groups of {_each(traits['depths'])} blocks, {traits['embed_dim']} features, "
+            f"{_each(traits['heads'])} heads, window {traits['window']}, MLP ratio {traits['mlp_ratio']:g}, "
+            f"{UPSAMPLERS_IN_WORDS[traits['upsampler']]}"
+        )
+    apart = ""
+    if traits["residual connection"] == "3conv":
+        apart += ", with three convolutions after each group (3conv), as in SwinIR-L"
+    if traits["unshuffle"] > 1:
+        apart += f", on images pixel-unshuffled by {traits['unshuffle']}"
+    elif (channels := (traits["input channels"], traits["output channels"])) != (3, 3):
+        apart += ", from {} channels to {}".format(*channels)
+    return f"{traits['architecture']} ({sizes}), x{traits['scale']}{apart}"
+
+
+def traits_of(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Sizes of an RRDB or SwinIR by name, options by the names of the options; empty for another network."""
+    try:
+        if {"conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"} <= state.keys():
+            return _rrdb_traits(state)
+        if {"conv_first.weight", _bias_table(0)} <= state.keys():
+            return _swinir_traits(state)
+    except (IndexError, KeyError, ValueError, ZeroDivisionError):
+        pass  # tensors of these names, but of shapes that no such layer has
+    return {}
+
+
+def _rrdb_traits(state: dict[str, Tensor]) -> dict[str, Any]:
+    features, inputs = state["conv_first.weight"].shape[:2]
+    outputs = state["conv_last.weight"].shape[0]
+    # Real-ESRGAN's x2 and x1 networks are the x4 one on images whose pixels were moved into channels.
+    unshuffle = math.isqrt(inputs // outputs) if inputs in (4 * outputs, 16 * outputs) else 1
+    return {
+        "architecture": "RRDB",
+        "blocks": len({name.split(".")[1] for name in state if name.startswith("RRDB_trunk.")}),
+        "features": features,
+        "growth": state["RRDB_trunk.0.RDB1.conv1.weight"].shape[0],
+        "input channels": inputs,
+        "output channels": outputs,
+        "residual connection": "1conv",
+        "unshuffle": unshuffle,
+        "scale": 2 ** _layers("upconv", state) // unshuffle,
+    }
+
+
+def _swinir_traits(state: dict[str, Tensor]) -> dict[str, Any]:
+    dim, inputs = state["conv_first.weight"].shape[:2]
+    blocks = {name.split(".")[1]: set() for name in state if name.startswith("layers.")}
+    for name in state:
+        if block := re.match(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.", name):
+            blocks[block[1]].add(block[2])
+    tables = [state[_bias_table(group)].shape for group in range(len(blocks))]
+    upsampler, scale, outputs = _swinir_upsampler(state)
+    return {
+        "architecture": "SwinIR",
+        "depths": tuple(len(blocks[str(group)]) for group in range(len(blocks))),
+        "heads": tuple(heads for _, heads in tables),
+        "embed_dim": dim,
+        "window": (math.isqrt(tables[0][0]) + 1) // 2,  # the table has (2 window - 1)^2 rows
+        "mlp_ratio": state["layers.0.residual_group.blocks.0.mlp.fc1.weight"].shape[0] / dim,
+        "input channels": inputs,
+        "output channels": outputs,
+        "residual connection": "1conv" if "conv_after_body.weight" in state else "3conv",
+        "unshuffle": 1,
+        "upsampler": upsampler,
+        "scale": scale,
+    }
+
+
+def _swinir_upsampler(state: dict[str, Tensor]) -> tuple[str | None, int, int]:
+    """Its name, the scale, and the channels of SR."""
+    shuffles = [state[name].shape for name in state if re.fullmatch(r"upsample\.\d\.weight", name)]
+    if "conv_last.weight" not in state:
+        inputs = state["conv_first.weight"].shape[1]
+        return "pixelshuffledirect", math.isqrt(shuffles[0][0] // inputs), inputs
+    outputs = state["conv_last.weight"].shape[0]
+    if "conv_up1.weight" in state:
+        return "nearest+conv", 2 ** _layers("conv_up", state), outputs
+    if shuffles:
+        return "pixelshuffle", math.prod(math.isqrt(after // before) for after, before, *_ in shuffles), outputs
+    return None, 1, outputs
+
+
+def _bias_table(group: int) -> str:
+    return f"layers.{group}.residual_group.blocks.0.attn.relative_position_bias_table"
+
+
+def _layers(name: str, state: dict[str, Tensor]) -> int:
+    return sum(bool(re.fullmatch(rf"{name}\d\.weight", key)) for key in state)
+
+
+def _each(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
