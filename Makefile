@@ -11,7 +11,7 @@ demo: $(READY)
 	$(VENV)/bin/python -m utils.demo
 
 # A process for each core, up to four, with one thread each: most tests start processes of their own.
-test: $(READY)
+test: $(READY) $(VENV)/browser
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 test-long: $(READY)
@@ -27,6 +27,15 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt
+	# all of pyiqa's own needs, large language models among them, would be gigabytes; its classical metrics need none
+	$(VENV)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt pyiqa
+	@touch $@
+
+# The tests of the report drive a browser: one that is installed, else Debian's where we may install it, else Playwright's.
+$(VENV)/browser: $(READY)
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install --no-install-recommends chromium; } \
+		|| $(VENV)/bin/playwright install chromium
 	@touch $@
 
 clean:

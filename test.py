@@ -1,163 +1,200 @@
-"""Score a generator on benchmarks, or upscale folders of images."""
+"""Score generators on benchmarks, side by side, or upscale images."""
 
 import argparse
-import json
+from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
-from torch import nn
 
-from data.benchmarks import Benchmark, find_benchmark
-from models.build import build_generator
+from data.benchmarks import Benchmark, find_benchmark, find_inputs
 from options.schema import Options, Override
-from utils import checkpoint
+from utils import results_folder
 from utils.arguments import option_parser, options_from
+from utils.contestants import SCALE, Contestant, Entry, build_contestants, find_weights
 from utils.distributed import World, joined_world
 from utils.entry import run
 from utils.errors import UserError
-from utils.evaluate import LPIPS_BACKBONE, Upscale, bicubic, build_metrics, by_network, evaluate
-from utils.files import write_text
-from utils.generator_weights import generator_weights, load_into
+from utils.evaluate import evaluate
+from utils.metrics import Metric, build_metrics
 from utils.paper_scores import paper_row
-from utils.score_table import as_json, score_table
-from utils.weights import locate
+from utils.results import Result
+from utils.score_table import terminal_tables
+from utils.upscaler import Upscaler
 
-BICUBIC = "bicubic"
+# Flags that override the option of the same name in `test`.
+FLAGS = ("weights", "benchmarks", "metrics", "precision", "tile_px", "batch_size", "self_ensemble")
+# Weights tell what network they are: without an option file, all but `generator` and `name` has its default.
+NO_OPTION_FILE = {"name": "test", "generator": {"type": "rrdb"}, "discriminator": None, "losses": {"gan": None}}
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = option_parser(__doc__, folders=("data_test_root",))
-    parser.add_argument("--output_path", metavar="FOLDER", help="for SR images and results.json (results/<name>)")
-    parser.add_argument("--weights", metavar="FILE", help="generator weights, or `bicubic` (test.weights)")
-    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="names, or folders (test.benchmarks)")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="among psnr, ssim, lpips (test.metrics)")
+    parser = option_parser(__doc__, folders=("data_test_root",), opt_required=False)
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="[LABEL=]FILE",
+        help="generator weights in any released format, or `bicubic`; several are compared (test.weights)",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--benchmarks", nargs="+", metavar="NAME", help="names, or folders (test.benchmarks)")
+    what.add_argument("--input", nargs="+", type=Path, metavar="PATH", help="LR images, or folders of them, to upscale")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="psnr, ssim, lpips, lpips-vgg, or any of pyiqa's, such as dists, niqe, musiq (test.metrics)",
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (test.precision)")
+    parser.add_argument(
+        "--tile_px", type=int, metavar="N", help="side of the LR tiles that are upscaled (test.tile_px)"
+    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images of one size at once (test.batch_size)")
+    parser.add_argument("--self_ensemble", action="store_true", default=None, help="x8 (test.self_ensemble)")
+    parser.add_argument("--output_path", type=Path, metavar="FOLDER", help="for all that is made (results/<name>)")
     return parser.parse_args()
+
+
+def flag_override(arguments: argparse.Namespace, name: str) -> Override:
+    given = getattr(arguments, name)
+    if isinstance(given, list):
+        return Override(f"test.{name}", tuple(given), f"--{name} {' '.join(given)}")
+    return Override(f"test.{name}", given, f"--{name}" if given is True else f"--{name} {given}")
 
 
 def main() -> int:
     arguments = parse_arguments()
-    flags = {"weights": arguments.weights, "benchmarks": arguments.benchmarks, "metrics": arguments.metrics}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items() if value}
+    overrides = [flag_override(arguments, name) for name in FLAGS if getattr(arguments, name) is not None]
     with joined_world() as world:
         with world.agree():
-            options = options_from(
-                arguments, *(Override(f"test.{name}", value, f"--{name} {value}") for name, value in given.items())
-            )
-        return test(options, output=Path(arguments.output_path or f"results/{options.name}"), world=world)
+            options = options_from(arguments, *overrides, default=NO_OPTION_FILE)
+        # Everything is looked at before anything is upscaled.
+        plan = prepare(options, arguments, world)
+        console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
+        for contestant in plan.contestants:
+            console.print(f"{contestant.label}: {contestant.about}", markup=False)
+        if options.test.metrics is None and plan.metrics and "lpips" not in plan.metrics:
+            console.print("LPIPS is left out: its backbone is not there and could not be downloaded")
+        results = [compete(contestant, plan, options, world, console) for contestant in plan.contestants]
+        with world.agree():
+            if world.main:
+                results_folder.write(
+                    plan.output,
+                    results,
+                    metrics=plan.metrics,
+                    benchmarks=plan.benchmarks,
+                    settings=options.test.model_dump(mode="json", include={"precision", "tile_px", "self_ensemble"}),
+                )
+        for table in terminal_tables(results, plan.metrics):
+            console.print(table)
+        return tell(results, plan.output, console)
 
 
-def test(options: Options, *, output: Path, world: World) -> int:
-    """Look at everything before anything is upscaled; then upscale, score and report.
+@dataclass(frozen=True)
+class Plan:
+    """What upscales what, how that is scored, and where it goes."""
 
-    Returns:
-        The exit code: 1 when some images could not be read, upscaled or scored, else 0.
-    """
+    contestants: list[Contestant]
+    benchmarks: list[Benchmark]
+    metrics: dict[str, Metric]
+    device: torch.device
+    output: Path
+
+
+def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Plan:
+    """Find, load and check all that the options and arguments name. Raises UserError where something is wrong."""
+    chosen, pretrained_root = options.test, options.paths.pretrained_root
     with world.agree():
         device = world.device(options.device)
-        generator = build_generator(options)
-        benchmarks = find_benchmarks(options, output, scale=generator.scale)
-        row = BICUBIC if options.test.weights == BICUBIC else options.test.paper_row
-        paper_row(row)  # a row that does not exist is told now, not after the last image
-    scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
-    names = options.test.metrics if scored else ()
-    prepare = partial(build_metrics, names, pretrained_root=options.paths.pretrained_root, device=device)
+        entries = [Entry.parse(text) for text in chosen.weights]
+        if not entries:
+            raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights")
+        paper_row(chosen.paper_row)  # a row that does not exist is told now, not after the last image
+        benchmarks = find_benchmarks(options, arguments.input)
     # One process of each machine downloads what is missing, before the others look for it.
     with world.agree():
         if world.local_rank == 0:
-            find_weights(options)
+            find_weights(entries, pretrained_root=pretrained_root)
     with world.agree():
-        upscale, kind = build_upscale(options, generator, device)
+        upscaler = partial(
+            Upscaler,
+            device=device,
+            precision=chosen.precision,
+            tile_px=chosen.tile_px,
+            self_ensemble=chosen.self_ensemble,
+        )
+        contestants = build_contestants(
+            entries,
+            pretrained_root=pretrained_root,
+            generator=options.generator.model_dump() if arguments.opt else None,
+            paper_row=chosen.paper_row,
+            upscaler=lambda network: upscaler(network.to(device, memory_format=torch.channels_last)),
+        )
+        output = arguments.output_path or Path("results") / (
+            options.name if arguments.opt else "_vs_".join(contestant.label for contestant in contestants)
+        )
+    # A metric that was asked for by name may be one that needs no ground truth.
+    scored = arguments.metrics or any(benchmark.has_ground_truth for benchmark in benchmarks)
+    names = chosen.metrics if scored else ()
     with world.agree():
         if world.local_rank == 0:
-            prepare()
+            build_metrics(names, pretrained_root=pretrained_root, device=device)
     with world.agree():
-        metrics = prepare()
-        claim(output, options)
-    console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
-    console.print(f"{options.test.weights}: {kind}", markup=False)
-    if names is None and "lpips" not in metrics:
-        console.print(f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not there and could not be downloaded")
-    scores = {}
-    for benchmark in benchmarks:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(benchmark.name, total=len(benchmark.images[world.rank :: world.size]))
-            scores[benchmark.name] = evaluate(
-                upscale,
-                benchmark,
-                metrics=metrics,
-                device=device,
-                world=world,
-                output=output / benchmark.name,
-                on_image=lambda *_, bar=bar, task=task: bar.advance(task),
-            )
-    with world.agree():
-        if world.main:
-            about = {"name": options.name, "weights": options.test.weights, "weights_kind": kind}
-            write_text(output / "results.json", json.dumps({**about, "benchmarks": as_json(scores)}, indent=2) + "\n")
-    if any(benchmark.mean for benchmark in scores.values()):
-        console.print(score_table(scores, row))
-    for name, benchmark in scores.items():
-        for note in benchmark.notes:
-            console.print(f"{name}: {note}", markup=False, style="yellow")
-    failures = [failure for benchmark in scores.values() for failure in benchmark.failures]
-    for failure in failures:
-        console.print(f"failed: {failure}", markup=False, style="red")
-    upscaled = sum(len(benchmark.images) for benchmark in scores.values())
-    console.print(f"{upscaled} images upscaled; they and results.json are in {output}", markup=False)
-    return 1 if failures else 0
+        metrics = build_metrics(names, pretrained_root=pretrained_root, device=device)
+        results_folder.claim(output, {each.label: each.source for each in contestants}, benchmarks)
+    return Plan(contestants, benchmarks, metrics, device, output)
 
 
-def find_benchmarks(options: Options, output: Path, *, scale: int) -> list[Benchmark]:
-    """The benchmarks of the options. Raises UserError where SR images would take the place of others."""
+def find_benchmarks(options: Options, inputs: list[Path] | None) -> list[Benchmark]:
+    """What is to be upscaled. Raises UserError where two benchmarks would be written into one folder."""
     root = options.paths.data_test_root
-    benchmarks = [find_benchmark(root, name, scale=scale) for name in options.test.benchmarks]
-    names = [benchmark.name for benchmark in benchmarks]
-    for benchmark in benchmarks:
-        folder = (output / benchmark.name).resolve()
-        if names.count(benchmark.name) > 1:
-            raise UserError(f"two of the benchmarks are called {benchmark.name}; score them one after the other")
-        if any(folder == path.resolve().parent for image in benchmark.images for path in (image.lr, image.hr) if path):
-            raise UserError(
-                f"SR images would be written into {folder}, where {benchmark.name}'s own are; "
-                "give another --output_path"
-            )
+    if inputs:
+        benchmarks = find_inputs(inputs)
+    else:
+        benchmarks = [find_benchmark(root, name, scale=SCALE) for name in options.test.benchmarks]
+    name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
+    if uses > 1:
+        raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
     return benchmarks
 
 
-def claim(output: Path, options: Options) -> None:
-    """Make the folder of results. Raises UserError where it cannot be made, or holds those of other weights."""
-    results = output / "results.json"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(results.read_text())["weights"] if results.exists() else options.test.weights
-    except OSError as error:
-        raise UserError(f"the folder of results {output} cannot be used ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{results} is not a file of results; give another --output_path") from None
-    if earlier != options.test.weights:
-        raise UserError(f"{output} holds the results of {earlier}; give another --output_path")
+def compete(contestant: Contestant, plan: Plan, options: Options, world: World, console: Console) -> Result:
+    """Upscale and score all benchmarks with one of those compared, behind a progress bar."""
+    scores = {}
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        for benchmark in plan.benchmarks:
+            share = benchmark.images[world.rank :: world.size]
+            task = bar.add_task(f"{escape(contestant.label)}, {escape(benchmark.name)}", total=len(share))
+            scores[benchmark.name] = evaluate(
+                contestant.upscale,
+                benchmark,
+                metrics=plan.metrics,
+                device=plan.device,
+                world=world,
+                batch_size=options.test.batch_size,
+                output=plan.output / contestant.label / benchmark.name,
+                on_image=lambda *_, task=task: bar.advance(task),
+            )
+    return Result(contestant.label, contestant.source, contestant.about, contestant.paper_row, scores)
 
 
-def find_weights(options: Options) -> Path | None:
-    """The generator's weights; None for bicubic interpolation."""
-    if options.test.weights is None:
-        raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights in the options")
-    if options.test.weights == BICUBIC:
-        return None
-    return locate(options.test.weights, pretrained_root=options.paths.pretrained_root)
-
-
-def build_upscale(options: Options, generator: nn.Module, device: torch.device) -> tuple[Upscale, str]:
-    """What upscales, and what it is in words."""
-    path = find_weights(options)
-    if path is None:
-        return bicubic(generator.scale), "MATLAB's interpolation"
-    weights = generator_weights(checkpoint.load(path), path)
-    load_into(generator, weights, path)
-    return by_network(generator.to(device, memory_format=torch.channels_last), device), weights.kind
+def tell(results: list[Result], output: Path, console: Console) -> int:
+    """Say what the tables do not; returns the exit code."""
+    upscaled, failed = 0, False
+    for result in results:
+        for name, scores in result.benchmarks.items():
+            upscaled += len(scores.images)
+            failed = failed or bool(scores.failures)
+            for note in scores.notes:
+                console.print(f"{result.label}, {name}: {note}", markup=False, style="yellow")
+            for failure in scores.failures:
+                console.print(f"failed: {result.label}: {failure}", markup=False, style="red")
+    console.print(f"{upscaled} images upscaled; they, the scores and report.html are in {output}", markup=False)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
 # Formats that both OpenCV (pixels) and Pillow (header) read.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER = struct.Struct(">8s4x4sII")  # signature, (length of the chunk), its name, width, height
+PNG_AVERAGE = 3  # the filter that predicts a byte by the mean of those to the left and above
+STRIP_BYTES = 2**22  # of an image, as it is encoded
 
 # What OpenCV prints about a broken file repeats, less readably, what the UserError says.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -73,15 +78,34 @@ def read_rgb(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, 2::-1])
 
 
-def write_image(path: Path, rgb: np.ndarray, *, compression_level: int = 3) -> None:
+class Cancelled(Exception):
+    """An image was not written to its end, as asked."""
+
+
+def write_image(
+    path: Path, rgb: np.ndarray, *, compression_level: int = 3, cancelled: Callable[[], bool] = lambda: False
+) -> None:
     """Write an RGB image, (H, W, 3) uint8, as PNG; a file under the final name is always whole.
+
+    It is encoded strip by strip, so that an image of gigabytes takes no more memory than it has already.
+
+    Args:
+        cancelled: asked before each strip whether to give up, from another thread for instance.
 
     Raises:
         WriteError: the disk is full, or the file cannot be written for another reason.
+        Cancelled: it was given up, and nothing is left of it.
     """
+    path = Path(path)
+    assert path.suffix == ".png", path
     assert rgb.dtype == np.uint8, rgb.dtype
     assert rgb.ndim == 3, rgb.shape
-    write_unchanged(path, rgb[:, :, ::-1], compression_level=compression_level)
+    assert rgb.shape[2] == 3, rgb.shape
+    with atomic_writer(path) as file:
+        for piece in _png(rgb, compression_level):
+            if cancelled():
+                raise Cancelled
+            file.write(piece)
 
 
 def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3) -> None:
@@ -102,6 +126,31 @@ def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3
         file.write(encoded)
 
 
+def _png(rgb: np.ndarray, compression_level: int) -> Iterator[bytes]:
+    """The pieces of a PNG file (ISO/IEC 15948), one for each strip of the image."""
+    height, width = rgb.shape[:2]
+    bits, truecolour = 8, 2
+    yield PNG_SIGNATURE + _png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, truecolour, 0, 0, 0))
+    packer = zlib.compressobj(compression_level)
+    above = np.zeros((1, 3 * width), np.uint8)
+    rows_at_once = max(1, STRIP_BYTES // (3 * width))
+    for top in range(0, height, rows_at_once):
+        rows = rgb[top : top + rows_at_once].reshape(-1, 3 * width)
+        left = np.zeros_like(rows)
+        left[:, 3:] = rows[:, :-3]
+        above = np.concatenate((above, rows))
+        mean = (left & above[:-1]) + ((left ^ above[:-1]) >> 1)  # of two bytes, rounded down, without an overflow
+        filtered = np.full((len(rows), 1 + 3 * width), PNG_AVERAGE, np.uint8)
+        np.subtract(rows, mean, out=filtered[:, 1:])
+        above = above[-1:]
+        yield _png_chunk(b"IDAT", packer.compress(filtered))
+    yield _png_chunk(b"IDAT", packer.flush()) + _png_chunk(b"IEND", b"")
+
+
+def _png_chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Return (height, width) in pixels from the file's header alone; no pixel is decoded.
 
@@ -113,7 +162,7 @@ def image_size(path: Path) -> tuple[int, int]:
             header = file.read(PNG_HEADER.size)
             if len(header) == PNG_HEADER.size:
                 signature, chunk, width, height = PNG_HEADER.unpack(header)
-                if signature == b"\x89PNG\r\n\x1a\n" and chunk == b"IHDR" and height and width:
+                if signature == PNG_SIGNATURE and chunk == b"IHDR" and height and width:
                     return height, width
             with Image.open(file) as image:  # lazy: pixels stay in the file
                 return image.height, image.width

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,14 @@ TRAIN = ("train.py", "--opt", "swinir_P+SeD.yml", *EXACT)  # SwinIR's stochastic
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 Command = Callable[..., subprocess.CompletedProcess]
 Launch = Callable[..., subprocess.Popen]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_weights_of_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What torch.hub has downloaded on this machine changes no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.images import read_rgb
 
 PSNR, SED = "train.py --opt rrdb_psnr.yml", "train.py --opt rrdb_P+SeD.yml"
-TEST = "test.py --opt rrdb_psnr.yml --benchmarks"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
 LAUNCH = "-m torch.distributed.launch --nproc_per_node=2"  # as the released code documents it
 
@@ -63,14 +62,15 @@ def test_from_photographs_to_scores(workshop, command):
     scored = command("test.py", "--opt", "rrdb_P+SeD.yml", "--weights", run / "generator_latest.pth", "--benchmarks",
                      "Photos", "--metrics", "psnr", "ssim", "--output_path", "results", cwd=workshop)  # fmt: skip
     finished(scored, "Photos", "PSNR-Y")
-    results = json.loads((workshop / "results/results.json").read_text())["benchmarks"]["Photos"]
-    assert results["images"].keys() == {"cat.png", "cup.png", "spoon.png"}
+    (weights,) = json.loads((workshop / "results/results.json").read_text())["weights"]
+    results = weights["benchmarks"]["Photos"]
+    assert results["images"].keys() == {"cat", "cup", "spoon"}
     validated = [line for line in lines if line["kind"] == "validation/Photos"][-1]
     for metric in ("psnr", "ssim"):
         mean = sum(row[metric] for row in results["images"].values()) / 3
-        assert results[metric] == pytest.approx(mean)
-        assert validated[metric] == pytest.approx(results[metric], abs=1e-6)  # what is validated is what is saved
-    sr = cv2.imread(str(workshop / "results/Photos/cat.png"))
+        assert results["mean"][metric] == pytest.approx(mean)
+        assert validated[metric] == pytest.approx(mean, abs=1e-6)  # what is validated is what is saved
+    sr = cv2.imread(str(workshop / "results/rrdb_P+SeD/Photos/cat.png"))
     assert sr.shape == (96, 120, 3)
     assert (read_rgb(run / "images/step_000000004/Photos/cat.png") == sr[:, :, ::-1]).all()
 
@@ -130,46 +130,6 @@ def equal(a, b) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def test_bicubic_and_folders_without_ground_truth(workshop, command):
-    """`bicubic` needs no weights; a folder of LR images alone is upscaled and not scored."""
-    words = f"{TEST} Photos Evaluation/Photos/LRbicx4 --weights bicubic --metrics psnr ssim --output_path out"
-    finished(command(*words.split(), cwd=workshop))
-    results = json.loads((workshop / "out/results.json").read_text())["benchmarks"]
-    assert results["Photos"]["psnr"] > 20
-    assert results["LRbicx4"] == {"images": {f"{name}x4.png": {} for name in ("cat", "cup", "spoon")}}
-    scored, alone = (read_rgb(workshop / f"out/{name}.png") for name in ("Photos/cat", "LRbicx4/catx4"))
-    assert (scored == alone).all()
-
-
-def test_damaged_image_among_those_to_upscale_is_named_and_the_others_go_on(workshop, command, prepared):
-    photos = workshop / "photos"
-    photos.mkdir()
-    for image in (prepared / "Evaluation/Photos/LRbicx4").iterdir():
-        (photos / image.name).write_bytes(image.read_bytes())
-    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    done = command(*f"{TEST} photos --weights bicubic --output_path out".split(), cwd=workshop)
-    assert done.returncode == 1
-    assert "broken.png" in done.stdout
-    assert len(list((workshop / "out/photos").iterdir())) == 3
-
-
-def test_results_of_other_weights_are_not_written_over(workshop, command):
-    words = f"{TEST} Photos --metrics psnr --output_path out --weights"
-    finished(command(*words.split(), "bicubic", cwd=workshop))
-    finished(command("train.py", "--opt", "rrdb_psnr.yml", "--set", "train.total_steps=1", cwd=workshop))
-    refused = command(*words.split(), "checkpoint/rrdb_psnr/generator_latest.pth", cwd=workshop)
-    assert refused.returncode == 2
-    assert "results of bicubic" in refused.stderr
-
-
-def test_two_processes_score_as_one_does(workshop, command):
-    words = f"{TEST} Photos --weights bicubic --metrics psnr --output_path"
-    finished(command(*words.split(), "one", cwd=workshop))
-    finished(command(*TORCHRUN.split(), *words.split(), "two", cwd=workshop))
-    one, two = (json.loads((workshop / name / "results.json").read_text()) for name in ("one", "two"))
-    assert one == two
-
-
 MISTAKES = {  # the words of a command, and what its sentence must say
     f"{PSNR} --set train.totalsteps=3": "did you mean total_steps?",
     "train.py --opt rrdb_psn.yml": "did you mean rrdb_psnr.yml?",
@@ -179,11 +139,6 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{PSNR} --resume nothing.pth": "nothing.pth",
     f"{SED} --set semantic_extractor.weights=RN5O.pt": "did you mean RN50.pt?",
     f"{SED} --set losses.perceptual.layers.conv9_9=1": "conv9_9",
-    f"{TEST} Photos": "no weights were given",
-    f"{TEST} Photos --weights rrdb_psnr.yml": "text file",
-    # a file in the place of the folder of weights, so that nothing can be downloaded to it
-    f"{TEST} Photos --weights bicubic --metrics lpips --set paths.pretrained_root=rrdb_P.yml": "alexnet",
-    f"{TEST} Evaluation/Photos/LRbicx4 --weights bicubic --output_path Evaluation/Photos": "another --output_path",
 }
 
 

@@ -222,7 +222,7 @@ def files_below(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(("words", "written_to"), [(CUT, "out"), (SHRINK, "out"), (UPSCALE, "out/strange")])
+@pytest.mark.parametrize(("words", "written_to"), [(CUT, "out"), (SHRINK, "out"), (UPSCALE, "out/bicubic/strange")])
 def test_images_stay_in_the_output_folder_whatever_their_names(workshop, strange, call, words, written_to):
     before = files_below(workshop)
     done = call(f"{words} strange")
@@ -237,8 +237,9 @@ def test_images_stay_in_the_output_folder_whatever_their_names(workshop, strange
 
 def test_results_of_strange_names_are_plain_json(workshop, strange, call):
     assert call(f"{UPSCALE} strange").returncode == 0
-    images = json.loads((workshop / "out/results.json").read_text(encoding="ascii"))["benchmarks"]["strange"]["images"]
-    assert images.keys() == {path.name for path in (workshop / "out/strange").iterdir()}
+    (weights,) = json.loads((workshop / "out/results.json").read_text(encoding="ascii"))["weights"]
+    images = weights["benchmarks"]["strange"]["images"]
+    assert images.keys() == {path.stem for path in (workshop / "out/bicubic/strange").iterdir()}
 
 
 @pytest.mark.parametrize("words", [CUT, SHRINK, UPSCALE])

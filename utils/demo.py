@@ -5,7 +5,6 @@ kept out of training, and shows them side by side. Each step is a command of thi
 """
 
 import argparse
-import json
 import shlex
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
 
 from data.images import read_rgb, write_image
 from utils.entry import run
@@ -27,6 +25,7 @@ from utils.files import write_text
 TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry")  # and the two of a motorcycle
 TEST_PHOTOS = ("chelsea", "coffee")
 SCALE = 4
+RESULTS = ("bicubic", "PSNR-oriented", "SeD")
 DETAIL_PX = 128  # side of the HR detail that the comparison shows
 ENLARGED = 2  # how much larger it is shown
 CAPTION_PX, GAP_PX = 28, 8
@@ -43,12 +42,11 @@ def main() -> int:
     clear(root)
     benchmark = build_photos(root)
     prepare_training_set(root)
-    results = {"bicubic": "bicubic", "PSNR-oriented": train(root, "demo_rrdb_psnr")}
-    results["SeD"] = train(root, "demo_rrdb_P+SeD", start=results["PSNR-oriented"], settings=pretrained_settings())
-    scores = {name: score(root, name, weights) for name, weights in results.items()}
-    show_scores(scores)
+    psnr_oriented = train(root, "demo_rrdb_psnr")
+    sed = train(root, "demo_rrdb_P+SeD", start=psnr_oriented, settings=pretrained_settings())
+    score(root, psnr_oriented, sed)
     picture = root / "comparison.png"
-    write_image(picture, compare(root, benchmark, list(results)))
+    write_image(picture, compare(root, benchmark))
     console.print(f"LR, bicubic, PSNR-oriented, SeD and HR side by side: {picture}")
     console.print(f"the whole demo took {time.monotonic() - started_s:.0f} s")
     return 0
@@ -114,31 +112,22 @@ def train(root: Path, name: str, *, start: Path | None = None, settings: list[st
     return root / f"checkpoint/{name}/generator_latest.pth"
 
 
-def score(root: Path, name: str, weights: Path | str) -> dict[str, float]:
-    """Scores on the photographs that were kept out."""
-    step(f"Scores: {name}")
+def score(root: Path, psnr_oriented: Path, sed: Path) -> None:
+    """Scores on the photographs that were kept out, side by side."""
+    step("Photographs kept out of training: scores, and a report to look at")
     metrics = ["psnr", "ssim"] + ["lpips"] * (PRETRAINED / "alexnet-owt-7be5be79.pth").is_file()
-    output = root / "results" / name
-    command("test.py", "--opt", "options/demo_rrdb_P+SeD.yml", "--weights", weights, "--benchmarks", "Photos",
-            "--metrics", *metrics, "--data_test_root", root / "Evaluation", "--output_path", output)  # fmt: skip
-    means = json.loads((output / "results.json").read_text())["benchmarks"]["Photos"]
-    return {metric: means[metric] for metric in metrics}
+    bicubic, first, second = RESULTS
+    weights = (bicubic, f"{first}={psnr_oriented}", f"{second}={sed}")
+    command("test.py", "--weights", *weights, "--benchmarks", "Photos", "--metrics", *metrics,
+            "--data_test_root", root / "Evaluation", "--output_path", root / "results")  # fmt: skip
 
 
-def show_scores(scores: dict[str, dict[str, float]]) -> None:
-    step("Photographs kept out of training")
-    table = Table("", *(metric.upper() for metric in scores["bicubic"]))
-    for name, row in scores.items():
-        table.add_row(name, *(f"{value:.2f}" if metric == "psnr" else f"{value:.4f}" for metric, value in row.items()))
-    console.print(table)
-
-
-def compare(root: Path, benchmark: Path, results: list[str]) -> np.ndarray:
+def compare(root: Path, benchmark: Path) -> np.ndarray:
     """(H, W, 3) uint8: a row for each photograph, a column for LR, each result and HR."""
     rows = []
     for name in TEST_PHOTOS:
         lr = read_rgb(benchmark / f"LRbicx4/{name}x4.png").repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-        made = {result: read_rgb(root / f"results/{result}/Photos/{name}.png") for result in results}
+        made = {result: read_rgb(root / f"results/{result}/Photos/{name}.png") for result in RESULTS}
         images = {"LR": lr, **made, "HR": read_rgb(benchmark / f"GTmod12/{name}.png")}
         top, left = busiest_corner(images["HR"])
         rows.append({title: image[top : top + DETAIL_PX, left : left + DETAIL_PX] for title, image in images.items()})

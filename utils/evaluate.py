@@ -1,37 +1,27 @@
 """Upscale a benchmark and score it, its images shared out over the processes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import TypeVar
+from threading import Event
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from data.benchmarks import Benchmark, BenchmarkImage
-from data.images import read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
-from data.imresize import imresize
+from data.images import read_rgb, to_tensor, write_image
 from utils.distributed import World
 from utils.errors import UserError
-from utils.memory import is_out_of_memory
-from utils.metrics import LPIPS, psnr_y, ssim_y
-from utils.tiles import halved, upscale_in_tiles
-from utils.weights import WeightsMissing, locate
-
-T = TypeVar("T")
-Note = Callable[[str], None]  # told what the user should know of how it went
-Upscale = Callable[[np.ndarray, Note], np.ndarray]  # (H, W, 3) uint8 RGB -> (4H, 4W, 3) uint8 RGB
-Metric = Callable[[Tensor, Tensor], float]  # SR and HR, (3, H, W) uint8 -> score
-
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
-SMALLEST_TILE_PX = 64
-
-
-class OutOfMemory(UserError):
-    """An image cannot be upscaled, or not be scored, in the memory that there is."""
+from utils.memory import unless_out_of_memory
+from utils.metrics import Metric
+from utils.upscaler import OutOfMemory, Upscale
 
 
 @dataclass(frozen=True)
@@ -51,88 +41,6 @@ class BenchmarkScores:
         return {metric: math.fsum(row[metric] for row in rows) / len(rows) for metric in rows[0]}
 
 
-def bicubic(scale: int) -> Upscale:
-    """MATLAB's bicubic interpolation, the baseline of every table."""
-    return lambda lr, note: imresize(lr, scale=scale)
-
-
-def by_network(generator: nn.Module, device: torch.device) -> Upscale:
-    """Upscaling by a generator that is on `device`, in evaluation mode and float32.
-
-    Where memory does not hold an image as a whole, it is upscaled in tiles, and so are the images after it.
-
-    Raises (when called): OutOfMemory where not even the smallest tiles fit.
-    """
-    remembered_px = None  # tiles that memory held; None: whole images, so far
-
-    @torch.inference_mode()
-    def attempt(lr: np.ndarray, tile_px: int | None) -> np.ndarray:
-        image = to_float(to_tensor(lr)[None].to(device))
-        if tile_px is None:
-            sr = generator(image)
-        else:
-            sr = upscale_in_tiles(generator, image, scale=generator.scale, tile_px=tile_px)
-        return to_array(to_uint8(sr)[0])
-
-    def upscale(lr: np.ndarray, note: Note) -> np.ndarray:
-        nonlocal remembered_px
-        generator.eval()
-        for tile_px in _tile_sizes(remembered_px, longer_side_px=max(lr.shape[:2])):
-            sr = _unless_out_of_memory(partial(attempt, lr, tile_px))
-            if sr is not None:
-                if tile_px != remembered_px:
-                    note(f"out of memory on {device}: upscaling goes on in tiles of {tile_px} px")
-                    remembered_px = tile_px
-                return sr
-        raise OutOfMemory(f"out of memory on {device}, even in tiles of {SMALLEST_TILE_PX} px")
-
-    return upscale
-
-
-def _tile_sizes(first_px: int | None, *, longer_side_px: int) -> Iterator[int | None]:
-    """The sizes to try on an image, in LR pixels: `first_px` (None: the whole image), then half by half."""
-    yield first_px
-    tile_px = min(first_px or longer_side_px, longer_side_px)
-    while tile_px > SMALLEST_TILE_PX:
-        tile_px = max(halved(tile_px), SMALLEST_TILE_PX)
-        yield tile_px
-
-
-def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
-    """What `compute` returns, or None where memory did not suffice."""
-    try:
-        return compute()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    # Not in the handler: until it ends, the error's traceback holds on to all that was computed before.
-    torch.cuda.empty_cache()
-    return None
-
-
-def metric_weights(names: tuple[str, ...]) -> list[str]:
-    """The pretrained files that these metrics need."""
-    return [LPIPS_BACKBONE] if "lpips" in names else []
-
-
-def build_metrics(names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device) -> dict[str, Metric]:
-    """The metrics of these names; for None, those that can be had: lpips only if its backbone can be found.
-
-    Raises UserError where lpips was asked for by name and its backbone cannot be had.
-    """
-    wanted = names if names is not None else ("psnr", "ssim", "lpips")
-    metrics: dict[str, Metric] = {"psnr": psnr_y, "ssim": ssim_y}
-    if "lpips" in wanted:
-        try:
-            backbone = locate(LPIPS_BACKBONE, pretrained_root=pretrained_root)
-        except WeightsMissing:
-            if names is not None:
-                raise
-        else:
-            metrics["lpips"] = LPIPS(backbone, device=device)
-    return {name: metrics[name] for name in wanted if name in metrics}
-
-
 def evaluate(
     upscale: Upscale,
     benchmark: Benchmark,
@@ -143,11 +51,13 @@ def evaluate(
     output: Path | None = None,
     on_image: Callable[[BenchmarkImage, np.ndarray], None] = lambda image, sr: None,
     stop: Callable[[], bool] = lambda: False,
+    batch_size: int = 1,
 ) -> BenchmarkScores | None:
-    """Upscale every image of a benchmark and score those with ground truth.
+    """Upscale every image of a benchmark and score it, by all metrics where it has ground truth.
 
     The protocol is the paper's (see utils.metrics): SR rounded to 8 bits before it is scored. Every rank takes its
-    share of the images; the scores are gathered, so that every rank returns all of them.
+    share of the images; the scores are gathered, so that every rank returns all of them. While images are upscaled, a
+    thread reads the next one, and another one writes and scores those before.
 
     An LR image that cannot be read ends the evaluation of a benchmark; in a folder without ground truth it is one of
     the failures, and the others go on. An image, or a metric of it, that memory does not suffice for is a failure too,
@@ -155,50 +65,120 @@ def evaluate(
 
     Args:
         output: folder for the SR images, one PNG each.
-        on_image: called with each image and its SR on the rank that made it.
-        stop: asked before each image whether to give up.
+        on_image: called with each image and its SR on the rank that made it, in order, once they are written.
+        stop: asked before each batch whether to give up.
+        batch_size: images that are upscaled together where they follow each other and are of one size.
 
     Returns:
         The scores; None on every rank if one of them was told to stop before its last image.
     """
     mine, failures, notes = {}, [], []
     stopped = False
-    with world.agree():
-        for image in benchmark.images[world.rank :: world.size]:
+
+    def readable() -> Iterator[tuple[BenchmarkImage, np.ndarray]]:
+        for image, reading in _read_ahead(benchmark.images[world.rank :: world.size]):
+            try:
+                yield image, reading.result()
+            except UserError as error:
+                if image.hr is not None:
+                    raise  # a mean over some of a benchmark's images is nobody's score
+                failures.append((image.name, str(error)))
+
+    def collect() -> None:
+        while finishing:
+            image, sr, future = finishing.popleft()
+            mine[image.name], missing = future.result()
+            failures.extend((image.name, sentence) for sentence in missing)
+            on_image(image, sr)
+
+    with world.agree(), _worker() as (worker, ended):
+        finish = partial(_finish, metrics=metrics, device=device, output=output, cancelled=ended.is_set)
+        finishing = deque()  # the batch before
+        for batch in _batches(readable(), batch_size):
             stopped = stop()
             if stopped:
                 break
             try:
-                sr = upscale(read_rgb(image.lr), notes.append)
+                results = upscale([lr for _, lr in batch], notes.append)
             except OutOfMemory as error:
-                failures.append(OutOfMemory(f"{image.lr} could not be upscaled: {error}"))
+                failures += [(image.name, f"{image.lr} could not be upscaled: {error}") for image, _ in batch]
                 continue
-            except UserError as error:
-                if image.hr is not None:
-                    raise  # a mean over some of a benchmark's images is nobody's score
-                failures.append(error)
-                continue
-            if output is not None:
-                write_image(output / f"{image.name}.png", sr)
-            scores = _score(sr, read_rgb(image.hr), metrics, device) if image.hr is not None else {}
-            mine[f"{image.name}.png"] = {name: score for name, score in scores.items() if score is not None}
-            missing = [name for name, score in scores.items() if score is None]
-            failures += [OutOfMemory(f"{image.hr} has no {name}: out of memory on {device}") for name in missing]
-            on_image(image, sr)
+            collect()
+            for (image, _), sr in zip(batch, results, strict=True):
+                finishing.append((image, sr, worker.submit(finish, image, sr)))
+        collect()
     if world.any(stopped):
         return None
-    shares = world.gather((mine, [str(failure) for failure in failures], notes))
+    shares = world.gather((mine, failures, notes))
     images = {name: scores for share, _, _ in shares for name, scores in share.items()}
-    failures = tuple(text for _, texts, _ in shares for text in texts)
-    notes = tuple(dict.fromkeys(text for _, _, texts in shares for text in texts))  # ranks note the same
-    return BenchmarkScores(dict(sorted(images.items())), failures, notes)
+    failures = sorted((failure for _, share, _ in shares for failure in share), key=itemgetter(0))
+    notes = dict.fromkeys(text for _, _, texts in shares for text in texts)  # ranks note the same
+    return BenchmarkScores(dict(sorted(images.items())), tuple(sentence for _, sentence in failures), tuple(notes))
 
 
-def _score(sr: np.ndarray, hr: np.ndarray, metrics: dict[str, Metric], device: torch.device) -> dict[str, float | None]:
-    """The scores by metric; None where memory did not suffice for one."""
+@contextmanager
+def _worker() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """One thread beside the caller's. When the block ends early, what the thread has not begun is dropped.
+
+    The event tells what it is at work on that nobody waits for it any more.
+    """
+    thread, ended = ThreadPoolExecutor(max_workers=1), Event()
+    try:
+        yield thread, ended
+    finally:
+        ended.set()
+        thread.shutdown(cancel_futures=True)
+
+
+def _read_ahead(images: Sequence[BenchmarkImage]) -> Iterator[tuple[BenchmarkImage, Future[np.ndarray]]]:
+    """The LR of each image. While the caller is at work on one, the next is read, and none beyond it."""
+    with _worker() as (worker, _):
+        started = ((image, worker.submit(read_rgb, image.lr)) for image in images)
+        for (image, reading), _ in pairwise(chain(started, [None])):
+            yield image, reading
+
+
+def _batches(
+    images: Iterable[tuple[BenchmarkImage, np.ndarray]], size: int
+) -> Iterator[list[tuple[BenchmarkImage, np.ndarray]]]:
+    """At most `size` images that follow each other and are equally large."""
+    batch = []
+    for image, lr in images:
+        if batch and lr.shape != batch[0][1].shape:
+            yield batch
+            batch = []
+        batch.append((image, lr))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _finish(
+    image: BenchmarkImage,
+    sr: np.ndarray,
+    *,
+    metrics: dict[str, Metric],
+    device: torch.device,
+    output: Path | None,
+    cancelled: Callable[[], bool],
+) -> tuple[dict[str, float], list[str]]:
+    """Write an SR image and score it; return its scores, and a sentence about each that memory did not suffice for."""
+    if output is not None:
+        write_image(output / f"{image.name}.png", sr, cancelled=cancelled)
+    wanted = {name: metric for name, metric in metrics.items() if image.hr is not None or not metric.needs_ground_truth}
+    hr = read_rgb(image.hr) if any(metric.needs_ground_truth for metric in wanted.values()) else None
+    scores = {name: unless_out_of_memory(partial(_score, metric, sr, hr, device)) for name, metric in wanted.items()}
+    missing = [name for name, score in scores.items() if score is None]
+    return (
+        {name: score for name, score in scores.items() if score is not None},
+        [f"{image.hr or image.lr} has no {name}: out of memory on {device}" for name in missing],
+    )
+
+
+def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.device) -> float:
+    if hr is None:
+        return metric.compute(to_tensor(sr).to(device), None)
     height, width = (min(a, b) for a, b in zip(sr.shape[:2], hr.shape[:2], strict=True))
-
-    def score(metric: Metric) -> float:
-        return metric(*(to_tensor(np.ascontiguousarray(image[:height, :width])).to(device) for image in (sr, hr)))
-
-    return {name: _unless_out_of_memory(partial(score, metric)) for name, metric in metrics.items()}
+    return metric.compute(*(to_tensor(image[:height, :width]).to(device) for image in (sr, hr)))

@@ -16,8 +16,8 @@ from models.build import RANDOM, build_generator, build_train_step, pretrained_w
 from models.train_step import TrainStep
 from options.schema import Options
 from utils.distributed import World
-from utils.evaluate import Metric, build_metrics, metric_weights
 from utils.generator_weights import load_into
+from utils.metrics import Metric, build_metrics, metric_weights
 from utils.preflight import Checklist, check_disk
 from utils.resume import Start, file_to_start_from, find_start
 from utils.run_folder import RunFolder

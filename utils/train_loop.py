@@ -18,13 +18,14 @@ from options.schema import Options
 from utils import checkpoint
 from utils.distributed import World
 from utils.errors import UserError
-from utils.evaluate import BenchmarkScores, Metric, by_network, evaluate
+from utils.evaluate import BenchmarkScores, evaluate
 from utils.gan_watch import GanWatch
 from utils.memory import is_out_of_memory, peak_bytes, total_bytes
-from utils.metrics import LOWER_IS_BETTER
+from utils.metrics import Metric
 from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
 from utils.signals import wish_to_stop
+from utils.upscaler import Upscaler
 
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
 SHOWN_PX = 512  # side of the part of an image on which D's opinion is shown
@@ -56,6 +57,7 @@ class TrainLoop:
         self.samples = 0  # training pairs that all processes together have seen: the position in the data
         self.bad_steps = 0  # skipped in a row; while they last, nothing is saved
         self.validated = 0  # the last step after which scores were made
+        self.scores: dict[str, dict[str, float]] = {}  # those: benchmark -> metric -> mean
         self.saved = None  # the step and the scored step of the newest state
         self.best: dict[str, Any] | None = None  # score, its metric and benchmark, its step
         self.watch = GanWatch()
@@ -65,6 +67,7 @@ class TrainLoop:
         return {
             "samples": self.samples,
             "validated": self.validated,
+            "scores": self.scores,
             "best": self.best,
             "watch": self.watch.state_dict(),
             "processes": self.world.size,
@@ -73,6 +76,7 @@ class TrainLoop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict()`. The best score counts if the options still ask for the same."""
         self.samples, self.validated = state["samples"], state["validated"]
+        self.scores = state.get("scores", {})  # states did not always have them
         self.watch.load_state_dict(state["watch"])
         best = state["best"]
         if best is not None and (best["benchmark"], best["metric"]) == self._wanted_best():
@@ -221,11 +225,12 @@ class TrainLoop:
 
     def _validate(self, wish: Callable[[], str | None]) -> None:
         """Score every benchmark, unless the run is asked to stop before the end of it."""
-        generator = self.train_step.deployed_generator
+        upscaler = Upscaler(self.train_step.deployed_generator, self.device)
+        means = {}
         for benchmark in self.benchmarks:
             folder = self.folder.images / f"step_{self.step:09d}" / benchmark.name
             scores = evaluate(
-                by_network(generator, self.device),
+                upscaler,
                 benchmark,
                 metrics=self.metrics,
                 device=self.device,
@@ -237,10 +242,11 @@ class TrainLoop:
             if scores is None:
                 break
             self._report(benchmark, scores)
+            means[benchmark.name] = scores.mean
         else:
             if self.benchmarks and self.world.main:
                 self._show_discriminator(self.benchmarks[0].images[0])
-            self.validated = self.step
+            self.validated, self.scores = self.step, means
         self.train_step.generator.train()
 
     def _show_image(self, benchmark: Benchmark, image: BenchmarkImage, sr: np.ndarray) -> None:
@@ -256,7 +262,7 @@ class TrainLoop:
         figures = "  ".join(f"{name} {value:.4f}" for name, value in scores.mean.items())
         wanted, metric = self._wanted_best()
         if benchmark.name == wanted:
-            sign = -1 if metric in LOWER_IS_BETTER else 1
+            sign = -1 if self.metrics[metric].lower_is_better else 1
             score = scores.mean[metric]
             if self.best is None or sign * score > sign * self.best["score"]:
                 self.best = {"score": score, "metric": metric, "benchmark": wanted, "step": self.step}
@@ -303,7 +309,13 @@ class TrainLoop:
         weights = {"params": self.train_step.generator.state_dict(), "params_ema": None}
         if self.train_step.ema is not None:
             weights["params_ema"] = self.train_step.ema.module.state_dict()
-        about = {"options": self.options.model_dump(mode="json"), "step": self.step}
+        about = {
+            "options": self.options.model_dump(mode="json"),
+            "step": self.step,
+            "scale": self.train_step.generator.scale,
+            "scores": self.scores,
+            "scored_step": self.validated,
+        }
         path = checkpoint.state_path(self.folder.states, self.step)
         state = {"train_step": self.train_step.state_dict(), "loop": self.state_dict()}
         checkpoint.save_state(path, {**weights, **about, **state})

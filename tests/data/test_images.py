@@ -1,9 +1,14 @@
 import errno
 import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +17,24 @@ from PIL import Image
 from data import images
 from utils.errors import UserError
 from utils.files import WriteError
+
+ROOT = Path(__file__).parents[2]
+LARGE_IMAGE = """
+import sys
+from pathlib import Path
+import numpy as np
+from data.images import write_image
+
+def peak_mb():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1000 for line in lines if line.startswith("VmHWM"))
+
+image = np.full((6000, 6000, 3), 77, np.uint8)
+write_image(Path(sys.argv[1]).with_name("small.png"), image[:600])
+before = peak_mb()
+write_image(Path(sys.argv[1]), image)
+print(image.nbytes // 10**6, peak_mb() - before)
+"""
 
 
 @pytest.fixture
@@ -23,6 +46,44 @@ def test_rgb_survives_writing_and_pillow_agrees_on_the_channels(tmp_path, rgb):
     images.write_image(tmp_path / "a.png", rgb)
     np.testing.assert_array_equal(images.read_rgb(tmp_path / "a.png"), rgb)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), rgb)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 1), (700, 3001)])
+@pytest.mark.parametrize("level", [0, 3, 9])
+def test_a_png_written_strip_by_strip_is_the_image_to_other_readers(tmp_path, size, level):
+    """The largest one takes two strips."""
+    pixels = np.random.default_rng(0).integers(0, 8, (*size, 3), np.uint8) * 36
+    images.write_image(tmp_path / "a.png", pixels, compression_level=level)
+    with Image.open(tmp_path / "a.png") as image:
+        image.verify()  # the checksums of all chunks
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), pixels)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1], pixels)
+
+
+def test_a_photograph_takes_no_more_room_than_opencv_gives_it(tmp_path):
+    photo = skimage.data.astronaut()
+    images.write_image(tmp_path / "a.png", photo)
+    images.write_unchanged(tmp_path / "b.png", photo[:, :, ::-1])
+    assert (tmp_path / "a.png").stat().st_size < 1.03 * (tmp_path / "b.png").stat().st_size
+
+
+def test_writing_takes_no_second_copy_of_an_image(tmp_path):
+    """In a process of its own, by the peak of its resident memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE_IMAGE, tmp_path / "a.png"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    image_mb, writing_mb = map(int, done.stdout.split())
+    assert image_mb == 108
+    assert writing_mb < 30
+
+
+def test_a_write_that_is_given_up_leaves_the_old_file(tmp_path, rgb):
+    images.write_image(tmp_path / "a.png", rgb)
+    with pytest.raises(images.Cancelled):
+        images.write_image(tmp_path / "a.png", 255 - rgb, cancelled=lambda: True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    np.testing.assert_array_equal(images.read_rgb(tmp_path / "a.png"), rgb)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGB", "RGBA"])

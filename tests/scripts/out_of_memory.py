@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.evaluate import by_network
+from utils.upscaler import Upscaler
 
 FEATURES = 64
 
@@ -37,11 +37,11 @@ def address_space_bytes() -> int:
 torch.manual_seed(0)
 lr = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
 notes = []
-upscale = by_network(Generator(), torch.device("cpu"))
-whole = upscale(lr, notes.append)
+upscale = Upscaler(Generator(), torch.device("cpu"), tile_px=256)  # more than the limit leaves room for
+(whole,) = upscale([lr], notes.append)
 assert not notes
 limit_bytes = address_space_bytes() + int(sys.argv[1]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
-limited = upscale(lr, notes.append)
+(limited,) = upscale([lr], notes.append)
 print(*notes, sep="\n")
 print(np.abs(whole.astype(int) - limited).max())

@@ -1,30 +1,37 @@
-"""Evaluation: the protocol around the metrics, sharing, LPIPS where its backbone is missing, and too little memory."""
+"""Evaluation: the protocol around the metrics, work beside the upscaling, sharing, and too little memory."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
+import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data.benchmarks import find_benchmark
-from data.images import read_rgb
-from models.rrdb import RRDBNet
+import utils.evaluate
+from data.benchmarks import Benchmark, find_benchmark
+from data.images import Cancelled, read_rgb, to_tensor
 from utils.distributed import World
 from utils.errors import UserError
-from utils.evaluate import BenchmarkScores, bicubic, build_metrics, by_network, evaluate
-from utils.metrics import psnr_y, ssim_y
-from utils.score_table import as_json, score_table
+from utils.evaluate import evaluate
+from utils.metrics import Metric, psnr_y, ssim_y
+from utils.upscaler import Upscaler, bicubic
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
+PSNR = Metric("psnr", "PSNR-Y", psnr_y)
+SSIM = Metric("ssim", "SSIM-Y", ssim_y)
+BRIGHTNESS = Metric("brightness", "Brightness", lambda sr, hr: sr.float().mean().item(), needs_ground_truth=False)
 
 
-def ignore(note):
-    pass
+def evaluate_all(benchmark, upscale=bicubic(4), metrics=(PSNR,), **arguments):  # noqa: B008
+    by_name = {metric.name: metric for metric in metrics}
+    return evaluate(upscale, benchmark, metrics=by_name, **{"device": CPU, "world": World(), **arguments})
+
+
+def without_ground_truth(benchmark):
+    return Benchmark(benchmark.name, tuple(replace(image, hr=None) for image in benchmark.images))
 
 
 @pytest.fixture
@@ -33,83 +40,11 @@ def benchmark(tmp_path):
     rng = np.random.default_rng(0)
     for folder, height, width in (("HR", 50, 63), ("LR_bicubic/X4", 12, 15)):
         (tmp_path / "Set" / folder).mkdir(parents=True)
-        for name in "abc":
+        for name in "abcde":
             pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
             suffix = "x4" if "X4" in folder else ""
             Image.fromarray(pixels).save(tmp_path / "Set" / folder / f"{name}{suffix}.png")
     return find_benchmark(tmp_path, "Set", scale=4)
-
-
-def test_scores_are_the_metrics_of_the_written_images_on_the_common_part(benchmark, tmp_path):
-    scores = evaluate(
-        bicubic(4), benchmark, metrics={"psnr": psnr_y, "ssim": ssim_y}, device=CPU, world=World(), output=tmp_path
-    )
-    assert list(scores.images) == ["a.png", "b.png", "c.png"]
-    for image in benchmark.images:
-        sr, hr = (torch.from_numpy(read_rgb(path).copy()) for path in (tmp_path / f"{image.name}.png", image.hr))
-        sr, hr = sr.permute(2, 0, 1), hr[:48, :60].permute(2, 0, 1)
-        assert scores.images[f"{image.name}.png"] == {"psnr": psnr_y(sr, hr), "ssim": ssim_y(sr, hr)}
-    assert scores.mean["psnr"] == pytest.approx(np.mean([row["psnr"] for row in scores.images.values()]))
-
-
-def test_network_is_run_in_evaluation_mode_and_rounded_to_the_nearest_level():
-    class Constant(torch.nn.Module):
-        def forward(self, lr):
-            assert not self.training
-            assert not torch.is_grad_enabled()
-            return torch.full((1, 3, 8, 8), 100.6 / 255)
-
-    assert (by_network(Constant().train(), CPU)(np.zeros((2, 2, 3), np.uint8), ignore) == 101).all()
-
-
-def test_upscaling_by_a_network_is_four_times_as_large():
-    lr = np.zeros((5, 7, 3), np.uint8)
-    assert by_network(RRDBNet(features=4, blocks=1, growth=2), CPU)(lr, ignore).shape == (20, 28, 3)
-
-
-def test_lpips_is_left_out_unless_it_was_asked_for_by_name(tmp_path):
-    nowhere = tmp_path / "file"
-    nowhere.touch()  # a file in the place of the folder: nothing can be downloaded to it
-    assert set(build_metrics(None, pretrained_root=nowhere, device=CPU)) == {"psnr", "ssim"}
-    assert set(build_metrics(("ssim",), pretrained_root=nowhere, device=CPU)) == {"ssim"}
-    with pytest.raises(UserError, match="alexnet"):
-        build_metrics(("psnr", "lpips"), pretrained_root=nowhere, device=CPU)
-
-
-def test_damaged_backbone_of_lpips_is_told_and_not_left_out(tmp_path):
-    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"cut off")
-    with pytest.raises(UserError, match="alexnet"):
-        build_metrics(None, pretrained_root=tmp_path, device=CPU)
-
-
-def test_table_has_the_papers_row_beside_the_scores():
-    scores = {"Set5": BenchmarkScores({"a.png": {"psnr": 31.0, "ssim": 0.9}}), "Mine": BenchmarkScores({})}
-    table = score_table(scores, "RRDB+P+SeD")
-    cells = [list(column.cells) for column in table.columns]
-    assert cells == [["Set5"], ["1"], ["31.00"], ["31.22"], ["0.9000"], ["0.8670"]]
-
-
-def test_infinite_score_is_null_in_json():
-    assert as_json({"Set": BenchmarkScores({"a.png": {"psnr": float("inf")}})}) == {
-        "Set": {"psnr": None, "images": {"a.png": {"psnr": None}}}
-    }
-
-
-class Nearest(torch.nn.Module):
-    """A generator whose memory holds `most_px` LR pixels."""
-
-    scale = 4
-
-    def __init__(self, most_px):
-        super().__init__()
-        self.most_px, self.calls = most_px, []
-
-    def forward(self, lr):
-        height, width = lr.shape[-2:]
-        self.calls.append((height, width))
-        if height * width > self.most_px:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return lr.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)
 
 
 @pytest.fixture
@@ -124,28 +59,179 @@ def photographs(tmp_path):
     return find_benchmark(tmp_path, "Photos", scale=4)
 
 
-def test_image_that_memory_does_not_hold_is_upscaled_in_tiles_whose_size_is_remembered():
-    lr = np.random.default_rng(0).integers(0, 256, (130, 200, 3), np.uint8)
-    generator, notes = Nearest(most_px=64 * 64), []
-    upscale = by_network(generator, CPU)
-    for _ in range(2):
-        assert (upscale(lr, notes.append) == lr.repeat(4, axis=0).repeat(4, axis=1)).all()
-        assert max(generator.calls[-1]) <= 64
-    refused = [size for size in generator.calls if size[0] * size[1] > generator.most_px]
-    assert refused == [(130, 200), (104, 104)]
-    assert notes == ["out of memory on cpu: upscaling goes on in tiles of 64 px"]
+class Nearest(torch.nn.Module):
+    """A generator whose memory holds `most_px` LR pixels."""
+
+    scale = 4
+
+    def __init__(self, most_px):
+        super().__init__()
+        self.most_px = most_px
+
+    def forward(self, lr):
+        if lr[:, 0].numel() > self.most_px:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return lr.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)
+
+
+def test_scores_are_the_metrics_of_the_written_images_on_the_common_part(benchmark, tmp_path):
+    scores = evaluate_all(benchmark, metrics=(PSNR, SSIM), output=tmp_path)
+    assert list(scores.images) == ["a", "b", "c", "d", "e"]
+    for image in benchmark.images:
+        sr, hr = (to_tensor(read_rgb(path)) for path in (tmp_path / f"{image.name}.png", image.hr))
+        assert scores.images[image.name] == {"psnr": psnr_y(sr, hr[:, :48, :60]), "ssim": ssim_y(sr, hr[:, :48, :60])}
+    assert scores.mean["psnr"] == pytest.approx(np.mean([row["psnr"] for row in scores.images.values()]))
+
+
+def test_without_ground_truth_an_image_has_the_scores_that_need_none(benchmark, tmp_path):
+    scores = evaluate_all(without_ground_truth(benchmark), metrics=(PSNR, BRIGHTNESS), output=tmp_path)
+    for name, row in scores.images.items():
+        assert row == {"brightness": pytest.approx(read_rgb(tmp_path / f"{name}.png").mean(), abs=1e-3)}
+    assert set(evaluate_all(benchmark, metrics=(PSNR, BRIGHTNESS)).images["a"]) == {"psnr", "brightness"}
+
+
+def test_batches_are_of_neighbours_of_one_size_and_change_nothing(benchmark, photographs):
+    joined = Benchmark("Both", (*benchmark.images, *photographs.images))
+    sizes = []
+
+    def upscale(images, note):
+        sizes.append([image.shape[:2] for image in images])
+        return bicubic(4)(images, note)
+
+    shown = []
+    batched = evaluate_all(joined, upscale, batch_size=3, on_image=lambda image, sr: shown.append(image))
+    assert sizes == [[(12, 15)] * 3, [(12, 15)] * 2, [(40, 60)], [(130, 200)], [(40, 70)]]
+    assert shown == list(joined.images)
+    assert batched == evaluate_all(joined)
+
+
+def test_ranks_share_the_images_out_and_each_has_all_scores(benchmark):
+    """Two ranks after one another: the second is handed what the first had to share."""
+
+    class Rank(World):
+        def gather(self, value):
+            shares[self.rank] = value
+            return [shares[rank] for rank in sorted(shares)] if isinstance(value, tuple) else [value]
+
+        def any(self, here):
+            return here
+
+    shares = {}
+    shown = []
+    for rank in range(2):
+        scores = evaluate_all(benchmark, world=Rank(rank, 2), on_image=lambda image, sr: shown.append(image.name))
+    assert shown == ["a", "c", "e", "b", "d"]
+    assert scores == evaluate_all(benchmark)
+
+
+def test_while_an_image_is_upscaled_its_neighbours_are_read_and_written_and_no_others(benchmark, tmp_path, monkeypatch):
+    """Upscaling an image waits until the next has been read and the one before is being written."""
+    read, writing = [], []
+    moved = threading.Condition()
+
+    def note(events, path):
+        with moved:
+            events.append(path.stem[0])
+            moved.notify_all()
+
+    original_read, original_write = utils.evaluate.read_rgb, utils.evaluate.write_image
+    monkeypatch.setattr(utils.evaluate, "read_rgb", lambda path: (note(read, path), original_read(path))[1])
+    monkeypatch.setattr(
+        utils.evaluate, "write_image", lambda path, sr, **kwargs: (note(writing, path), original_write(path, sr))[1]
+    )
+    calls = 0
+
+    def upscale(images, note):
+        nonlocal calls
+        calls += 1
+        with moved:
+            assert moved.wait_for(lambda: len(read) >= min(calls + 1, 5) and len(writing) >= calls - 1, timeout=20)
+        time.sleep(0.05)  # for whoever would go further
+        assert len(read) <= calls + 1
+        assert len(writing) <= calls - 1
+        return bicubic(4)(images, note)
+
+    evaluate_all(without_ground_truth(benchmark), upscale, output=tmp_path)
+    assert "".join(read) == "".join(writing) == "abcde"
+
+
+def test_a_disk_that_fails_is_told_before_the_image_after_the_next(benchmark, tmp_path):
+    (tmp_path / "file").touch()
+    calls = []
+
+    def upscale(images, note):
+        calls.append(images)
+        return bicubic(4)(images, note)
+
+    with pytest.raises(UserError, match=r"cannot write .*file/a\.png"):
+        evaluate_all(benchmark, upscale, output=tmp_path / "file")
+    assert len(calls) <= 2
+
+
+def test_a_damaged_lr_image_ends_a_benchmark_and_costs_a_folder_that_image_alone(benchmark, tmp_path):
+    benchmark.images[2].lr.write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"cx4\.png"):
+        evaluate_all(benchmark)
+    scores = evaluate_all(without_ground_truth(benchmark), output=tmp_path / "out")
+    assert list(scores.images) == ["a", "b", "d", "e"]
+    (failure,) = scores.failures
+    assert "cx4.png" in failure
+
+
+def test_a_damaged_ground_truth_is_told(benchmark):
+    benchmark.images[1].hr.write_bytes(b"cut off")
+    with pytest.raises(UserError, match=r"b\.png"):
+        evaluate_all(benchmark)
+
+
+def test_ctrl_c_leaves_at_once_what_is_being_written_and_nothing_of_it(benchmark, tmp_path, monkeypatch):
+    original = utils.evaluate.write_image
+    started, outcome = threading.Event(), []
+
+    def slowly(path, sr, *, cancelled):
+        def waits_for_the_end():
+            started.set()
+            for _ in range(200):
+                if cancelled():
+                    return True
+                time.sleep(0.1)
+            return False
+
+        try:
+            original(path, sr, cancelled=waits_for_the_end)
+        except Cancelled:
+            outcome.append("cancelled")
+            raise
+
+    def upscale(images, note):
+        if calls:
+            assert started.wait(timeout=20)
+            signal.raise_signal(signal.SIGINT)
+        calls.append(images)
+        return bicubic(4)(images, note)
+
+    calls = []
+    monkeypatch.setattr(utils.evaluate, "write_image", slowly)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_all(benchmark, upscale, output=tmp_path / "out")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome == ["cancelled"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_being_told_to_stop_ends_it_without_scores_and_with_whole_images(benchmark, tmp_path):
+    answers = iter((False, False, True))
+    assert evaluate_all(benchmark, output=tmp_path / "out", stop=lambda: next(answers)) is None
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert all(read_rgb(path).shape == (48, 60, 3) for path in (tmp_path / "out").iterdir())
 
 
 def test_image_that_fits_in_no_tile_is_a_failure_and_the_others_go_on(photographs, tmp_path):
-    scores = evaluate(
-        by_network(Nearest(most_px=40 * 70), CPU),
-        photographs,
-        metrics={"psnr": psnr_y},
-        device=CPU,
-        world=World(),
-        output=tmp_path / "out",
-    )
-    assert scores.images.keys() == {"a.png", "c.png"} == {path.name for path in (tmp_path / "out").iterdir()}
+    scores = evaluate_all(photographs, Upscaler(Nearest(most_px=40 * 70), CPU), output=tmp_path / "out")
+    assert scores.images.keys() == {"a", "c"} == {path.stem for path in (tmp_path / "out").iterdir()}
     (failure,) = scores.failures
     assert "LRbicx4/b.png" in failure
     assert "out of memory" in failure
@@ -158,14 +244,7 @@ def test_metric_that_runs_out_of_memory_costs_its_score_alone(photographs, tmp_p
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return 0.1
 
-    scores = evaluate(
-        by_network(Nearest(most_px=10**6), CPU),
-        photographs,
-        metrics={"psnr": psnr_y, "lpips": hungry},
-        device=CPU,
-        world=World(),
-        output=tmp_path / "out",
-    )
+    scores = evaluate_all(photographs, metrics=(PSNR, Metric("lpips", "LPIPS", hungry)), output=tmp_path / "out")
     assert [set(row) for row in scores.images.values()] == [{"psnr", "lpips"}, {"psnr"}, {"psnr", "lpips"}]
     assert len(list((tmp_path / "out").iterdir())) == 3
     (failure,) = scores.failures
@@ -173,25 +252,13 @@ def test_metric_that_runs_out_of_memory_costs_its_score_alone(photographs, tmp_p
     assert (scores.mean, scores.notes) == ({}, ())
 
 
-def test_any_other_error_of_a_network_is_no_lack_of_memory():
-    class Broken(torch.nn.Module):
-        def forward(self, lr):
-            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+def test_failures_are_told_in_the_order_of_the_images(photographs):
+    """Whenever they arise: the first is found when it is scored, the second when it is upscaled, before that."""
 
-    with pytest.raises(RuntimeError, match="mat1"):
-        by_network(Broken(), CPU)(np.zeros((100, 100, 3), np.uint8), ignore)
+    def hungry(sr, hr):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
-
-def test_a_process_that_really_runs_out_of_memory_makes_the_same_image():
-    """The whole image takes some 120 MB for a single layer's features; 70 MiB are left to the process."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests/scripts/out_of_memory.py", "70"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    scores = evaluate_all(
+        photographs, Upscaler(Nearest(most_px=40 * 70), CPU), metrics=(Metric("lpips", "LPIPS", hungry),)
     )
-    assert done.returncode == 0, done.stderr
-    note, difference = done.stdout.splitlines()
-    assert "out of memory on cpu: upscaling goes on in tiles of" in note
-    assert int(difference) <= 1
+    assert [failure.split("/")[-1][0] for failure in scores.failures] == ["a", "b", "c"]

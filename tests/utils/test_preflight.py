@@ -57,7 +57,8 @@ def needed_bytes(tmp_path, monkeypatch):
 def test_states_and_weights_are_foreseen(needed_bytes, tmp_path):
     search, step = needed_bytes
     weights = {"params": step.generator.state_dict(), "params_ema": step.ema.module.state_dict()}
-    checkpoint.save_generator(tmp_path / "weights.pth", **weights, options={}, step=1)
+    about = {"options": {}, "step": 1, "scale": 4, "scores": {}, "scored_step": 0}
+    checkpoint.save_generator(tmp_path / "weights.pth", **weights, **about)
     checkpoint.save_state(tmp_path / "state.pth", {**weights, "step": 1, "train_step": step.state_dict()})
     weights_bytes, state_bytes = ((tmp_path / name).stat().st_size for name in ("weights.pth", "state.pth"))
     # Two states and a third until the oldest is deleted; weights of 10 saves, the latest ones, and these once more.

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from options.schema import Override, load_options
 from utils import checkpoint
 from utils.distributed import World
 from utils.errors import UserError
+from utils.metrics import Metric
 from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
 from utils.train_loop import TrainLoop
@@ -166,9 +168,10 @@ def test_weights_that_a_kill_kept_from_being_written_are_written_by_the_run_that
 def test_best_weights_are_kept_beside_the_newest_states(make_loop, benchmark_of_two, metric, scores, best):
     """Validated after steps 2, 4 and 6: the highest PSNR, the lowest LPIPS."""
     script = iter(score for score in scores for _ in benchmark_of_two.images)
+    scripted = Metric(metric, metric, lambda sr, hr: next(script), lower_is_better=metric == "lpips")
     loop, _ = make_loop(
         benchmarks=[benchmark_of_two],
-        metrics={metric: lambda sr, hr: next(script)},
+        metrics={metric: scripted},
         validation__every_steps=2,
         validation__metrics=(metric,),
         validation__best_by=metric,
@@ -184,6 +187,30 @@ def test_best_weights_are_kept_beside_the_newest_states(make_loop, benchmark_of_
     assert state["loop"]["best"]["score"] == scores[best // 2 - 1]
 
 
+def test_weights_know_the_last_scores_before_them_also_after_a_resume(make_loop, benchmark_of_two):
+    """Validated after steps 3 and 6, saved after every second one."""
+
+    def settings(*scores):
+        script = iter(score for score in scores for _ in benchmark_of_two.images)
+        metric = Metric("psnr", "PSNR-Y", lambda sr, hr: next(script))
+        every = {"validation__every_steps": 3, "train__save_every_steps": 2, "train__keep_states": 9}
+        return {"benchmarks": [benchmark_of_two], "metrics": {"psnr": metric}, **every}
+
+    loop, _ = make_loop(**settings(21.0, 22.0))
+    loop.run()
+    known = {step: checkpoint.load(loop.folder.weights(step)) for step in (2, 4, 6)}
+    assert [known[step]["scores"] for step in known] == [{}, {"Two": {"psnr": 21.0}}, {"Two": {"psnr": 22.0}}]
+    assert [known[step]["scored_step"] for step in known] == [0, 3, 6]
+    assert known[6]["scale"] == 4
+
+    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 4))
+    again, _ = make_loop("again", **settings(22.0), state=state)
+    again.run()
+    for step in (4, 6):
+        resumed = checkpoint.load(again.folder.weights(step))
+        assert (resumed["scores"], resumed["scored_step"]) == (known[step]["scores"], known[step]["scored_step"])
+
+
 def test_signal_in_a_validation_saves_at_once_and_the_scores_are_made_after_resuming(make_loop, benchmark_of_two):
     wishes = []
 
@@ -193,7 +220,10 @@ def test_signal_in_a_validation_saves_at_once_and_the_scores_are_made_after_resu
             os.kill(os.getpid(), signal.SIGUSR1)
         return 20.0
 
-    more = {"benchmarks": [benchmark_of_two], "metrics": {"psnr": metric}, "validation__every_steps": 3}
+    metrics = {"psnr": Metric("psnr", "PSNR-Y", metric)}
+    # An image is scored while the next is upscaled: the wish is heard before the third.
+    benchmark = replace(benchmark_of_two, images=benchmark_of_two.images * 2)
+    more = {"benchmarks": [benchmark], "metrics": metrics, "validation__every_steps": 3}
     loop, log = make_loop(**more)
     loop.run()
     assert loop.step == 3

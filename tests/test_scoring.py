@@ -1,0 +1,242 @@
+"""test.py as a user meets it: scores side by side, folders and photographs to upscale, and mistakes."""
+
+import csv
+import json
+import signal
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from data.images import read_rgb
+from models.rrdb import RRDBNet
+from utils.checkpoint import save_generator
+
+TEST = "test.py --benchmarks"
+TORCHRUN = "-m torch.distributed.run --nproc_per_node=2 --standalone"
+TINY = {"type": "rrdb", "features": 8, "blocks": 1, "growth": 4}
+
+
+def finished(done, *expected: str) -> str:
+    assert done.returncode == 0, done.stderr + done.stdout
+    for text in expected:
+        assert text in done.stdout
+    return done.stdout
+
+
+def network_of(seed: int) -> RRDBNet:
+    """Random weights that make pictures with contrast."""
+    torch.manual_seed(seed)
+    network = RRDBNet(features=8, blocks=1, growth=4)
+    network.conv_last.weight.data *= 30
+    network.conv_last.bias.data += 0.5
+    return network.eval()
+
+
+def weights_in(folder, name: str, *, seed: int = 0, step: int = 7, run: str = "tiny_P+SeD") -> str:
+    """A checkpoint as train.py writes it, of random weights."""
+    network = network_of(seed)
+    options = {"name": run, "generator": TINY, "test": {"paper_row": "RRDB+P+SeD"}}
+    about = {"options": options, "step": step, "scale": 4, "scores": {}, "scored_step": None}
+    save_generator(folder / name, params=network.state_dict(), params_ema=None, **about)
+    return name
+
+
+def results_of(folder) -> dict:
+    """results.json, its weights by label."""
+    results = json.loads((folder / "results.json").read_text())
+    return {**results, "weights": {weights["label"]: weights for weights in results["weights"]}}
+
+
+def test_weights_side_by_side(workshop, command):
+    """Each keeps its own images and scores; the files agree with each other, and say how sure the difference is."""
+    weights_in(workshop, "a.pth", seed=1)
+    weights_in(workshop, "b.pth", seed=2)
+    words = f"{TEST} Photos --weights bicubic A=a.pth B=b.pth --metrics psnr ssim --output_path out"
+    table = finished(command(*words.split(), cwd=workshop), "PSNR-Y", "A: RRDB (1 block", "95 %")
+    out = workshop / "out"
+    results = results_of(out)
+    assert list(results["weights"]) == ["bicubic", "A", "B"]
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert len(rows) == 9
+    for label, weights in results["weights"].items():
+        scores = weights["benchmarks"]["Photos"]
+        mine = {row["image"]: float(row["psnr"]) for row in rows if row["weights"] == label}
+        assert mine == pytest.approx({image: row["psnr"] for image, row in scores["images"].items()})
+        assert scores["mean"]["psnr"] == pytest.approx(sum(mine.values()) / 3)
+        assert f"{scores['mean']['psnr']:.2f}" in table
+        assert f"{scores['mean']['psnr']:.2f}" in (out / "results.md").read_text()
+        assert {path.name for path in (out / label / "Photos").iterdir()} == {"cat.png", "cup.png", "spoon.png"}
+    difference = next(found for found in results["comparisons"] if (found["weights"], found["metric"]) == ("B", "psnr"))
+    first, second = (results["weights"][label]["benchmarks"]["Photos"]["mean"]["psnr"] for label in ("bicubic", "B"))
+    assert difference["mean_difference"] == pytest.approx(second - first)
+    assert difference["interval_95"][0] <= second - first <= difference["interval_95"][1]
+    page = (out / "report.html").read_text()
+    assert "https://" not in page
+    assert "http://www.w3.org" in page or "http://" not in page
+
+
+def test_checkpoint_needs_no_option_file(workshop, command, prepared):
+    """A photograph and a checkpoint; the picture is the network's, whatever the checkpoint's name and place."""
+    weights_in(workshop, "mine.pth")
+    lr = read_rgb(prepared / "Evaluation/Photos/LRbicx4/catx4.png")
+    Image.fromarray(lr).save(workshop / "photo.jpg", quality=95)
+    done = command("test.py", "--weights", "mine.pth", "--input", "photo.jpg", cwd=workshop)
+    finished(done, "RRDB (1 block", "tiny_P+SeD")
+    sr = read_rgb(workshop / "results/tiny_P+SeD/tiny_P+SeD/input/photo.png")
+    shown = torch.from_numpy(read_rgb(workshop / "photo.jpg")).permute(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        expected = (network_of(0)(shown).clamp(0, 1) * 255).round()[0].permute(1, 2, 0)
+    assert expected.std() > 10
+    assert (torch.from_numpy(sr).float() - expected).abs().max() <= 1
+
+
+def test_weights_of_one_run_are_told_apart_by_their_steps(workshop, command):
+    weights_in(workshop, "generator_1.pth", step=1)
+    weights_in(workshop, "generator_2.pth", step=2)
+    words = f"{TEST} Photos --metrics psnr --output_path out --weights generator_1.pth generator_2.pth"
+    finished(command(*words.split(), cwd=workshop))
+    assert list(results_of(workshop / "out")["weights"]) == ["tiny_P+SeD_000000001", "tiny_P+SeD_000000002"]
+
+
+def test_bicubic_and_folders_without_ground_truth(workshop, command):
+    """`bicubic` needs no weights; a folder of LR images alone is upscaled and not scored."""
+    words = f"{TEST} Photos Evaluation/Photos/LRbicx4 --weights bicubic --metrics psnr ssim --output_path out"
+    finished(command(*words.split(), cwd=workshop))
+    results = results_of(workshop / "out")["weights"]["bicubic"]["benchmarks"]
+    assert results["Photos"]["mean"]["psnr"] > 20
+    assert results["LRbicx4"]["images"] == {f"{name}x4": {} for name in ("cat", "cup", "spoon")}
+    scored, alone = (read_rgb(workshop / f"out/bicubic/{name}.png") for name in ("Photos/cat", "LRbicx4/catx4"))
+    assert (scored == alone).all()
+
+
+def test_tiles_and_precision_are_options(workshop, command):
+    """Tiles change nothing that one can see; bf16 hardly; the self-ensemble something."""
+    weights_in(workshop, "a.pth")
+    (workshop / "photo.png").write_bytes((workshop / "Evaluation/Photos/GTmod12/cat.png").read_bytes())
+    made = {}
+    for name, flags in {
+        "whole": "",
+        "tiles": "--tile_px 64",
+        "bf16": "--precision bf16",
+        "ensemble": "--self_ensemble",
+    }.items():
+        words = f"test.py --weights a.pth --input photo.png --output_path {name} {flags}"
+        finished(command(*words.split(), cwd=workshop))
+        made[name] = read_rgb(workshop / name / "tiny_P+SeD/input/photo.png").astype(int)
+    difference = {name: abs(image - made["whole"]) for name, image in made.items()}
+    assert difference["tiles"].max() <= 1
+    assert difference["bf16"].mean() < 1
+    assert difference["ensemble"].any()
+
+
+def test_damaged_image_among_those_to_upscale_is_named_and_the_others_go_on(workshop, command, prepared):
+    photos = workshop / "photos"
+    photos.mkdir()
+    for image in (prepared / "Evaluation/Photos/LRbicx4").iterdir():
+        (photos / image.name).write_bytes(image.read_bytes())
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    done = command("test.py", "--input", "photos", "--weights", "bicubic", "--output_path", "out", cwd=workshop)
+    assert done.returncode == 1
+    assert "broken.png" in done.stdout
+    assert len(list((workshop / "out/bicubic/photos").iterdir())) == 3
+
+
+def test_results_are_not_lost(workshop, command):
+    """Neither those of other weights nor those on other benchmarks; the same once more is no loss."""
+    words = f"{TEST} Photos --metrics psnr --output_path out --weights"
+    finished(command(*words.split(), "bicubic", cwd=workshop))
+    before = (workshop / "out/results.json").read_bytes()
+    weights_in(workshop, "a.pth")
+    refused = command(*words.split(), "a.pth", cwd=workshop)
+    assert refused.returncode == 2
+    assert "results of bicubic" in refused.stderr
+    folder = ("--input", "Evaluation/Photos/LRbicx4", "--output_path", "out")
+    refused = command("test.py", "--weights", "bicubic", *folder, cwd=workshop)
+    assert refused.returncode == 2
+    assert "scores on Photos" in refused.stderr
+    assert (workshop / "out/results.json").read_bytes() == before
+    finished(command(*words.split(), "bicubic", cwd=workshop))
+
+
+def test_two_processes_score_as_one_does(workshop, command):
+    weights_in(workshop, "a.pth")
+    words = f"{TEST} Photos --weights bicubic a.pth --metrics psnr --output_path"
+    finished(command(*words.split(), "one", cwd=workshop))
+    finished(command(*TORCHRUN.split(), *words.split(), "two", cwd=workshop))
+    assert results_of(workshop / "one") == results_of(workshop / "two")
+
+
+def test_ctrl_c_ends_it_at_once_and_leaves_whole_images_alone(workshop, launch):
+    photos = workshop / "photos"
+    photos.mkdir()
+    for number in range(200):
+        (photos / f"{number}.png").write_bytes((workshop / "Evaluation/Photos/GTmod12/cat.png").read_bytes())
+    weights_in(workshop, "a.pth")
+    made = workshop / "out/tiny_P+SeD/photos"
+    words = "test.py --weights a.pth --input photos --output_path out"
+    with launch(*words.split(), cwd=workshop) as process:
+        deadline = time.monotonic() + 120
+        while not (made.is_dir() and len(list(made.glob("*.png"))) > 2):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.strip().splitlines() == ["test.py: interrupted"]
+    left = list(made.iterdir())
+    assert len(left) < 200
+    assert all(read_rgb(path).shape == (384, 480, 3) for path in left)
+
+
+MISTAKES = {  # the words of a command, and what its sentence must say
+    f"{TEST} Photos": "no weights were given",
+    f"{TEST} Photo --weights bicubic": "did you mean Photos?",
+    f"{TEST} Photos --weights rrdb_psnr.yml": "text file",
+    f"{TEST} Photos --weights nothing.pth": "nothing.pth",
+    f"{TEST} Photos --weights bicubic bicubic": "would both be called bicubic",
+    f"{TEST} Photos --weights a/b=bicubic": "label",
+    f"{TEST} Photos --weights bicubic --metrics psnrr": "did you mean psnr",
+    f"{TEST} Photos --weights bicubic --set test.paper_row=RRDB+P+SED": "did you mean RRDB+P+SeD?",
+    f"{TEST} Photos --weights bicubic --tile_px 5": "test.tile_px",
+    f"{TEST} Photos --weights bicubic --batch_size 0": "test.batch_size",
+    "test.py --weights bicubic --input photo.jpg": "photo.jpg",
+    "test.py --weights bicubic --input rrdb_psnr.yml": "rrdb_psnr.yml",
+    # a file in the place of the folder of weights, so that nothing can be downloaded to it
+    f"{TEST} Photos --weights bicubic --metrics lpips --set paths.pretrained_root=rrdb_P.yml": "alexnet",
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES.items(), ids=MISTAKES)
+def test_mistake_ends_with_one_sentence_before_anything_is_written(workshop, command, words, sentence):
+    before = sorted(workshop.iterdir())
+    done = command(*words.split(), cwd=workshop)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert sorted(workshop.iterdir()) == before
+
+
+def test_inputs_are_not_written_over(workshop, command):
+    """SR images into the very folder of the LR images."""
+    folder = workshop / "out/bicubic/photos"
+    folder.mkdir(parents=True)
+    content = (workshop / "Evaluation/Photos/LRbicx4/catx4.png").read_bytes()
+    (folder / "cat.png").write_bytes(content)
+    refused = command(
+        "test.py", "--weights", "bicubic", "--input", "out/bicubic/photos", "--output_path", "out", cwd=workshop
+    )
+    assert refused.returncode == 2
+    assert "another --output_path" in refused.stderr
+    assert (folder / "cat.png").read_bytes() == content
+
+
+def test_other_architecture_than_the_option_files_is_refused(workshop, command):
+    weights_in(workshop, "a.pth")
+    refused = command(*f"{TEST} Photos --opt swinir_psnr.yml --weights a.pth --output_path out".split(), cwd=workshop)
+    assert refused.returncode == 2
+    assert "RRDB" in refused.stderr
+    assert "SwinIR" in refused.stderr

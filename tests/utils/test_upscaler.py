@@ -1,0 +1,230 @@
+"""What upscales: whole images, batches, tiles that fit, self-ensemble and half precision, and too little memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import utils.upscaler
+from data.imresize import imresize
+from models.rrdb import RRDBNet
+from utils.errors import UserError
+from utils.upscaler import OutOfMemory, Upscaler, bicubic, self_ensembled
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+def ignore(note):
+    pass
+
+
+def image_of(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def nearest(lr):
+    return lr.repeat(4, axis=0).repeat(4, axis=1)
+
+
+@pytest.fixture(scope="module")
+def rrdb():
+    """A small RRDB whose output is about what the image is, with some contrast of its own."""
+    torch.manual_seed(0)
+    network = RRDBNet(features=8, blocks=1, growth=4).to(memory_format=torch.channels_last)
+    network.conv_last.weight.data *= 20
+    network.conv_last.bias.data.fill_(0.5)
+    return network
+
+
+class Nearest(torch.nn.Module):
+    """A generator whose memory holds `most_px` LR pixels; remembers what it was given."""
+
+    scale = 4
+
+    def __init__(self, most_px=10**9):
+        super().__init__()
+        self.most_px, self.calls = most_px, []
+
+    def forward(self, lr):
+        count, _, height, width = lr.shape
+        self.calls.append((count, height, width))
+        if count * height * width > self.most_px:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return lr.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)
+
+
+def test_network_is_run_in_evaluation_mode_and_rounded_to_the_nearest_level():
+    class Constant(torch.nn.Module):
+        scale = 4
+
+        def forward(self, lr):
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            return torch.full((1, 3, 8, 8), 100.6 / 255)
+
+    (sr,) = Upscaler(Constant().train(), CPU)([np.zeros((2, 2, 3), np.uint8)], ignore)
+    assert (sr == 101).all()
+
+
+@pytest.mark.parametrize("self_ensemble", [False, True])
+@pytest.mark.parametrize("tile_px", [None, 64])
+def test_a_batch_is_upscaled_as_one_image_after_the_other(rrdb, tile_px, self_ensemble):
+    images = [image_of(30, 90, seed) for seed in range(3)]
+    upscale = Upscaler(rrdb, CPU, tile_px=tile_px, self_ensemble=self_ensemble)
+    alone = [sr for image in images for sr in upscale([image], ignore)]
+    together = upscale(images, ignore)
+    assert [sr.shape for sr in together] == [(120, 360, 3)] * 3
+    assert np.abs(np.stack(alone).astype(int) - together).max() <= 1
+    assert (np.stack(alone) != together).mean() < 0.001
+
+
+def test_no_more_goes_through_the_generator_at_once_than_a_tile():
+    generator = Nearest()
+    images = [image_of(30, 50, seed) for seed in range(5)]
+    for image, sr in zip(images, Upscaler(generator, CPU, tile_px=64)(images, ignore), strict=True):
+        assert (sr == nearest(image)).all()
+    assert generator.calls == [(2, 30, 50), (2, 30, 50), (1, 30, 50)]  # 64 x 64 px hold two and a half
+    generator.calls.clear()
+    (sr,) = Upscaler(generator, CPU, tile_px=64)([image_of(130, 200)], ignore)
+    assert (sr == nearest(image_of(130, 200))).all()
+    assert max(max(call) for call in generator.calls) == 64
+
+
+@pytest.mark.parametrize("free", [4 * 10**7, 10**8, 2 * 10**8])
+def test_tiles_are_as_large_as_half_of_free_memory_holds(monkeypatch, free):
+    class Wide(Nearest):
+        """Takes 16 SR pixels of 3 + 12 + 3 channels of 4 bytes for each LR pixel, at one time."""
+
+        def forward(self, lr):
+            sr = super().forward(lr)
+            features = sr.repeat(1, 4, 1, 1)
+            return sr + features[:, :3]
+
+    monkeypatch.setattr(utils.upscaler, "free_bytes", lambda device: free)
+    generator, lr = Wide(), image_of(500, 520)
+    Upscaler(generator, CPU)([lr], ignore)
+    side = max(max(call) for call in generator.calls)
+    left = free - 16 * lr.nbytes  # for the result
+    expected = (left / 2 / (16 * 4 * (3 + 12 + 3))) ** 0.5
+    assert max(64, 0.9 * expected - 8) <= side <= max(64, expected)
+
+
+def test_self_ensemble_of_an_equivariant_network_changes_nothing():
+    lr = image_of(20, 30)
+    generator = Nearest()
+    (sr,) = Upscaler(generator, CPU, self_ensemble=True)([lr], ignore)
+    assert (sr == nearest(lr)).all()
+    assert sorted(set(generator.calls)) == [(1, 20, 30), (1, 30, 20)]
+    assert len(generator.calls) == 8
+
+
+def test_self_ensemble_is_the_mean_over_the_symmetries_of_the_square():
+    """Against transposition and flips by hand, with an operator that none of them leaves alone."""
+    ramp = torch.linspace(0, 1, 7)[:, None] * torch.linspace(1, 3, 5) ** 2
+
+    def generator(lr):
+        return lr * (ramp if lr.shape[-2:] == (7, 5) else ramp.flatten().view(5, 7))
+
+    lr = torch.rand(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    made = []
+    for transposed in (False, True):
+        for dims in ([], [2], [3], [2, 3]):
+            image = lr.flip(dims)
+            image = image.transpose(2, 3) if transposed else image
+            sr = generator(image)
+            made.append((sr.transpose(2, 3) if transposed else sr).flip(dims))
+    torch.testing.assert_close(self_ensembled(generator, lr), torch.stack(made).mean(0))
+
+
+def test_bf16_is_float32_within_its_three_digits(rrdb):
+    images = [image_of(33, 47)]
+    (full,), (half,) = (Upscaler(rrdb, CPU, precision=precision)(images, ignore) for precision in ("fp32", "bf16"))
+    difference = np.abs(full.astype(int) - half)
+    assert full.std() > 10
+    assert 0 < difference.mean() < 1
+    assert difference.max() <= 4
+
+
+def test_fp16_on_a_cpu_is_refused_before_anything_is_upscaled(rrdb):
+    with pytest.raises(UserError, match=r"fp16.*needs a GPU"):
+        Upscaler(rrdb, CPU, precision="fp16")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 9))
+def test_bicubic_in_tiles_is_imresize_bit_for_bit(height, width, seed):
+    utils.upscaler.BICUBIC_TILE_PX, tile_px = 24, utils.upscaler.BICUBIC_TILE_PX
+    try:
+        lr = image_of(height, width, seed)
+        (sr,) = bicubic(4)([lr], ignore)
+    finally:
+        utils.upscaler.BICUBIC_TILE_PX = tile_px
+    assert (sr == imresize(lr, scale=4)).all()
+
+
+def test_image_that_memory_does_not_hold_is_upscaled_in_tiles_whose_size_is_remembered():
+    lr = image_of(130, 200)
+    generator, notes = Nearest(most_px=64 * 64), []
+    upscale = Upscaler(generator, CPU)
+    for _ in range(2):
+        (sr,) = upscale([lr], notes.append)
+        assert (sr == nearest(lr)).all()
+        assert max(generator.calls[-1]) <= 64
+    refused = [size for size in generator.calls if size[1] * size[2] > generator.most_px]
+    assert refused == [(1, 130, 200), (1, 88, 88)]
+    assert notes == ["out of memory on cpu: upscaling goes on in tiles of 64 px"]
+
+
+def test_a_batch_that_memory_does_not_hold_is_upscaled_image_by_image():
+    images = [image_of(80, 80, seed) for seed in range(4)]
+    generator, notes = Nearest(most_px=80 * 80), []
+    for image, sr in zip(images, Upscaler(generator, CPU)(images, notes.append), strict=True):
+        assert (sr == nearest(image)).all()
+    assert generator.calls[-4:] == [(1, 80, 80)] * 4
+    assert len(notes) == 1
+
+
+def test_image_that_fits_in_no_tile_is_an_error_of_its_own():
+    with pytest.raises(OutOfMemory, match="even in tiles of 64 px"):
+        Upscaler(Nearest(most_px=60 * 60), CPU)([image_of(130, 200)], ignore)
+
+
+def test_a_result_that_memory_does_not_hold_is_refused_before_it_is_computed(monkeypatch):
+    monkeypatch.setattr(utils.upscaler, "free_bytes", lambda device: 10**6)
+    generator = Nearest()
+    with pytest.raises(OutOfMemory, match=r"takes 0\.00125 GB of memory, and 0\.001 GB are free"):
+        Upscaler(generator, CPU)([image_of(130, 200)], ignore)
+    assert generator.calls == []
+
+
+def test_any_other_error_of_a_network_is_no_lack_of_memory():
+    class Broken(torch.nn.Module):
+        scale = 4
+
+        def forward(self, lr):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        Upscaler(Broken(), CPU)([np.zeros((100, 100, 3), np.uint8)], ignore)
+
+
+def test_a_process_that_really_runs_out_of_memory_makes_the_same_image():
+    """The whole image takes some 120 MB for a single layer's features; 70 MiB are left to the process."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/scripts/out_of_memory.py", "70"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    note, difference = done.stdout.splitlines()
+    assert "out of memory on cpu: upscaling goes on in tiles of" in note
+    assert int(difference) <= 1
