@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.evaluate import evaluate
 from utils.metrics import Metric, build_metrics
 from utils.paper_scores import paper_row
+from utils.report import write_report
 from utils.results import Result
 from utils.score_table import terminal_tables
 from utils.upscaler import Upscaler
@@ -51,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (test.precision)")
     parser.add_argument(
-        "--tile_px", type=int, metavar="N", help="side of the LR tiles that are upscaled (test.tile_px)"
+        "--tile_px", type=int, metavar="N", help="side of LR tiles, a multiple of 8, from 64 on (test.tile_px)"
     )
     parser.add_argument("--batch_size", type=int, metavar="N", help="images of one size at once (test.batch_size)")
     parser.add_argument("--self_ensemble", action="store_true", default=None, help="x8 (test.self_ensemble)")
@@ -80,17 +81,21 @@ def main() -> int:
         if options.test.metrics is None and plan.metrics and "lpips" not in plan.metrics:
             console.print("LPIPS is left out: its backbone is not there and could not be downloaded")
         results = [compete(contestant, plan, options, world, console) for contestant in plan.contestants]
-        with world.agree():
-            if world.main:
-                results_folder.write(
-                    plan.output,
-                    results,
-                    metrics=plan.metrics,
-                    benchmarks=plan.benchmarks,
-                    settings=options.test.model_dump(mode="json", include={"precision", "tile_px", "self_ensemble"}),
-                )
         for table in terminal_tables(results, plan.metrics):
             console.print(table)
+        # The tables are printed by now, and the scores written before the report, for which the disk may be too full.
+        with world.agree():
+            if world.main:
+                settings = options.test.model_dump(mode="json", include={"precision", "tile_px", "self_ensemble"})
+                results_folder.write_scores(plan.output, results, metrics=plan.metrics, settings=settings)
+                write_report(
+                    plan.output / results_folder.REPORT,
+                    results,
+                    benchmarks=plan.benchmarks,
+                    metrics=plan.metrics,
+                    sr_root=plan.output,
+                    title=", ".join(result.label for result in results),
+                )
         return tell(results, plan.output, console)
 
 
@@ -145,6 +150,9 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
             build_metrics(names, pretrained_root=pretrained_root, device=device)
     with world.agree():
         metrics = build_metrics(names, pretrained_root=pretrained_root, device=device)
+        useless = [name for name, metric in metrics.items() if metric.needs_ground_truth]
+        if useless and not any(benchmark.has_ground_truth for benchmark in benchmarks):
+            raise UserError(f"{', '.join(useless)} cannot be computed: no image that was given has a ground truth")
         results_folder.claim(output, {each.label: each.source for each in contestants}, benchmarks)
     return Plan(contestants, benchmarks, metrics, device, output)
 
@@ -193,7 +201,8 @@ def tell(results: list[Result], output: Path, console: Console) -> int:
                 console.print(f"{result.label}, {name}: {note}", markup=False, style="yellow")
             for failure in scores.failures:
                 console.print(f"failed: {result.label}: {failure}", markup=False, style="red")
-    console.print(f"{upscaled} images upscaled; they, the scores and report.html are in {output}", markup=False)
+    images = "1 image" if upscaled == 1 else f"{upscaled} images"
+    console.print(f"{images} upscaled; see {output / results_folder.REPORT}", markup=False)
     return 1 if failed else 0
 
 

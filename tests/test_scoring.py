@@ -100,6 +100,17 @@ def test_weights_of_one_run_are_told_apart_by_their_steps(workshop, command):
     assert list(results_of(workshop / "out")["weights"]) == ["tiny_P+SeD_000000001", "tiny_P+SeD_000000002"]
 
 
+def test_weights_of_one_name_are_told_apart_by_their_files(workshop, command):
+    """Exported in two formats; and a third one that was given a label is left as it is."""
+    weights_in(workshop, "generator.pth", step=1)
+    weights = torch.load(workshop / "generator.pth", weights_only=True)["params"]
+    torch.save(weights, workshop / "x.pth")
+    torch.save(weights, workshop / "x.pt")
+    words = f"{TEST} Photos --metrics psnr --output_path out --weights x.pth x.pt x=generator.pth"
+    finished(command(*words.split(), cwd=workshop))
+    assert list(results_of(workshop / "out")["weights"]) == ["x.pth", "x.pt", "x"]
+
+
 def test_bicubic_and_folders_without_ground_truth(workshop, command):
     """`bicubic` needs no weights; a folder of LR images alone is upscaled and not scored."""
     words = f"{TEST} Photos Evaluation/Photos/LRbicx4 --weights bicubic --metrics psnr ssim --output_path out"
@@ -158,6 +169,18 @@ def test_results_are_not_lost(workshop, command):
     assert "scores on Photos" in refused.stderr
     assert (workshop / "out/results.json").read_bytes() == before
     finished(command(*words.split(), "bicubic", cwd=workshop))
+    finished(command(*words.replace("path out", f"path {workshop}/out").split(), "bicubic", cwd=workshop))
+
+
+@pytest.mark.parametrize("theirs", ["results.csv", "report.html", "bicubic/Photos/cat.png", "results.json"])
+def test_files_of_somebody_else_are_not_written_over(workshop, command, theirs):
+    path = workshop / "out" / theirs
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    refused = command(*f"{TEST} Photos --metrics psnr --output_path out --weights bicubic".split(), cwd=workshop)
+    assert refused.returncode == 2
+    assert str(path.relative_to(workshop)).startswith(refused.stderr.split("error: ")[1].split(" is ")[0])
+    assert path.read_text() == "mine"
 
 
 def test_two_processes_score_as_one_does(workshop, command):
@@ -168,7 +191,7 @@ def test_two_processes_score_as_one_does(workshop, command):
     assert results_of(workshop / "one") == results_of(workshop / "two")
 
 
-def test_ctrl_c_ends_it_at_once_and_leaves_whole_images_alone(workshop, launch):
+def test_ctrl_c_ends_it_at_once_and_leaves_whole_images_alone(workshop, launch, command):
     photos = workshop / "photos"
     photos.mkdir()
     for number in range(200):
@@ -189,6 +212,9 @@ def test_ctrl_c_ends_it_at_once_and_leaves_whole_images_alone(workshop, launch):
     left = list(made.iterdir())
     assert len(left) < 200
     assert all(read_rgb(path).shape == (384, 480, 3) for path in left)
+    for path in list(photos.iterdir())[2:]:
+        path.unlink()
+    finished(command(*words.split(), cwd=workshop))  # what was interrupted can be done again, in the same folder
 
 
 MISTAKES = {  # the words of a command, and what its sentence must say
@@ -203,6 +229,8 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{TEST} Photos --weights bicubic --tile_px 5": "test.tile_px",
     f"{TEST} Photos --weights bicubic --batch_size 0": "test.batch_size",
     "test.py --weights bicubic --input photo.jpg": "photo.jpg",
+    "test.py --weights bicubic --input Evaluation/Photos/LRbicx4 --metrics psnr": "ground truth",
+    f"{TEST} Photos --weights bicubic --output_path rrdb_P.yml": "is a file",
     "test.py --weights bicubic --input rrdb_psnr.yml": "rrdb_psnr.yml",
     # a file in the place of the folder of weights, so that nothing can be downloaded to it
     f"{TEST} Photos --weights bicubic --metrics lpips --set paths.pretrained_root=rrdb_P.yml": "alexnet",

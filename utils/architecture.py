@@ -44,7 +44,9 @@ def in_words(state: dict[str, Tensor]) -> str | None:
     if not traits:
         return None
     if traits["architecture"] == "RRDB":
-        sizes = f"{traits['blocks']} blocks, {traits['features']} features, growth {traits['growth']}"
+        sizes = "{} block{}, {} features, growth {}".format(
+            traits["blocks"], "" if traits["blocks"] == 1 else "s", traits["features"], traits["growth"]
+        )
     else:
         sizes = (
             f"{len(traits['depths'])} groups of {_each(traits['depths'])} blocks, {traits['embed_dim']} features, "

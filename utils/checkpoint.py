@@ -25,6 +25,7 @@ from utils.files import atomic_writer
 
 STATE_FORMAT = "sed-training-state"
 RECORD, ENTRY = "sed_record", "sed_entry"  # in the metadata of safetensors: what lies beside the weights, their name
+ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x3a]")  # begins with its version, then who made it or the graph itself
 DOS_DIRECTORY = 0x10  # the attribute of a member of a zip archive
 
 
@@ -74,6 +75,10 @@ def load(path: str | Path) -> dict:
         begins = head.decode().splitlines()[0]
         raise UserError(f"{path} is a text file that begins with {begins!r}, but weights were expected")
     if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # zip, pickle; safetensors begin with their length
+        if ONNX.match(head):
+            raise UserError(
+                f"{path} is an ONNX program, which cannot be read back: give the file of weights that it was made from"
+            )
         raise UserError(f"{path} is no file of weights")
     if head.startswith(b"PK") and not _is_intact(path):
         raise UserError(f"{path} is damaged or cut off: it differs from its own checksums; fetch or copy it again")

@@ -3,14 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from models.build import load_generator
 from utils.errors import UserError
-from utils.generator_file import open_generator_file
+from utils.generator_file import GeneratorFile, open_generator_file
 from utils.paper_scores import PAPER
 from utils.upscaler import Upscale, bicubic
 from utils.weights import locate
@@ -78,32 +78,47 @@ def build_contestants(
     Raises:
         UserError: a file cannot be had or read, is no generator, does not fit, or two would have one label.
     """
-    contestants, steps = [], []
-    for entry, path in zip(entries, find_weights(entries, pretrained_root=pretrained_root), strict=True):
-        if path is None:
-            about, network_row, step = "MATLAB's interpolation", BICUBIC, None
-            upscale, name = bicubic(SCALE), BICUBIC
-        else:
-            file = open_generator_file(path)
-            upscale = upscaler(load_generator(file, generator))
-            about, step, name = file.about, file.step, STRANGE.sub("_", file.name)[:100]
-            network_row = paper_row or (file.paper_row if file.paper_row in PAPER else None)
-        contestants.append(Contestant(entry.label or name, entry.source, about, network_row, upscale))
-        steps.append(step)
-    return _with_labels_apart(contestants, steps)
-
-
-def _with_labels_apart(contestants: list[Contestant], steps: list[int | None]) -> list[Contestant]:
-    """Weights of one run get their steps into their labels. Raises UserError where that does not tell them apart."""
-    shared = Counter(contestant.label for contestant in contestants)
-    apart = [
-        replace(contestant, label=f"{contestant.label}_{step:09d}")
-        if shared[contestant.label] > 1 and step is not None
-        else contestant
-        for contestant, step in zip(contestants, steps, strict=True)
+    paths = find_weights(entries, pretrained_root=pretrained_root)
+    files = [None if path is None else open_generator_file(path) for path in paths]
+    labels = _labels([_names(entry, file) for entry, file in zip(entries, files, strict=True)], entries)
+    return [
+        Contestant(label, entry.source, "MATLAB's interpolation", BICUBIC, bicubic(SCALE))
+        if file is None
+        else Contestant(
+            label,
+            entry.source,
+            file.about,
+            paper_row or (file.paper_row if file.paper_row in PAPER else None),
+            upscaler(load_generator(file, generator)),
+        )
+        for label, entry, file in zip(labels, entries, files, strict=True)
     ]
-    label, uses = Counter(contestant.label for contestant in apart).most_common(1)[0]
+
+
+def _names(entry: Entry, file: GeneratorFile | None) -> list[str]:
+    """What an entry may be called, the best first."""
+    if entry.label is not None or file is None:
+        return [entry.label or BICUBIC]
+    steps = [] if file.step is None else [f"{file.name}_{file.step:09d}"]
+    return [STRANGE.sub("_", name)[:100] for name in (file.name, *steps, file.path.name)]
+
+
+def _labels(names: Sequence[list[str]], entries: Sequence[Entry]) -> list[str]:
+    """For each entry the first of its names, or where another one has that too, the next.
+
+    Raises UserError where that does not tell them apart.
+    """
+    labels = [own[0] for own in names]
+    for place in range(1, max(map(len, names))):
+        uses = Counter(labels)
+        labels = [
+            own[place] if uses[label] > 1 and place < len(own) else label
+            for own, label in zip(names, labels, strict=True)
+        ]
+    label, uses = Counter(labels).most_common(1)[0]
     if uses > 1:
-        sources = " and ".join(contestant.source for contestant in apart if contestant.label == label)
-        raise UserError(f"{sources} would both be called {label}; name them: --weights A={sources.split()[0]} B=...")
-    return apart
+        sources = [entry.source for entry, other in zip(entries, labels, strict=True) if other == label]
+        raise UserError(
+            f"{' and '.join(sources)} would both be called {label}; name them: --weights A={sources[0]} B={sources[1]}"
+        )
+    return labels

@@ -46,10 +46,18 @@ class _Wanted:
 
     size_bytes: int | None
     sha256: str | None
+    check: Callable[[Path], object] | None
     show: Callable[[int, int | None], None]
 
 
-def download(urls: Sequence[str], path: Path, *, size_bytes: int | None, sha256: str | None) -> None:
+def download(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    size_bytes: int | None,
+    sha256: str | None,
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Fetch a file from the first source that brings it; folders on the way are created.
 
     What has arrived lies in `part_of(path)`. If the server tells the version of the file (ETag or Last-Modified), it
@@ -60,6 +68,7 @@ def download(urls: Sequence[str], path: Path, *, size_bytes: int | None, sha256:
         urls: https, or http on this machine itself; tried in this order.
         path: its final name, which it gets when it is whole.
         size_bytes, sha256: those that were published; None where they were not.
+        check: opens the whole file before it gets its name, and raises UserError if it is not of the wanted kind.
 
     Raises:
         DownloadFailed: no source brought it; the message has each with its reason.
@@ -76,7 +85,7 @@ def download(urls: Sequence[str], path: Path, *, size_bytes: int | None, sha256:
             def show(done_bytes: int, total_bytes: int | None) -> None:
                 progress.update(bar, completed=done_bytes, total=total_bytes)
 
-            wanted = _Wanted(size_bytes, sha256, show)
+            wanted = _Wanted(size_bytes, sha256, check, show)
             for url in urls:
                 if failures:
                     console.print(f"{failures[-1]}; trying {url}")
@@ -136,7 +145,6 @@ class _Part:
             self._file.flush()
 
     def sha256(self) -> str:
-        # From the disk, and through this very file: to close another one of it would give up the lock.
         digest = hashlib.sha256()
         with _writing(self.path):
             self._file.seek(0)
@@ -162,10 +170,11 @@ class _Part:
         """Keep other processes out; False if one has finished or removed the file while this one waited for it."""
         with _writing(self.path):
             try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # not lockf, whose lock is given up when anybody here, such as a check, closes another file of it
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 console.print(f"another process is downloading to {self.path}: waiting for it")
-                fcntl.lockf(self._file, fcntl.LOCK_EX)
+                fcntl.flock(self._file, fcntl.LOCK_EX)
         return self._is_there()
 
     def _is_there(self) -> bool:
@@ -209,12 +218,25 @@ def _fetch(url: str, part: _Part, wanted: _Wanted) -> None:
     """
     continued = part.size_bytes > 0
     _receive_all(url, part, wanted)
-    found = part.sha256() if wanted.sha256 is not None else None
-    if found != wanted.sha256:
+    fault = _fault(part, wanted)
+    if fault is not None:
         part.clear()
         if not continued:
-            raise _SourceFailed(f"it brought a file with the sha256 {found} where {wanted.sha256} was expected")
+            raise _SourceFailed(f"it brought {fault}")
         _fetch(url, part, wanted)  # anew: what lay there from before may be at fault
+
+
+def _fault(part: _Part, wanted: _Wanted) -> str | None:
+    """What a whole file is, where it is not the wanted one."""
+    found = part.sha256() if wanted.sha256 is not None else None
+    if found != wanted.sha256:
+        return f"a file with the sha256 {found} where {wanted.sha256} was expected"
+    try:
+        if wanted.check is not None:
+            wanted.check(part.path)
+    except UserError as error:
+        return f"another file: {error}"
+    return None
 
 
 def _receive_all(url: str, part: _Part, wanted: _Wanted) -> None:

@@ -20,7 +20,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     options: dict[str, JsonValue]
-    step: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0)] | None = None
     scale: Annotated[int, Field(ge=1)] | None = None
     scores: dict[Name, dict[Name, float]] = {}
     scored_step: Annotated[int, Field(ge=0)] | None = None
@@ -87,7 +87,7 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
         path,
         weights,
         name=options.name,
-        about="; ".join((weights.kind, f"{options.name} at step {record.step:,}", *_in_words(record))),
+        about="; ".join((weights.kind, *_in_words(options.name, record))),
         generator_options=_agreed(network, options.generator, path),
         scale=scale or record.scale,
         step=record.step,
@@ -109,13 +109,14 @@ def _validated(payload: dict, path: Path) -> tuple[Record, RecordedOptions]:
         ) from None
 
 
-def _in_words(record: Record) -> list[str]:
+def _in_words(name: str, record: Record) -> list[str]:
+    run = name if record.step is None else f"{name} at step {record.step:,}"
     benchmarks = [
         f"{benchmark} " + " ".join(f"{metric} {mean:.4g}" for metric, mean in means.items())
         for benchmark, means in record.scores.items()
     ]
     at = "" if record.scored_step in (None, record.step) else f" (at step {record.scored_step:,})"
-    return [", ".join(benchmarks) + at] if benchmarks else []
+    return [run, ", ".join(benchmarks) + at] if benchmarks else [run]
 
 
 def _agreed(network: dict[str, Any] | None, said: dict[str, Any], path: Path) -> dict[str, Any] | None:

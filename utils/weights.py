@@ -120,13 +120,14 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
             if path.parent.resolve() == pretrained_root.resolve():
                 verify(path)
             return path
+    belongs_there = pretrained_root.resolve() in (spec.parent.resolve(), inside.parent.resolve())
     known = KNOWN.get(spec.name)
-    if known and pretrained_root.resolve() in (spec.parent.resolve(), inside.parent.resolve()):
+    if known and belongs_there:
         return _copy_of_other_tools(known) or _download(known, pretrained_root / known.name)
     looked_in = " nor ".join(dict.fromkeys(str(path) for path in (spec, inside)))
+    offer = f", and the files that can be downloaded to {pretrained_root} are {', '.join(KNOWN)}"
     raise WeightsMissing(
-        f"there is no weight file {spec}: it is not at {looked_in}, and the files that can be downloaded to "
-        f"{pretrained_root} are {', '.join(KNOWN)}{_nearest(spec.name)}"
+        f"there is no weight file {spec}: it is not at {looked_in}{offer if belongs_there else ''}{_nearest(spec.name)}"
     )
 
 
@@ -167,10 +168,15 @@ def _sha256_of(path: Path, state: tuple[int, ...]) -> str:
     return digest.hexdigest()
 
 
-def _expected_sha256(path: Path) -> str | None:
+def _published_sha256(path: Path) -> str | None:
     known = KNOWN.get(path.name)
-    if known and known.sha256:
-        return known.sha256
+    return known.sha256 if known else None
+
+
+def _expected_sha256(path: Path) -> str | None:
+    published = _published_sha256(path)
+    if published is not None:
+        return published
     record = _record_of(path)
     words = record.read_text().split() if os.path.isfile(record) else []
     return words[0] if words else None
@@ -204,11 +210,15 @@ def _download(file: WeightFile, path: Path) -> Path:
             f"{path} is not there, and {offline} forbids to download it: fetch {file.urls[0]} on another machine and "
             "put it there"
         )
+    from utils import checkpoint  # not before it is needed: PyTorch takes seconds, and `list` none
+
     expected = _expected_sha256(path)
+    # Whoever answers in place of the server, as with a page to log in, must not become what is compared with later.
+    check = checkpoint.load if file.sha256 is None else None
     mirror = os.environ.get(MIRROR)
     urls = (f"{mirror.rstrip('/')}/{file.name}", *file.urls) if mirror else file.urls
     try:
-        download(urls, path, size_bytes=file.size_bytes, sha256=expected)
+        download(urls, path, size_bytes=file.size_bytes, sha256=expected, check=check)
     except (DownloadFailed, WriteError) as error:
         raise WeightsMissing(
             f"{file.name} could not be downloaded: {error}; fetch it on another machine and put it at {path}"
@@ -259,39 +269,43 @@ def _list(root: Path) -> int:
     states = {file.name: _state(file, root) for file in KNOWN.values()}
     table = _table(states, whole=True)
     width = console.measure(table, options=console.options.update_width(ANY_WIDTH)).maximum
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = width
     console.print(table if width <= console.width else _table(states, whole=False))
     return 0
 
 
 def _table(states: dict[str, str], *, whole: bool) -> Table:
-    """`whole`: sha256 to the last digit, and sources; else what a narrow terminal takes."""
-    name, size = Column("file", no_wrap=True), Column("MB", justify="right")
-    table = Table(name, size, "for", "here", "sha256", box=box.SIMPLE)
+    """`whole`: with sha256 and sources; else what a narrow terminal takes."""
+    name, size, purpose = Column("file", no_wrap=True), Column("MB", justify="right"), Column("for", no_wrap=True)
+    table = Table(name, size, purpose, Column("here", overflow="fold"), box=box.SIMPLE)
     if whole:
+        table.add_column("sha256")
         table.add_column("source")
     else:
-        table.caption = "with sources and the whole sha256 in a wide terminal, or through a pipe"
+        table.caption = "with sha256 and sources in a wide terminal, or through a pipe"
     for file in KNOWN.values():
         cells = [
             file.name,
             "?" if file.size_bytes is None else f"{file.size_bytes / 1e6:.1f}",
             file.purpose,
             states[file.name],
-            "unpublished" if file.sha256 is None else file.sha256 if whole else f"{file.sha256[:8]}...",
         ]
-        table.add_row(*cells, *([" ".join(file.urls)] if whole else []))
+        table.add_row(*cells, *([file.sha256 or "unpublished", " ".join(file.urls)] if whole else []))
     return table
 
 
 def _state(file: WeightFile, root: Path) -> str:
     path = root / file.name
+    if os.path.isdir(path):
+        return "a folder, no file"
     if os.path.exists(path):
         try:
-            return "verified" if verify(path) else "there, not verifiable"
+            if not verify(path):
+                return "not verifiable"
         except UserError:
-            return "there, but another file"
+            return "another file"
+        return "verified" if file.sha256 else "as first downloaded"
     copy = _copy_of_other_tools(file)
     if copy is not None:
         return f"verified, in {copy.parent}"
@@ -337,7 +351,11 @@ def _verify(names: list[str], root: Path) -> int:
 
 
 def _verdict(path: Path) -> str:
-    return f"{path}: its sha256 is right" if verify(path) else f"{path}: no sha256 is known to compare it with"
+    if not verify(path):
+        return f"{path}: no sha256 is known to compare it with"
+    if _published_sha256(path) is None:
+        return f"{path}: as recorded at its first download; no published sha256 to compare it with"
+    return f"{path}: its sha256 is right"
 
 
 if __name__ == "__main__":

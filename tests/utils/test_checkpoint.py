@@ -9,6 +9,7 @@ import spandrel
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 from torch import nn
 
 from models.rrdb import RRDBNet
@@ -148,6 +149,7 @@ def test_files_saved_without_checksums_load(tmp_path):
         (b"\n\n", "is a text file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "net.pth (is|holds)"),
         (bytes(100), "net.pth (is|holds)"),
+        (helper.make_model(helper.make_graph([], "", [], [])).SerializeToString(), "net.pth is an ONNX program"),
     ],
 )
 def test_files_of_other_kinds_are_refused_in_a_sentence(contents, message, tmp_path):

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from utils import download as module
 from utils.download import DownloadFailed, download, part_of
+from utils.errors import UserError
 from utils.files import WriteError
 
 ROOT = Path(__file__).parents[2]
@@ -128,8 +129,8 @@ def path(tmp_path):
     return tmp_path / "not yet there" / "file.pth"
 
 
-def fetch(path, *urls, size_bytes=SIZE_BYTES, sha256=SHA256):
-    download(urls, path, size_bytes=size_bytes, sha256=sha256)
+def fetch(path, *urls, size_bytes=SIZE_BYTES, sha256=SHA256, check=None):
+    download(urls, path, size_bytes=size_bytes, sha256=sha256, check=check)
 
 
 def files_in(path):
@@ -310,6 +311,22 @@ def test_next_source_is_asked_where_one_fails_and_the_reason_is_told(answer, rea
     assert f"trying {mirror}" in told
 
 
+def test_file_that_does_not_pass_its_check_is_none(server, path):
+    def check(part):
+        assert not path.exists()
+        if part.read_bytes() != CONTENT:
+            raise UserError("it is a page")
+
+    server.script[:] = [Answer(body=OTHER)]
+    with pytest.raises(DownloadFailed, match=re.escape(f"{server.url}: it brought another file: it is a page")):
+        fetch(path, server.url, sha256=None, check=check)
+    assert files_in(path) == []
+
+    server.script[:] = [Answer(body=OTHER)]
+    fetch(path, server.url, f"{server.url}-mirror", sha256=None, check=check)
+    assert path.read_bytes() == CONTENT
+
+
 def test_wrong_size_is_refused_before_the_file_is_sent(server, path):
     server.script[:] = [Answer(announced_bytes=10 * SIZE_BYTES, cut_at=0, stall_s=20)]
     started_s = time.monotonic()
@@ -407,13 +424,19 @@ def test_disk_that_fills_up_keeps_the_part_and_tells(server, path, monkeypatch):
 
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 from utils import download
 from utils.entry import run
 
 url, path, size_bytes, sha256 = sys.argv[1:]
 download.PAUSES_S = (0.01,)
-run(lambda: download.download([url], Path(path), size_bytes=int(size_bytes), sha256=sha256) or 0)
+
+def check(part):
+    part.read_bytes()  # and close it, which must not let other processes in
+    time.sleep(0.3)
+
+run(lambda: download.download([url], Path(path), size_bytes=int(size_bytes), sha256=sha256, check=check) or 0)
 """
 
 

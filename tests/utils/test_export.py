@@ -120,6 +120,8 @@ def test_onnx_gives_the_same_images_of_every_size_in_onnxruntime(name, tmp_path)
     onnx.checker.check_model(model, full_check=True)
     (record,) = [entry.value for entry in model.metadata_props if entry.key == "sed_record"]
     assert json.loads(record) == open_generator_file(path).record
+    with pytest.raises(UserError, match=r"out\.onnx is an ONNX program"):
+        open_generator_file(output)
     assert str(ROOT).encode() not in output.read_bytes()
 
 
@@ -157,7 +159,7 @@ def test_command_says_what_it_read_and_wrote_and_nothing_else(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     read, wrote = done.stdout.splitlines()
-    assert read.startswith(f"{path}: RRDB (1 blocks, 4 features, growth 32), x4, in SeD names, from 'params'; run_a")
+    assert read.startswith(f"{path}: RRDB (1 block, 4 features, growth 32), x4, in SeD names, from 'params'; run_a")
     assert read.endswith("; Set5 psnr 30.5 (at step 6)")
     assert wrote.startswith(f"{path.with_suffix('.onnx')}: onnx, ")
     assert "images differ from the network's by at most " in wrote

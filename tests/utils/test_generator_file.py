@@ -49,12 +49,14 @@ def test_a_checkpoint_knows_its_network_run_step_and_scores(tmp_path):
     assert torch.equal(image_of(load_generator(open_generator_file(file.path, entry="params"))), image_of(params))
 
 
-def test_files_without_scores_are_read(write):
+@pytest.mark.parametrize(("step", "told"), [({"step": 300_000}, "run_a at step 300,000"), ({}, "run_a")])
+def test_files_without_scores_or_a_step_are_read(step, told, write):
     path = write()
     payload = checkpoint.load(path)
-    checkpoint.save({key: payload[key] for key in ("params", "options", "step")}, path)
+    checkpoint.save({key: payload[key] for key in ("params", "options")} | step, path)
     file = open_generator_file(path)
-    assert (file.name, file.step, file.scale, file.scores) == ("run_a", 300_000, 4, {})
+    assert (file.name, file.step, file.scale, file.scores) == ("run_a", step.get("step"), 4, {})
+    assert file.about.endswith(f"from 'params'; {told}")
 
 
 def test_other_files_are_known_by_their_tensors(tmp_path):

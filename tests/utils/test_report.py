@@ -127,6 +127,7 @@ def test_bicubic_is_there_once_where_it_is_one_of_the_weights(evaluation):
     evaluation.add("Set", "a", scores={"bicubic": 20, "one": 30})
     page = evaluation.written()
     assert page["versions"] == ["LR", "bicubic", "one", "HR"]
+    assert [page["versions"][reference] for reference in page["references"]] == ["HR", "bicubic"]
     assert page["judged"] == 1
 
 
@@ -152,7 +153,7 @@ def test_folder_without_ground_truth_has_neither_hr_nor_tables(evaluation):
     evaluation.add("photos", "a", scores={"one": None}, hr=None)
     page = evaluation.written()
     assert page["versions"] == ["LR", "bicubic", "one"]
-    assert page["reference"] is None
+    assert [page["versions"][reference] for reference in page["references"]] == ["bicubic"]
     assert page["benchmarks"][0]["tables"] == []
 
 

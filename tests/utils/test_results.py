@@ -65,7 +65,7 @@ def test_score_that_is_not_a_number_is_never_the_best_and_an_infinite_one_can_be
         result("c", [30, 32], [0.3, 0.4]),
     ]
     rows = rows_of(score_tables(results, METRICS)[0])
-    assert texts(rows["a"])[1] == "nan"
+    assert texts(rows["a"])[1] == "-"
     assert texts(rows["b"])[0] == "inf"
     assert [bold(rows[label]) for label in "abc"] == [[False, False], [True, True], [False, False]]
     assert not recwarn.list
@@ -96,6 +96,30 @@ def test_benchmark_that_the_paper_does_not_have_gets_no_published_row():
     table, *_ = score_tables([result("a", [31], [0.1], row="RRDB+P+SeD", benchmark="Mine")], METRICS)
     assert [row.name for row in table.sections["Mine (1 image)"]] == ["a"]
     assert "paper" not in table.caption
+
+
+def test_published_row_has_a_score_to_compare_with_or_is_not_there():
+    bicubic = result("bicubic", [28.40], [0.35], row="bicubic")  # whose LPIPS nobody has published
+    (table,) = score_tables([bicubic], {"lpips": METRICS["lpips"]})
+    assert [row.name for row in table.sections["Set5 (1 image)"]] == ["bicubic"]
+    assert "paper" not in table.caption
+
+
+def test_scores_that_are_not_numbers_are_absent_and_counted():
+    first = result("a", [30.0, 31.0, 32.0], [0.1, math.nan, math.nan], row="RRDB+P")
+    other = result("b", [math.inf, 30.0, 33.0], [0.1, 0.2, 0.3])
+    third = result("c", [30.0, math.inf, 33.0], [0.1, 0.2, 0.3])  # differs from b by -inf, then inf
+    scores, differences = score_tables([first, other], METRICS)
+    ours, theirs, of_b = scores.sections["Set5 (3 images)"]
+    assert (texts(ours)[1], texts(theirs)[1]) == ("-", format(PAPER["RRDB+P"]["Set5"].lpips, ".4f"))
+    assert texts(of_b)[0] == "inf"
+    assert scores.caption.endswith("; LPIPS: no score for 2 of 3 images (a, Set5)")
+    assert texts(rows_of(differences)["b"]) == ["+inf", "-"]
+    assert texts(rows_of(score_tables([other, third], METRICS)[1])["c"])[0] == "-"
+    assert "nan" not in as_markdown([first, other], METRICS)
+    rows = list(csv.DictReader(io.StringIO(as_csv([first, other], METRICS))))
+    assert [row["lpips"] for row in rows[:3]] == ["0.1", "", ""]
+    assert rows[3]["psnr"] == "inf"
 
 
 def test_differences_are_to_the_first_and_marked_where_chance_is_excluded():

@@ -1,6 +1,9 @@
 import io
 import math
 import re
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 from rich.console import Console
@@ -18,6 +21,7 @@ METRICS = {
         ("lpips", "LPIPS", True, 4),
     )
 }
+FIVE = METRICS | {name: replace(METRICS["lpips"], name=name, title=name.upper()) for name in ("dists", "piqe")}
 
 
 def results(labels, row="RRDB+P+SeD"):
@@ -30,7 +34,13 @@ def results(labels, row="RRDB+P+SeD"):
             {
                 "Urban100": BenchmarkScores(
                     {
-                        str(n): {"psnr": 25 + n + 0.01 * n * shift, "ssim": 0.7 + 0.01 * shift, "lpips": 0.1 + n / 50}
+                        str(n): {
+                            "psnr": 25 + n + 0.01 * n * shift,
+                            "ssim": 0.7 + 0.01 * shift,
+                            "lpips": 0.1 + n / 50,
+                            "dists": 0.2 + n * shift / 70,
+                            "piqe": 40 + n * shift * 7.7,
+                        }
                         for n in range(4)
                     }
                 )
@@ -40,9 +50,9 @@ def results(labels, row="RRDB+P+SeD"):
     ]
 
 
-def printed(results, width, **options):
+def printed(results, width, metrics=METRICS, **options):
     console = Console(width=width, file=io.StringIO(), **options)
-    for table in terminal_tables(results, METRICS):
+    for table in terminal_tables(results, metrics):
         console.print(table)
     return console.file.getvalue()
 
@@ -59,6 +69,23 @@ def test_terminal_shows_every_cell_whole(width):
                     mean, _, rest = cell.text.partition(" ")  # an error or an interval, which may stand a line below
                     assert mean in shown
                     assert rest in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_numbers_are_never_cut_and_long_names_are_folded(width, count):
+    long = "".join(chr(ord("A") + n % 26) for n in range(60))
+    metrics = dict(islice(FIVE.items(), count))
+    compared = results(["bicubic", long])
+    lines = printed(compared, width, metrics).splitlines()
+    assert max(map(len, lines)) <= width
+    shown = Counter(word for line in lines for word in re.split(r"[ ,]", line))
+    for table in score_tables(compared, metrics):
+        cells = [cell.text for rows in table.sections.values() for row in rows for cell in row.cells]
+        words = Counter(word for cell in cells for word in re.split(r"[ ,]", cell))
+        assert words <= shown
+    names = "".join(re.findall(r"^ *([A-Z]+)(?: |$)", "\n".join(lines), re.MULTILINE))
+    assert names == long * 2
 
 
 def test_wide_terminal_has_one_line_for_each_row():

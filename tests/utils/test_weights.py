@@ -9,7 +9,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-import torch.hub
+import safetensors.torch
+import torch
 
 from utils import weights
 from utils.download import part_of
@@ -18,7 +19,8 @@ from utils.errors import UserError
 from utils.weights import KNOWN, WeightFile, WeightsMissing, locate, sha256_of, verify
 
 ROOT = Path(__file__).parents[2]
-CONTENT = bytes(range(256)) * 300
+CONTENT = safetensors.torch.save({"weight": torch.arange(9)})
+PAGE = b"<html>\n<body>Sign in</body></html>"
 SIZE_BYTES = len(CONTENT)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -29,7 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/absent"):
             self.send_error(404)
             return
-        body = b"other" if self.path.startswith("/other") else CONTENT
+        body = {"/other": b"other", "/page": PAGE}.get(self.path[:6].rstrip("/"), CONTENT)
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"1"')
@@ -208,6 +210,26 @@ def test_unpublished_sha256_is_recorded_told_and_compared_with_later(root, serve
     assert files_in(root) == ["model.pth.sha256"]
 
 
+def test_what_was_never_published_must_open_as_weights_before_it_gets_its_name(root, server, publish, capsys):
+    publish(f"{server.url}/page", sha256=None, size_bytes=None)
+    with pytest.raises(WeightsMissing, match=r"/page: .*is a text file that begins with '<html>'"):
+        locate("model.pth", pretrained_root=root)
+    assert files_in(root) == []
+
+    publish(f"{server.url}/page", f"{server.url}/right", sha256=None, size_bytes=None)
+    assert locate("model.pth", pretrained_root=root).read_bytes() == CONTENT
+    assert "begins with '<html>'" in capsys.readouterr().err
+
+
+def test_what_was_never_published_is_not_called_right(root, server, publish, command):
+    publish(f"{server.url}/right", sha256=None, size_bytes=None)
+    told = f"{root / 'model.pth'}: as recorded at its first download; no published sha256 to compare it with\n"
+    code, fetched = command("fetch", "model.pth")
+    assert (code, told in fetched) == (0, True)
+    assert command("verify") == (0, told)
+    assert "as first downloaded" in command("list")[1]
+
+
 def test_verify_tells_a_changed_file_and_what_it_cannot_know(tmp_path, publish):
     publish("https://example.org/model.pth")
     path = tmp_path / "model.pth"
@@ -234,10 +256,19 @@ def test_existing_files_are_taken_as_they_are(tmp_path, root, monkeypatch):
     assert locate(root / "mine.pth", pretrained_root=root) == root / "mine.pth"
 
 
-@pytest.mark.parametrize("spec", ["pretrained/rrbd.pth", "/elsewhere/RRDB.pth"])
+@pytest.mark.parametrize("spec", ["rrbd.pth", "pretrained/rrbd.pth", "/elsewhere/RRDB.pth"])
 def test_missing_file_is_told_with_the_nearest_known_name(spec, root):
-    with pytest.raises(UserError, match=rf"no weight file {spec}.*SwinIR\.pth.*did you mean RRDB\.pth\?"):
+    with pytest.raises(UserError, match=rf"no weight file {spec}.*did you mean RRDB\.pth\?"):
         locate(spec, pretrained_root=root)
+
+
+@pytest.mark.parametrize(
+    ("spec", "offered"), [("mine.pth", True), ("pretrained/mine.pth", True), ("../mine.pth", False)]
+)
+def test_downloads_are_offered_where_they_could_have_been_meant(spec, offered, root):
+    with pytest.raises(UserError, match=f"no weight file {spec}: it is not at {spec} nor ") as caught:
+        locate(spec, pretrained_root=root)
+    assert ("can be downloaded" in str(caught.value)) == offered
 
 
 def test_known_files_can_be_trusted():
@@ -297,18 +328,32 @@ def test_list_shows_what_is_here(root, server, publish, command):
     (root / "model.pth").write_bytes(CONTENT)
     assert state() == "verified"
     (root / "model.pth").write_bytes(CONTENT[:-1])
-    assert state() == "there, but another file"
+    assert state() == "another file"
+    (root / "model.pth").unlink()
+    (root / "model.pth").mkdir()
+    assert state() == "a folder, no file"
 
 
-def test_list_fits_a_narrow_terminal(root, command, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_list_keeps_to_the_width_it_is_given(columns, terminal, root, command, monkeypatch):
+    """Whatever is here of the files; a pipe has a width where COLUMNS gives it one."""
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    root.mkdir(parents=True)
+    (root / "RRDB.pth").touch()
+    (root / "RRDB.pth.sha256").write_text(f"{sha256_of(root / 'RRDB.pth')}  RRDB.pth\n")
+    (root / "SwinIR.pth").touch()
+    (root / "RN50.pt").mkdir()
+    part_of(root / "vgg19-dcbb9e9d.pth").touch()
     _, table = command("list")
-    plain = re.sub(r"\x1b\[[\d;]*m", "", table)
-    for name, file in KNOWN.items():
-        (line,) = (line for line in plain.splitlines() if name in line)
-        assert len(line) <= 80
-        assert file.sha256 is None or file.sha256[:8] in line
+    lines = re.sub(r"\x1b\[[\d;]*m", "", table).splitlines()
+    assert max(map(len, lines)) <= columns
+    here = ("as first downloaded", "another file", "a folder, no file", "0.0 MB so far", "missing", "missing")
+    for (name, file), state in zip(KNOWN.items(), here, strict=True):
+        (line,) = (line for line in lines if name in line)
+        assert file.purpose in line
+        assert state in line
 
 
 def test_fetch_brings_what_is_missing_and_verify_confirms_it(root, server, publish, command):
@@ -354,7 +399,7 @@ def test_fetch_goes_on_after_a_failure_and_refuses_unknown_names_before_it_begin
 
 def test_command_line_is_there_and_needs_no_network_to_list(tmp_path):
     words = [sys.executable, "-m", "utils.weights", "list", "--pretrained_root", tmp_path]
-    environment = {**os.environ, "SED_OFFLINE": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"SED_OFFLINE": "1"}
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
     for name, file in KNOWN.items():
