@@ -142,6 +142,8 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         output = arguments.output_path or Path("results") / (
             options.name if arguments.opt else "_vs_".join(contestant.label for contestant in contestants)
         )
+        sources = {contestant.label: contestant.source for contestant in contestants}
+        results_folder.refuse_loss(output, sources, benchmarks)
     # A metric that was asked for by name may be one that needs no ground truth.
     scored = arguments.metrics or any(benchmark.has_ground_truth for benchmark in benchmarks)
     names = chosen.metrics if scored else ()
@@ -153,7 +155,7 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         useless = [name for name, metric in metrics.items() if metric.needs_ground_truth]
         if useless and not any(benchmark.has_ground_truth for benchmark in benchmarks):
             raise UserError(f"{', '.join(useless)} cannot be computed: no image that was given has a ground truth")
-        results_folder.claim(output, {each.label: each.source for each in contestants}, benchmarks)
+        results_folder.claim(output, sources)
     return Plan(contestants, benchmarks, metrics, device, output)
 
 

@@ -221,7 +221,7 @@ def test_any_argument_of_set_is_taken_or_refused(arguments, recipe, tmp_path):
     check_options(copy, *arguments)
 
 
-@pytest.mark.parametrize("key", ["paths.out_root", "paths.pretrained_root", "dataset.hr", "test.weights"])
+@pytest.mark.parametrize("key", ["paths.out_root", "paths.pretrained_root", "dataset.hr", "train.start_from"])
 @pytest.mark.parametrize("value", ['"a\\0b"', "x" * 256, "é" * 128, "x/" * 1500])
 def test_what_no_file_can_be_called_is_refused(key, value):
     with pytest.raises(UserError, match=rf"--set {key}=.*{key} is .* should be a path") as caught:

@@ -17,39 +17,40 @@ WRITTEN = (RESULTS, "results.csv", "results.md", REPORT)
 LONGEST_NAME_BYTES = 235  # of an image; names of files have 255 bytes, and the temporary one is a little longer
 
 
-def claim(folder: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> None:
-    """Make the folder, or make sure that nothing in it will be lost, and mark it as that of these weights.
+def refuse_loss(folder: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> None:
+    """Make sure that nothing will be lost if results are written into a folder; nothing is written by this.
 
     Args:
         sources: file, or `bicubic`, by label.
         benchmarks: that are about to be upscaled.
 
     Raises:
-        UserError: the folder cannot be made or written; an image's name is too long; SR images would take the place
-            of those of the benchmarks; or the folder holds results of other weights, scores of other benchmarks, or
-            files of somebody else under the names of ours.
+        UserError: an image's name is too long; SR images would take the place of those of the benchmarks; or the
+            folder is none, or holds results of other weights, scores of other benchmarks, or files of somebody else
+            under the names of ours.
     """
     for benchmark in benchmarks:
         for label in sources:
             _refuse_images(folder / label / benchmark.name, benchmark)
-    path = folder / RESULTS
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"the folder of results {folder} is a file; give another --output_path")
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _refuse_loss(path, sources, benchmarks)
-            return
-        foreign = next((name for name in (*WRITTEN, *sources) if (folder / name).exists()), None)
-    except OSError as error:
-        raise UserError(f"the folder of results {folder} cannot be used ({error.strerror})") from None
+    if os.path.isfile(folder):  # which is False, and no error, for a name too long to be one
+        raise UserError(f"the folder of results {folder} is a file; give another --output_path")
+    if os.path.exists(folder / RESULTS):
+        _refuse_other_results(folder / RESULTS, sources, benchmarks)
+        return
+    foreign = next((name for name in (*WRITTEN, *sources) if os.path.exists(folder / name)), None)
     if foreign is not None:
         raise UserError(
             f"{folder / foreign} is there, and no {RESULTS} that tells whose it is; give another --output_path"
         )
+
+
+def claim(folder: Path, sources: Mapping[str, str]) -> None:
+    """Make the folder, and mark it as that of these weights. Raises UserError where that cannot be."""
+    if os.path.exists(folder / RESULTS):
+        return
     # An evaluation that is interrupted leaves this: the next one knows the images in the folder for its own.
     begun = [{"label": label, "source": source, "benchmarks": {}} for label, source in sources.items()]
-    write_text(path, json.dumps({"weights": begun}, indent=2) + "\n")
+    write_text(folder / RESULTS, json.dumps({"weights": begun}, indent=2) + "\n")
 
 
 def _refuse_images(target: Path, benchmark: Benchmark) -> None:
@@ -64,13 +65,13 @@ def _refuse_images(target: Path, benchmark: Benchmark) -> None:
             raise UserError(f"cannot write {target / image.name}.png: that name is too long; rename {image.lr}")
 
 
-def _refuse_loss(path: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> None:
+def _refuse_other_results(path: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> None:
     """Raise UserError unless the results at `path` are of these weights, and of no other benchmarks."""
     try:
-        earlier = json.loads(path.read_text())["weights"]
+        earlier = json.loads(path.read_text("utf-8"))["weights"]
         earlier_sources = {weights["label"]: str(weights["source"]) for weights in earlier}
         scored = {name for weights in earlier for name, scores in weights["benchmarks"].items() if scores["mean"]}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is not a file of results; give another --output_path") from None
     # two spellings of one path are one file
     theirs, ours = (
