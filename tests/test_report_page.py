@@ -35,6 +35,7 @@ SCORES = {  # PSNR and LPIPS of each image, of each of the weights
     "one": {"a": (30.0, 0.1), "b": (20.0, 0.3), "c": (25.0, 0.2), EVIL: (28.0, 0.4)},
     "two": {"a": (math.inf, 0.0), "b": (33.0, 0.2), "c": (32.0, 0.1), EVIL: (31.0, 0.3)},
 }
+PHOTO, LONG = "photo", 200 * "L"
 HUNDRED = [f"{number:03d}" for number in range(100)]
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", "--force-color-profile=srgb")  # fmt: skip
@@ -73,7 +74,7 @@ def written(tmp_path_factory) -> Path:
     benchmarks = [
         Benchmark("Set", tuple(BenchmarkImage(name, lr, hr) for name in SCORES["one"])),
         Benchmark("Hundred", tuple(BenchmarkImage(name, lr, hr) for name in HUNDRED)),
-        Benchmark("photos", (BenchmarkImage("photo", lr, None),)),
+        Benchmark("photos", tuple(BenchmarkImage(name, lr, None) for name in (PHOTO, LONG))),
     ]
     results = []
     for label, scores in SCORES.items():
@@ -83,7 +84,7 @@ def written(tmp_path_factory) -> Path:
         by_benchmark = {
             "Set": BenchmarkScores({name: {"psnr": psnr, "lpips": lpips} for name, (psnr, lpips) in scores.items()}),
             "Hundred": BenchmarkScores({name: {"psnr": 30 - int(name) / 10} for name in HUNDRED}),
-            "photos": BenchmarkScores({"photo": {}}, failures=("broken.jpg cannot be decoded",)),
+            "photos": BenchmarkScores({PHOTO: {}, LONG: {}}, failures=("broken.jpg cannot be decoded",)),
         }
         results.append(Result(label, f"{label}.pth", "RRDB x4", None, by_benchmark))
     path = root / "out" / "report.html"
@@ -196,8 +197,13 @@ def test_images_are_sorted_by_any_metric_of_any_weights_and_by_name(page):
             if (weights, metric) != ("one", 0):  # by which they are sorted already
                 header.click()
             assert rows(page) == by(weights, metric, worst_first=True)
+            sorted_column = page.locator("#benchmark-0 th[aria-sort]")
+            expect(sorted_column).to_have_attribute("aria-sort", "ascending" if metric == 0 else "descending")
+            sign = sorted_column.get_by_role("button").evaluate("made => getComputedStyle(made, '::after').content")
+            assert ("▲" if metric == 0 else "▼") in sign
             header.click()
             assert rows(page) == by(weights, metric, worst_first=False)
+            expect(sorted_column).to_have_attribute("aria-sort", "descending" if metric == 0 else "ascending")
     page.locator("#benchmark-0").get_by_role("button", name="Image", exact=True).click()
     assert rows(page) == [EVIL, "a", "b", "c"]
 
@@ -207,6 +213,42 @@ def test_names_are_shown_as_they_are_and_run_nothing(page):
     expect(page.locator("#viewer-title")).to_have_text(f"{EVIL} Set")
     assert page.title() == TITLE
     assert page.locator("img[src=x]").count() == 0
+
+
+def test_long_name_takes_no_more_room_than_two_lines_and_is_told_whole(page):
+    short, long = (page.get_by_role("button", name=name, exact=True) for name in (PHOTO, LONG))
+    assert long.bounding_box()["height"] <= 1.3 * short.bounding_box()["height"]
+    expect(long).to_have_attribute("title", LONG)
+
+
+def test_table_that_is_wider_than_the_window_shows_a_shadow_where_it_goes_on(open_page, written):
+    page = open_page(written.as_uri(), width=390, height=844)
+    table = page.locator("#benchmark-0").get_by_role("region", name="scores")
+
+    def edges() -> tuple[int, int]:
+        """Brightness at the left and right end of the header, above its text."""
+        with Image.open(io.BytesIO(table.screenshot())) as image:
+            grey = np.asarray(image.convert("L")).astype(int)
+        return grey[4, 0], grey[4, -1]
+
+    left, right = edges()
+    assert left - right > 20
+    table.evaluate("made => made.scrollTo(made.scrollWidth, 0)")
+    left, right = edges()
+    assert right - left > 20
+
+
+def test_scatter_plot_stands_beside_the_scores_unless_they_are_too_wide(page):
+    def boxes() -> Iterator[dict[str, float]]:
+        return (page.locator(f"#benchmark-0 {of}").first.bounding_box() for of in (".means", ".scatter"))
+
+    page.locator("#benchmark-0 .means p").first.evaluate("caption => caption.textContent = 'long '.repeat(100)")
+    scores, figure = boxes()
+    assert (figure["y"], figure["x"] > scores["x"] + scores["width"]) == (scores["y"], True)
+    page.locator("#benchmark-0 .means td").first.evaluate("cell => cell.textContent = '9'.repeat(60)")
+    scores, figure = boxes()
+    assert (figure["x"], figure["y"] > scores["y"] + scores["height"]) == (scores["x"], True)
+    assert scores["width"] == page.locator("#benchmark-0").bounding_box()["width"]
 
 
 def test_hundred_images_are_listed_and_none_is_decoded_before_it_is_looked_at(page):
@@ -294,6 +336,9 @@ def test_error_map_is_the_amplified_difference_to_the_ground_truth(page):
     choose(page, "3 one", "4 two")
     press(page, "e")
     expect(page.get_by_text("× 4, white: 64 levels")).to_be_visible()
+    expect(page.locator(".layer figcaption").first).to_have_text(
+        "one: difference to HR ×4 · PSNR-Y 30.00 · LPIPS 0.1000"
+    )
     x, y = middle(page.locator("#stage"))
     for gain, slide in ((4, ""), (8, "ArrowRight"), (1, "Home")):
         if slide:
@@ -305,16 +350,20 @@ def test_error_map_is_the_amplified_difference_to_the_ground_truth(page):
     assert seen(page)[y + 40, x - 100, 2] == BLUE["one"]
 
 
-def test_error_map_without_ground_truth_is_the_difference_to_the_other_side(page):
-    look_at(page, "photo", 2)
+def test_error_map_without_ground_truth_is_the_difference_to_bicubic_and_says_so(page):
+    look_at(page, PHOTO, 2)
     choose(page, "3 one", "4 two")
     press(page, "e")
-    x, y = middle(page.locator("#stage"))
-    window = seen(page)
-    for side in (-100, 100):
-        assert list(window[y + 40, x + side]) == [0, 0, 4 * (BLUE["two"] - BLUE["one"])]
-    press(page, "g")
-    expect(page.locator(".layer")).to_have_count(4)  # no HR
+    captions = page.locator(".layer figcaption")
+    expect(captions).to_have_text([f"{name}: difference to bicubic ×4" for name in ("one", "two")])
+    press(page, "g", "0")
+    expect(captions).to_have_text([f"{name}: difference to bicubic ×4" for name in ("LR", "bicubic", "one", "two")])
+    page.get_by_role("slider", name="Amplification").press("Home")
+    expect(captions.last).to_have_text("two: difference to bicubic ×1")
+    _, bicubic, one, two = middles(page)
+    assert list(bicubic) == [0, 0, 0]
+    assert list(one)[2] == BLUE["one"] - 100
+    assert list(two)[2] == BLUE["two"] - 100
     choose(page, "1 LR", "5 HR")
     expect(page.locator(".layer").last).to_contain_text("there is none")
 

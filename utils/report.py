@@ -152,9 +152,11 @@ class _Versions:
         """What the page has to know."""
         before = ["LR", "bicubic"] if self._adds_bicubic else ["LR"]
         names = [*before, *(result.label for result in self._results), *["HR"] * self._has_ground_truth]
+        after_lr = [*["bicubic"] * self._adds_bicubic, *(result.source for result in self._results)]
+        bicubic = 1 + after_lr.index("bicubic")
         return {
             "versions": names,
-            "reference": len(names) - 1 if self._has_ground_truth else None,
+            "references": [len(names) - 1, bicubic] if self._has_ground_truth else [bicubic],
             "judged": self.judged,
             "weights": [
                 {"label": result.label, "about": result.about, "source": result.source, "version": len(before) + number}

@@ -2,7 +2,7 @@
 
 /* What the page knows was written by utils/report.py:
    {title, weights: [{label, about, source, version}], judged: one of the weights, versions: ["LR", ..., "HR"],
-    reference: the version of the ground truth or null, benchmarks: [{name, metrics: [{name, title, decimals,
+    references: the versions of HR, if any, and of bicubic, benchmarks: [{name, metrics: [{name, title, decimals,
     lower_is_better}], tables: [{title, columns, rows: [{name, cells: [{text, best}], aside}], caption}], remarks,
     images: [{name, scores: [of each weights, by metric], files, pictures: null where they were left out, or
     {numbers: [of each version, null where it is not there], size: [width, height], scale, thumbnail}}]}]}
@@ -87,7 +87,7 @@ function fillImages(table, benchmark) {
 
   const rows = new Map(benchmark.images.map(image => {
     const thumbnail = image.pictures?.thumbnail;
-    const open = element("button", {}, image.name);
+    const open = element("button", {title: image.name}, element("span", {textContent: image.name}));
     if (thumbnail) open.prepend(element("img", {className: "thumbnail", alt: "", decoding: "async", src: thumbnail}));
     const cells = columns.map(({weights, metric}) =>
       element("td", {className: edge(metric), textContent: asText(score(image, weights, metric), metric)}));
@@ -206,6 +206,7 @@ async function showImage(image) {
   const {shown, name} = view.benchmark;
   const before = view.urls;
   Object.assign(view, {image, urls: new Map(), fitted: true});
+  byId("viewer-title").title = image.name;
   byId("viewer-title").replaceChildren(image.name, " ", element("small", {textContent: name}));
   byId("position").textContent = `${shown.indexOf(image) + 1} / ${shown.length}`;
   await arrange();
@@ -234,21 +235,22 @@ async function arrange() {
 }
 
 async function layer(version) {
-  const {image, left, right, error} = view;
+  const {image, error} = view;
   const [width, height] = image.pictures.size;
-  // The error is the difference to the ground truth, or to the other side where there is none.
-  const other = version === right ? left : right;
-  const shown = error ? [version, isThere(image, report.reference) ? report.reference : other] : [version];
+  const reference = report.references.find(each => isThere(image, each)); // one for all versions of an image
+  const shown = error ? [version, reference] : [version];
   const found = shown.every(each => isThere(image, each)) ? shown : [];
   const pictures = await Promise.all(found.map(each => picture(image, each)));
   const weights = report.weights.findIndex(each => each.version === version);
   const scores = weights < 0 ? [] : view.benchmark.metrics.map(metric =>
     element("span", {}, ` · ${metric.title} ${asText(score(image, weights, metric), metric)}`));
-  const text = isThere(image, version) ? scores : [": there is none"];
+  const compared = element("span", {}, `: difference to ${report.versions[reference]} `,
+    element("span", {className: "times"}));
+  const text = error ? [compared, ...scores] : scores;
   return element("figure", {className: "layer"},
     element("div", {className: "world", style: `width: ${width}px; height: ${height}px`},
       ...(error ? [difference(pictures, width, height)] : pictures)),
-    element("figcaption", {}, report.versions[version], ...text));
+    element("figcaption", {}, report.versions[version], ...(found.length ? text : [": there is none"])));
 }
 
 async function picture(image, version) {
@@ -310,6 +312,7 @@ function look() {
   frame.toggleAttribute("data-enlarged", view.zoom >= 1);
   handle.ariaValueNow = String(Math.round(view.wipe));
   byId("zoom").textContent = `${Math.round(view.zoom * 100)} %`;
+  for (const times of stage.getElementsByClassName("times")) times.textContent = `×${view.gain}`;
   byId("gain").nextElementSibling.textContent = `× ${view.gain}, white: ${Math.ceil(255 / view.gain)} levels`;
 }
 

@@ -79,10 +79,11 @@ def _scores(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
             cells = [_score_cell(results, result, benchmark, metric) for metric in metrics.values()]
             rows += [Row(result.label, tuple(cells)), *_published(result, benchmark, metrics)]
         sections[f"{benchmark} ({sizes} image{'s' if sizes > 1 else ''})"] = rows
-    caption = "± standard error over the images"
+    remarks = ["± standard error over the images"]
     if any(row.aside for rows in sections.values() for row in rows):
-        caption += "; in brackets: ours minus the paper's"
-    return ScoreTable("scores", _columns(metrics), sections, caption)
+        remarks.append("in brackets: ours minus the paper's")
+    remarks += _gaps(results, metrics)
+    return ScoreTable("scores", _columns(metrics), sections, "; ".join(remarks))
 
 
 def _score_cell(results: list[Result], result: Result, benchmark: str, metric: Metric) -> Cell:
@@ -90,7 +91,7 @@ def _score_cell(results: list[Result], result: Result, benchmark: str, metric: M
     if mean is None:
         return Cell(ABSENT)
     error = standard_error(_column(result, benchmark, metric))
-    text = format(mean, f".{metric.decimals}f")
+    text = _text(mean, f".{metric.decimals}f")
     means = [_mean(each, benchmark, metric) for each in results]
     rivals = [each for each in means if each is not None and not math.isnan(each)]
     best = (min if metric.lower_is_better else max)(rivals, default=None)
@@ -103,18 +104,33 @@ def _score_cell(results: list[Result], result: Result, benchmark: str, metric: M
 def _published(result: Result, benchmark: str, metrics: dict[str, Metric]) -> Iterator[Row]:
     """The paper's scores and how far ours are from them; nothing where the paper has none."""
     theirs = paper_row(result.paper_row).get(benchmark)
-    if theirs is None:
-        return
     cells = []
     for name, metric in metrics.items():
         published, mean = getattr(theirs, name, None), _mean(result, benchmark, metric)
         if published is None:
             cells.append(Cell(ABSENT))
-        elif mean is None:
+        elif mean is None or math.isnan(mean):
             cells.append(Cell(format(published, f".{metric.decimals}f")))
         else:
             cells.append(Cell(f"{published:.{metric.decimals}f} ({mean - published:+.{metric.decimals}f})"))
-    yield Row(f"paper: {result.paper_row}", tuple(cells), aside=True)
+    if any(cell.text != ABSENT for cell in cells):
+        yield Row(f"paper: {result.paper_row}", tuple(cells), aside=True)
+
+
+def _gaps(results: list[Result], metrics: dict[str, Metric]) -> Iterator[str]:
+    """For each mean that is not a number, how many images the metric has no score for."""
+    for result in results:
+        for benchmark in result.benchmarks:
+            for metric in metrics.values():
+                mean = _mean(result, benchmark, metric)
+                if mean is not None and math.isnan(mean):
+                    column = _column(result, benchmark, metric)
+                    count = f"{sum(map(math.isnan, column))} of {len(column)} images"
+                    yield f"{metric.title}: no score for {count} ({result.label}, {benchmark})"
+
+
+def _text(number: float, specification: str) -> str:
+    return ABSENT if math.isnan(number) else format(number, specification)
 
 
 def _differences(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
@@ -137,10 +153,10 @@ def _difference_cell(compared: Comparison | None, metric: Metric) -> Cell:
     if compared is None:
         return Cell(ABSENT)
     sign = f"+.{metric.decimals}f"
-    text = format(compared.mean, sign)
+    text = _text(compared.mean, sign)
     if compared.interval is not None:
         low, high = (format(end, sign) for end in compared.interval)
-        text += f" [{low},{high}]{'*' if compared.excludes_zero else ''}"  # one word, which is not broken over lines
+        text += f" [{low},{high}]{'*' if compared.excludes_zero else ''}"
     return Cell(text)
 
 
@@ -188,7 +204,7 @@ def _markdown_table(table: ScoreTable) -> str:
             cells = (f"**{cell.text}**" if cell.best else cell.text for cell in row.cells)
             lines.append((_markdown(section), _markdown(row.name), *cells))
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"### {_markdown(table.title)}\n\n{body}\n\n{table.caption}\n"
+    return f"### {_markdown(table.title)}\n\n{body}\n\n{_markdown(table.caption)}\n"
 
 
 def _markdown(name: str) -> str:
@@ -197,14 +213,15 @@ def _markdown(name: str) -> str:
 
 
 def as_csv(results: list[Result], metrics: dict[str, Metric]) -> str:
-    """A row for each image of each of the weights; empty where there is no score."""
+    """A row for each image of each of the weights; empty where there is no score, or one that is not a number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("weights", "benchmark", "image", *metrics))
     for result in results:
         for benchmark, scores in result.benchmarks.items():
             for image, row in sorted(scores.images.items()):
-                writer.writerow((result.label, benchmark, image, *(row.get(name, "") for name in metrics)))
+                found = (row.get(name, math.nan) for name in metrics)
+                writer.writerow((result.label, benchmark, image, *("" if math.isnan(each) else each for each in found)))
     return text.getvalue()
 
 
