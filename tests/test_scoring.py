@@ -71,7 +71,7 @@ def test_weights_side_by_side(workshop, command):
     difference = next(found for found in results["comparisons"] if (found["weights"], found["metric"]) == ("B", "psnr"))
     first, second = (results["weights"][label]["benchmarks"]["Photos"]["mean"]["psnr"] for label in ("bicubic", "B"))
     assert difference["mean_difference"] == pytest.approx(second - first)
-    assert difference["interval_95"][0] <= second - first <= difference["interval_95"][1]
+    assert difference["interval_95"] is None  # three images tell too little
     page = (out / "report.html").read_text()
     assert "https://" not in page
     assert "http://www.w3.org" in page or "http://" not in page

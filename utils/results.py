@@ -145,7 +145,7 @@ def _differences(results: list[Result], metrics: dict[str, Metric]) -> ScoreTabl
                 rows.append(Row(other.label, tuple(cells)))
         if rows:
             sections[benchmark] = rows
-    caption = "mean of the differences image by image [95 % bootstrap interval]; * the interval excludes 0"
+    caption = "mean of the differences image by image [95 % bootstrap interval, from 5 images on]; * it excludes 0"
     return ScoreTable(f"differences to {baseline.label}", _columns(metrics), sections, caption)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+FEWEST_IMAGES = 5  # for an interval; fewer do not tell how differences scatter
 RESAMPLES = 9_999
 RESAMPLES_AT_ONCE = 1_000  # bounds the memory that thousands of images take
 
@@ -17,7 +18,7 @@ class Comparison:
 
     images: int
     mean: float
-    interval: tuple[float, float] | None  # 95 % bootstrap interval of the mean; None where nothing tells it
+    interval: tuple[float, float] | None  # 95 % bootstrap interval of the mean; None of fewer than 5 images
 
     @property
     def excludes_zero(self) -> bool:
@@ -41,8 +42,8 @@ def compare(baseline: Sequence[float], other: Sequence[float]) -> Comparison:
 
     Paired, because images differ in difficulty far more than networks do in quality. The interval is the same in every
     call. Few images tell little of how differences scatter: of normal ones, the intervals from five images (Set5) hold
-    the true mean in 86 % of cases rather than 95 %, those from a hundred in 94 %. Equal scores differ by 0, infinite
-    ones too.
+    the true mean in 86 % of cases rather than 95 %, those from a hundred in 94 %; fewer than five give none. Equal
+    scores differ by 0, infinite ones too.
 
     Args:
         baseline, other: scores of the same images in the same order, at least one.
@@ -54,7 +55,7 @@ def compare(baseline: Sequence[float], other: Sequence[float]) -> Comparison:
 
 
 def _bootstrap_interval(differences: np.ndarray) -> tuple[float, float] | None:
-    if len(differences) < 2 or not np.isfinite(differences).all():
+    if len(differences) < FEWEST_IMAGES or not np.isfinite(differences).all():
         return None
     if np.ptp(differences) == 0:  # which leaves nothing to resample
         return float(differences[0]), float(differences[0])

@@ -123,8 +123,8 @@ def test_scores_that_are_not_numbers_are_absent_and_counted():
 
 
 def test_differences_are_to_the_first_and_marked_where_chance_is_excluded():
-    first = result("first", [30.0, 20.0, 40.0], [0.1, 0.2, 0.3])
-    better = result("better", [30.5, 20.6, 40.4], [0.1, 0.3, 0.2])
+    first = result("first", [30.0, 20.0, 40.0, 25.0, 35.0], [0.1, 0.2, 0.3, 0.2, 0.2])
+    better = result("better", [30.5, 20.6, 40.4, 25.5, 35.5], [0.1, 0.3, 0.2, 0.2, 0.2])
     _, table = score_tables([first, better], METRICS)
     assert table.title == "differences to first"
     psnr, lpips = texts(rows_of(table)["better"])
@@ -220,17 +220,17 @@ def test_json_has_everything_and_is_json_even_of_infinite_scores():
 
 
 def test_comparisons_in_json_are_those_of_the_table():
-    first = result("a", [30.0, 20.0, 40.0], [0.1, 0.2, 0.3])
-    other = result("b", [30.5, 20.6, 40.4], [0.1, 0.3, 0.2])
+    first = result("a", [30.0, 20.0, 40.0, 25.0, 35.0], [0.1, 0.2, 0.3, 0.2, 0.2])
+    other = result("b", [30.5, 20.6, 40.4, 25.5, 35.5], [0.1, 0.3, 0.2, 0.2, 0.2])
     psnr, _ = as_json([first, other], METRICS)["comparisons"]
     low, high = psnr["interval_95"]
     cell = texts(rows_of(score_tables([first, other], METRICS)[1])["b"])[0]
     assert cell == f"{psnr['mean_difference']:+.2f} [{low:+.2f},{high:+.2f}]*"
-    assert (psnr["baseline"], psnr["weights"], psnr["images"]) == ("a", "b", 3)
+    assert (psnr["baseline"], psnr["weights"], psnr["images"]) == ("a", "b", 5)
 
 
 def test_order_in_which_images_were_scored_does_not_matter():
-    first = result("a", [30.0, 20.0, 40.0], [0.1, 0.2, 0.3])
+    first = result("a", [30.0, 20.0, 40.0, 25.0, 35.0], [0.1, 0.2, 0.3, 0.2, 0.2])
     shuffled = BenchmarkScores(dict(reversed(first.benchmarks["Set5"].images.items())))
     same = Result("b", "b.pth", "RRDB, x4", None, {"Set5": shuffled})
     assert all(comparison["interval_95"] == (0, 0) for comparison in as_json([first, same], METRICS)["comparisons"])

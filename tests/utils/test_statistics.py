@@ -59,15 +59,24 @@ def test_one_image_has_a_difference_and_nothing_that_tells_its_error():
 
 @pytest.mark.parametrize(("step", "excludes"), [(0.5, True), (0.0, False)])
 def test_equal_differences_leave_no_doubt(step, excludes, recwarn):
-    compared = compare([1.0, 2.0, 4.0], [1.0 + step, 2.0 + step, 4.0 + step])
+    scores = [1.0, 2.0, 4.0, 8.0, 16.0]
+    compared = compare(scores, [score + step for score in scores])
     assert (compared.mean, compared.interval, compared.excludes_zero) == (step, (step, step), excludes)
     assert not recwarn.list
+
+
+def test_interval_takes_five_images():
+    """Of fewer, resampling knows next to nothing: of two, the interval would be the two differences themselves."""
+    baseline, other = [1.0, 2.0, 3.0, 4.0, 5.0], [1.1, 2.3, 3.2, 4.4, 5.1]
+    four, five = compare(baseline[:4], other[:4]), compare(baseline, other)
+    assert (four.interval, four.excludes_zero) == (None, False)
+    assert five.interval[0] < five.mean < five.interval[1]
 
 
 def test_identical_images_do_not_differ_though_their_psnr_is_infinite(recwarn):
     inf = math.inf
     assert compare([inf, 30.0, 31.0], [inf, 30.5, 31.5]).mean == pytest.approx(1 / 3)
-    one_sided = compare([30.0, 30.0], [inf, 30.5])
+    one_sided = compare([30.0] * 5, [inf, 30.5, 30.5, 30.6, 30.7])
     assert (one_sided.mean, one_sided.interval) == (inf, None)
     assert math.isnan(compare([30.0, inf], [inf, 30.5]).mean)
     assert standard_error([inf, 30.0]) is None
