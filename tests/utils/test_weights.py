@@ -310,7 +310,8 @@ def test_unreadable_weights_are_told_in_a_sentence(tmp_path, publish):
         locate("model.pth", pretrained_root=tmp_path)
 
 
-def test_list_shows_what_is_here(root, server, publish, command):
+def test_list_shows_what_is_here(root, server, publish, command, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # a pipe without a width shows everything
     publish(f"{server.url}/right")
 
     def state():
