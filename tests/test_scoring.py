@@ -169,7 +169,13 @@ def test_results_are_not_lost(workshop, command):
     assert "scores on Photos" in refused.stderr
     assert (workshop / "out/results.json").read_bytes() == before
     finished(command(*words.split(), "bicubic", cwd=workshop))
-    finished(command(*words.replace("path out", f"path {workshop}/out").split(), "bicubic", cwd=workshop))
+
+
+def test_two_spellings_of_a_path_are_one_file(workshop, command):
+    weights_in(workshop, "a.pth")
+    words = f"{TEST} Photos --metrics psnr --output_path out --weights"
+    for spelling in ("a.pth", workshop / "a.pth"):
+        finished(command(*words.split(), spelling, cwd=workshop))
 
 
 @pytest.mark.parametrize("theirs", ["results.csv", "report.html", "bicubic/Photos/cat.png", "results.json"])
@@ -249,17 +255,17 @@ def test_mistake_ends_with_one_sentence_before_anything_is_written(workshop, com
 
 
 def test_inputs_are_not_written_over(workshop, command):
-    """SR images into the very folder of the LR images."""
-    folder = workshop / "out/bicubic/photos"
-    folder.mkdir(parents=True)
-    content = (workshop / "Evaluation/Photos/LRbicx4/catx4.png").read_bytes()
-    (folder / "cat.png").write_bytes(content)
-    refused = command(
-        "test.py", "--weights", "bicubic", "--input", "out/bicubic/photos", "--output_path", "out", cwd=workshop
-    )
+    """What was upscaled is upscaled again, into the very folder that it lies in."""
+    words = ("test.py", "--weights", "bicubic", "--output_path", "out", "--input")
+    (workshop / "photos").mkdir()
+    (workshop / "photos/cat.png").write_bytes((workshop / "Evaluation/Photos/LRbicx4/catx4.png").read_bytes())
+    finished(command(*words, "photos", cwd=workshop))
+    made = workshop / "out/bicubic/photos/cat.png"
+    before = made.read_bytes()
+    refused = command(*words, made.parent, cwd=workshop)
     assert refused.returncode == 2
-    assert "another --output_path" in refused.stderr
-    assert (folder / "cat.png").read_bytes() == content
+    assert "photos's own are" in refused.stderr
+    assert made.read_bytes() == before
 
 
 def test_other_architecture_than_the_option_files_is_refused(workshop, command):
