@@ -144,16 +144,16 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         )
         sources = {contestant.label: contestant.source for contestant in contestants}
         results_folder.refuse_loss(output, sources, benchmarks)
+    scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
     # A metric that was asked for by name may be one that needs no ground truth.
-    scored = arguments.metrics or any(benchmark.has_ground_truth for benchmark in benchmarks)
-    names = chosen.metrics if scored else ()
+    names = chosen.metrics if chosen.metrics is not None or scored else ()
+    for downloads in (True, False):  # as above
+        with world.agree():
+            if (world.local_rank == 0) is downloads:
+                metrics = build_metrics(names, pretrained_root=pretrained_root, device=device)
     with world.agree():
-        if world.local_rank == 0:
-            build_metrics(names, pretrained_root=pretrained_root, device=device)
-    with world.agree():
-        metrics = build_metrics(names, pretrained_root=pretrained_root, device=device)
         useless = [name for name, metric in metrics.items() if metric.needs_ground_truth]
-        if useless and not any(benchmark.has_ground_truth for benchmark in benchmarks):
+        if useless and not scored:
             raise UserError(f"{', '.join(useless)} cannot be computed: no image that was given has a ground truth")
         results_folder.claim(output, sources)
     return Plan(contestants, benchmarks, metrics, device, output)

@@ -236,6 +236,7 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{TEST} Photos --weights bicubic --batch_size 0": "test.batch_size",
     "test.py --weights bicubic --input photo.jpg": "photo.jpg",
     "test.py --weights bicubic --input Evaluation/Photos/LRbicx4 --metrics psnr": "ground truth",
+    "test.py --weights bicubic --input Evaluation/Photos/LRbicx4 --set test.metrics=[ssim]": "ground truth",
     f"{TEST} Photos --weights bicubic --output_path rrdb_P.yml": "is a file",
     "test.py --weights bicubic --input rrdb_psnr.yml": "rrdb_psnr.yml",
     # a file in the place of the folder of weights, so that nothing can be downloaded to it
