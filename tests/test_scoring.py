@@ -142,6 +142,22 @@ def test_tiles_and_precision_are_options(workshop, command):
     assert difference["ensemble"].any()
 
 
+def test_tiles_are_as_large_as_was_asked(workshop, command):
+    """A pixel that depends on others far away betrays the tiles, whose pixels lack what lies beyond."""
+    weights_in(workshop, "a.pth")
+    payload = torch.load(workshop / "a.pth", weights_only=True)
+    for name, value in payload["params"].items():
+        value *= 30 if "RDB" in name and name.endswith("weight") else 1
+    torch.save(payload, workshop / "far.pth")
+    (workshop / "photo.png").write_bytes((workshop / "Evaluation/Photos/GTmod12/cat.png").read_bytes())
+    made = []
+    for tile_px in (64, 128):  # several, and the whole image
+        words = f"test.py --weights far=far.pth --input photo.png --output_path {tile_px} --tile_px {tile_px}"
+        finished(command(*words.split(), cwd=workshop))
+        made.append(read_rgb(workshop / f"{tile_px}/far/input/photo.png"))
+    assert (made[0] != made[1]).any()
+
+
 def test_damaged_image_among_those_to_upscale_is_named_and_the_others_go_on(workshop, command, prepared):
     photos = workshop / "photos"
     photos.mkdir()
