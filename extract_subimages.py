@@ -1,6 +1,7 @@
 """Cut DF2K into sub-images: `python extract_subimages.py --input DF2K/train --output DF2K/train_sub`.
 
-One folder at a time, HR and LR folders alike; or an HR and an LR folder together, with --input_lr and --output_lr.
+One folder at a time, HR and LR folders alike; or an HR and an LR folder together, with --input_lr and --output_lr; or
+HR images alone at several sizes, with --scales 1 0.75 0.5 1/3.
 """
 
 import argparse
@@ -21,6 +22,13 @@ def main() -> int:
     parser.add_argument("--step", type=int, default=240, help="from one sub-image to the next (240)")
     parser.add_argument("--thresh_size", type=int, default=0, help="how many pixels may stay uncovered at the end (0)")
     parser.add_argument("--scale", type=int, default=4, help="HR images are cut at multiples of this (4)")
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        default=["1"],
+        metavar="SIZE",
+        help="sizes to cut HR images at, as parts of their own, to train without LR images: 1 0.75 0.5 1/3 (1)",
+    )
     image_jobs.add_arguments(parser)
     args = parser.parse_args()
 
@@ -29,12 +37,15 @@ def main() -> int:
         raise UserError(f"--scale is {args.scale}; at least 1 is expected")
     if (args.input_lr is None) != (args.output_lr is None):
         raise UserError("--input_lr and --output_lr go together; one of them is missing")
+    sizes = subimages.read_sizes(args.scales)
+    if args.input_lr and sizes != (subimages.FULL_SIZE,):
+        raise UserError("--scales is for HR images alone, and --input_lr gives LR images; leave one of them out")
     if args.input_lr:
         jobs = subimages.paired_jobs(
             args.input, args.output, lr=args.input_lr, lr_output=args.output_lr, scale=args.scale
         )
     else:
-        jobs = subimages.single_jobs(args.input, args.output, scale=args.scale)
+        jobs = subimages.single_jobs(args.input, args.output, scale=args.scale, sizes=sizes)
     return subimages.extract(
         jobs,
         subimages.Grid(args.crop_size, args.step, args.thresh_size),

@@ -1,11 +1,11 @@
-"""The paired training set, the stream of samples that a run sees, and the loader that brings them together.
+"""The training sets, paired or of HR images alone, the stream of samples that a run sees, and the loader of both.
 
 Every random choice derives from (seed, epoch, index), never from a worker, a rank or what came before. So the number of
 samples seen is all that a run needs to go on where it stopped.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from data.image_folders import ImageFolder, check_images, find_images
 from data.images import read_rgb, to_tensor
 from data.pairs import check_pairs, find_pairs
 from utils.errors import UserError
@@ -48,6 +49,11 @@ class PairedImages(Dataset):
         self.augment = augment
         self.seed = seed
 
+    @property
+    def folders(self) -> tuple[ImageFolder, ...]:
+        """The folders it reads from."""
+        return self.pairs.hr, self.pairs.lr
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -69,7 +75,7 @@ class PairedImages(Dataset):
         if min(free) < 0:
             raise UserError(f"{hr_path} or {lr_path} became smaller than the patch while the data set was in use")
         top, left = (int(rng.integers(room + 1)) for room in free)
-        way = int(rng.integers(AUGMENTATIONS)) if self.augment else 0
+        way = _draw_way(rng) if self.augment else 0
         return {
             "lr": to_tensor(turn(crop(lr, top, left, size_px=self.lr_patch_px), way)),
             "hr": to_tensor(
@@ -77,6 +83,70 @@ class PairedImages(Dataset):
             ),
             "name": hr_path.stem,
         }
+
+
+class HRImages(Dataset):
+    """Random crops of HR images of several folders, flipped and turned in 8 ways; LR is made of them later.
+
+    A folder of n images with weight w has round(w * n) samples in every epoch, at least one. They go round the folder
+    in one shuffled order, each epoch from where the one before ended: with weight 0.1 every image is seen once in ten
+    epochs, with weight 2 twice in each.
+
+    Args:
+        roots: folders of images, with their weights: how often an image of the folder is seen compared with an image of
+            weight 1. Positive.
+        hr_px: side p of the crop. Smaller images are padded by reflection.
+        augment: whether to flip and turn.
+        seed: of orders, crops and augmentations, not negative.
+
+    Raises:
+        UserError: a folder is missing or empty, or an image cannot be used (`check_images`).
+    """
+
+    def __init__(self, roots: Mapping[Path, float], *, hr_px: int, augment: bool = True, seed: int = 1) -> None:
+        assert roots
+        assert min(roots.values()) > 0, roots
+        self.folders = tuple(find_images(root) for root in roots)
+        check_images(self.folders)
+        self.hr_px = hr_px
+        self.augment = augment
+        self.seed = seed
+        self._samples = [
+            max(1, round(weight * len(folder))) for folder, weight in zip(self.folders, roots.values(), strict=True)
+        ]
+        # Four numbers, the last above 0: no sample and no epoch of a SampleStream has such a seed.
+        self._orders = [
+            np.random.default_rng([seed, 0, 0, number]).permutation(len(folder))
+            for number, folder in enumerate(self.folders, 1)
+        ]
+
+    def __len__(self) -> int:
+        """The number of samples of an epoch; not of images, which weights show more or less often."""
+        return sum(self._samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return the sample of key (epoch, index).
+
+        Returns:
+            hr: (3, p, p) uint8 RGB. name: the image's stem.
+
+        Raises:
+            UserError: the image cannot be read.
+        """
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        path = self._path(epoch, index)
+        image = _pad(read_rgb(path), self.hr_px)
+        top, left = (int(rng.integers(side - self.hr_px + 1)) for side in image.shape[:2])
+        way = _draw_way(rng) if self.augment else 0
+        return {"hr": to_tensor(turn(crop(image, top, left, size_px=self.hr_px), way)), "name": path.stem}
+
+    def _path(self, epoch: int, index: int) -> Path:
+        for folder, samples, order in zip(self.folders, self._samples, self._orders, strict=True):
+            if index < samples:
+                return folder[order[(epoch * samples + index) % len(folder)]]
+            index -= samples
+        raise IndexError(index)
 
 
 def crop(image: np.ndarray, top: int, left: int, *, size_px: int) -> np.ndarray:
@@ -99,6 +169,17 @@ def turn(image: np.ndarray, way: int) -> np.ndarray:
     return image
 
 
+def _draw_way(rng: np.random.Generator) -> int:
+    return int(rng.integers(AUGMENTATIONS))
+
+
+def _pad(image: np.ndarray, size_px: int) -> np.ndarray:
+    """Reflect a small image beyond its lower and right edge until both sides are at least `size_px` long."""
+    down, right = (max(0, size_px - side) for side in image.shape[:2])
+    # Real-ESRGAN's border. It reflects again and again where an image is less than half as large.
+    return cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REFLECT_101)
+
+
 class SampleStream(Sampler):
     """Batches of keys (epoch, index) from one endless stream: a permutation of the set for every epoch, end to end.
 
@@ -107,7 +188,7 @@ class SampleStream(Sampler):
     smaller than a batch repeats, and 2 ranks of 2 see together what 1 rank of 4 sees.
 
     Args:
-        length: number of pairs in the set.
+        length: number of samples in the set.
         batch_size: samples per batch and rank.
         batches: how many batches to yield.
         rank, world_size: this process among all.

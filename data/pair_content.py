@@ -1,19 +1,18 @@
-"""What headers cannot show: whether every image of a paired set can be decoded, and whether LR shows what HR shows.
+"""What headers cannot show of a paired set: whether LR shows what HR shows.
 
 Two pictures are compared by the detail that outlives shrinking, noise, blur and compression: luminance between two
 Gaussians on the LR grid, by normalised cross-correlation, which does not see brightness and contrast either.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
 
+from data.image_folders import first_few
 from data.images import read_rgb
 from data.imresize import cubic
-from data.pairs import Pairs, check_each, first_few
+from data.pairs import Pairs
 from utils.errors import UserError
 
 DETAIL_SIGMAS_PX = (0.8, 2.4)  # of the Gaussians, in LR pixels
@@ -34,29 +33,6 @@ ROUNDING = 0.0003
 # two wrong pairs, and one in fifty of those compared.
 MIN_WRONG = 2
 MIN_WRONG_SHARE = 0.02
-
-
-def check_readable(pairs: Pairs, *, on_pair: Callable[[], None] = lambda: None) -> None:
-    """Decode every image of a set.
-
-    Args:
-        on_pair: called after each pair, from the threads that read.
-
-    Raises:
-        UserError: some images cannot be read; says how many pairs have one and shows the first.
-    """
-
-    def complaint(hr_path: Path, lr_path: Path) -> str | None:
-        try:
-            read_rgb(hr_path)
-            read_rgb(lr_path)
-        except UserError as error:
-            return str(error)
-        finally:
-            on_pair()
-        return None
-
-    check_each(pairs, complaint, fault="cannot be read")
 
 
 def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
@@ -93,8 +69,8 @@ def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
             offenders.append(f"{pairs[index][1].name} {fault}")
     if len(offenders) >= max(MIN_WRONG, MIN_WRONG_SHARE * len(compared)):
         raise UserError(
-            f"{len(offenders)} of {len(compared)} compared pairs of {pairs.hr_root} and {pairs.lr_root} do not belong "
-            f"together: {first_few(offenders, separator='; ')}"
+            f"{len(offenders)} of {len(compared)} compared {pairs} do not belong together: "
+            f"{first_few(offenders, separator='; ')}"
         )
     return len(compared)
 

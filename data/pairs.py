@@ -2,41 +2,29 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
+from data.image_folders import ImageFolder, check_each, first_few, image_folder
 from data.images import image_size, list_image_names, strip_scale_suffix
 from utils.errors import UserError
-
-OFFENDERS_SHOWN = 5
-READERS = 16  # threads; a network file system answers many of them at once
-TASKS = 10_000  # at most: a task for every pair of a large set would take more memory than its names
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """(HR path, LR path) pairs sorted by HR name, as a sequence.
+    """(HR path, LR path) pairs sorted by HR name, as a sequence."""
 
-    Names are kept as fixed-width byte strings: 800,000 pairs take some 25 MB, and the workers of a data loader share
-    these pages, which a list of Python objects would have them copy one by one.
-    """
-
-    hr_root: Path
-    lr_root: Path
-    hr_names: np.ndarray  # (pairs,) bytes
-    lr_names: np.ndarray  # (pairs,) bytes
+    hr: ImageFolder
+    lr: ImageFolder  # partners of the HR images, in their order
 
     def __len__(self) -> int:
-        return len(self.hr_names)
+        return len(self.hr)
 
     def __getitem__(self, index: int) -> tuple[Path, Path]:
-        hr_name, lr_name = os.fsdecode(self.hr_names[index]), os.fsdecode(self.lr_names[index])
-        return self.hr_root / hr_name, self.lr_root / lr_name
+        return self.hr[index], self.lr[index]
+
+    def __str__(self) -> str:
+        return f"pairs of {self.hr.root} and {self.lr.root}"
 
 
 def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
@@ -71,7 +59,7 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
             if names
         ]
         raise UserError(f"HR and LR images do not pair by name: {' and '.join(problems)}")
-    return Pairs(hr_root, lr_root, _pack(hr.values()), _pack(lr[stem] for stem in hr))
+    return Pairs(image_folder(hr_root, hr.values()), image_folder(lr_root, (lr[stem] for stem in hr)))
 
 
 def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
@@ -82,28 +70,8 @@ def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
     Raises:
         UserError: some pairs do not fit, or a header cannot be read; says how many and shows the first.
     """
-    check_each(pairs, functools.partial(_complaint, scale=scale, lr_patch_px=lr_patch_px), fault="cannot be used")
-
-
-def check_each(pairs: Pairs, complaint: Callable[[Path, Path], str | None], *, fault: str) -> None:
-    """Ask `complaint` about every pair, in threads: what is wrong with an HR and an LR image, or None.
-
-    Raises:
-        UserError: there were complaints; says how many pairs have this `fault` and shows the first complaints.
-    """
-
-    def complaints(start: int) -> list[str]:
-        found = (complaint(*pairs[index]) for index in range(start, min(start + pairs_per_task, len(pairs))))
-        return [text for text in found if text]
-
-    pairs_per_task = -(-len(pairs) // TASKS)
-    with ThreadPoolExecutor(READERS) as executor:
-        offenders = list(chain.from_iterable(executor.map(complaints, range(0, len(pairs), pairs_per_task))))
-    if offenders:
-        raise UserError(
-            f"{len(offenders)} of {len(pairs)} pairs of {pairs.hr_root} and {pairs.lr_root} {fault}: "
-            f"{first_few(offenders, separator='; ')}"
-        )
+    complaint = functools.partial(_complaint, scale=scale, lr_patch_px=lr_patch_px)
+    check_each([pairs], complaint, what=str(pairs), fault="cannot be used")
 
 
 def pair_sizes(hr_path: Path, lr_path: Path, *, scale: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -121,13 +89,8 @@ def pair_sizes(hr_path: Path, lr_path: Path, *, scale: int) -> tuple[tuple[int, 
     return hr_size, lr_size
 
 
-def first_few(offenders: list[str], *, separator: str = ", ") -> str:
-    """Join the first few offenders, and say by an ellipsis that there are more."""
-    shown = separator.join(offenders[:OFFENDERS_SHOWN])
-    return shown if len(offenders) <= OFFENDERS_SHOWN else f"{shown}{separator}..."
-
-
-def _complaint(hr_path: Path, lr_path: Path, *, scale: int, lr_patch_px: int) -> str | None:
+def _complaint(pair: tuple[Path, Path], *, scale: int, lr_patch_px: int) -> str | None:
+    hr_path, lr_path = pair
     try:
         hr_size, lr_size = pair_sizes(hr_path, lr_path, scale=scale)
     except UserError as error:
@@ -141,7 +104,3 @@ def _add(names: dict[str, str], stem: str, name: str, *, folder: Path) -> None:
     if stem in names:
         raise UserError(f"{names[stem]} and {name} in {folder} are one image by name; remove one of them")
     names[stem] = name
-
-
-def _pack(names: Iterable[str]) -> np.ndarray:
-    return np.array([os.fsencode(name) for name in names])

@@ -2,12 +2,20 @@
 
 HR and LR are cut so that sub-image n of the one shows what sub-image n of the other shows, whatever the size of the
 image: HR offsets are `scale` times the LR offsets.
+
+HR images that need no LR can be cut at reduced sizes too, where a sub-image shows more of the scene: the multi-scale
+copies that Real-ESRGAN is trained on.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from data import image_jobs, images
 from data.pairs import find_pairs, pair_sizes
@@ -15,7 +23,9 @@ from utils.errors import UserError
 from utils.files import write_text
 
 GRID_RECORD = ".grid"  # in the folder of sub-images: how they were cut
-SUBIMAGE_NAME = r".+_s\d{3,}\.png"
+SUBIMAGE_NAME = r".+_s\d{3,}(_scale\d+of\d+)?\.png"
+FULL_SIZE = Fraction(1)
+FINEST_SIZE = 1000  # largest denominator, which stands in names
 
 
 @dataclass(frozen=True)
@@ -58,16 +68,44 @@ class Job:
     stem: str  # of the sub-images: 0001 -> 0001_s001.png
     cuts: tuple[Cut, ...]
     multiple_of: int  # the grid is laid on the sides taken down to a multiple of this many pixels
+    sizes: tuple[Fraction, ...] = (FULL_SIZE,)  # at which the image is cut
 
 
-def single_jobs(source: Path, output: Path, *, scale: int) -> list[Job]:
+def read_sizes(texts: Sequence[str]) -> tuple[Fraction, ...]:
+    """Read --scales, the sizes at which to cut images, such as "0.75" and "1/3"; returns them from the largest on.
+
+    Raises:
+        UserError: one is no number above 0 and up to 1, or finer than 1/1000, or two are the same.
+    """
+    sizes = []
+    for text in texts:
+        try:
+            size = Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            size = None
+        if size is None or not 0 < size <= 1 or size.denominator > FINEST_SIZE:
+            raise UserError(
+                f"--scales holds {text!r}; numbers above 0 and up to 1 are expected, such as 0.75 or 1/3, and no "
+                f"fractions of more than {FINEST_SIZE} parts"
+            )
+        if size in sizes:
+            raise UserError(f"--scales holds {text!r}, which was given before; each size is expected once")
+        sizes.append(size)
+    return tuple(sorted(sizes, reverse=True))
+
+
+def single_jobs(source: Path, output: Path, *, scale: int, sizes: tuple[Fraction, ...] = (FULL_SIZE,)) -> list[Job]:
     """List the images of one folder, to be cut so that HR and LR folders cut one after the other stay aligned.
 
     An image whose stem or folder ends in a scale ("0001x4.png", "train_x4") is LR and cut as it is. Any other is HR:
     its sides are taken down to a multiple of `scale`, so that it is cut where an LR image of floor(side / scale) is.
 
+    Args:
+        sizes: at which to cut each image, as parts of its sides; of HR images alone.
+
     Raises:
-        UserError: the folder is missing or empty, or two images would share their sub-images' names.
+        UserError: the folder is missing or empty, or two images would share their sub-images' names, or an LR image
+            would be cut at a reduced size.
     """
     paths = images.list_images(source)
     stems = {path: images.strip_scale_suffix(path.stem) for path in paths}
@@ -75,7 +113,9 @@ def single_jobs(source: Path, output: Path, *, scale: int) -> list[Job]:
     lr_folder = images.has_scale_suffix(source.absolute().name)
     lr = {path for path in paths if lr_folder or images.has_scale_suffix(path.stem)}
     print(f"{source}: {len(paths) - len(lr)} HR and {len(lr)} LR images by their names")
-    return [Job(stems[path], (Cut(path, output),), multiple_of=1 if path in lr else scale) for path in paths]
+    if lr and sizes != (FULL_SIZE,):
+        raise UserError(f"--scales is for HR images, and {min(lr)} is LR by its name or its folder's")
+    return [Job(stems[path], (Cut(path, output),), 1 if path in lr else scale, sizes) for path in paths]
 
 
 def paired_jobs(hr: Path, hr_output: Path, *, lr: Path, lr_output: Path, scale: int) -> list[Job]:
@@ -95,6 +135,9 @@ def extract(
 ) -> int:
     """Cut every job's images into sub-images 0001_s001.png ..., numbered row by row, pixels as stored.
 
+    Those of reduced sizes are called 0001_s001_scale1of3.png, as none of full size and none of LR is. An image that is
+    smaller than a sub-image at a reduced size is not cut at that size.
+
     Returns:
         The exit code: 1 when some images are unreadable, too small or no pair by size (they are named on stderr and the
         others are cut), else 0.
@@ -105,11 +148,12 @@ def extract(
     multiple_of = max(job.multiple_of for job in jobs)
     _check_grid(grid, multiple_of=multiple_of)
     _check_some_fit(jobs, grid)
-    cuts = jobs[0].cuts  # every job has the same folders
+    cuts, sizes = jobs[0].cuts, jobs[0].sizes  # every job has the same folders and sizes
     outputs = [cut.output for cut in cuts]
+    at_sizes = "" if sizes == (FULL_SIZE,) else f", at scales {' '.join(map(str, sizes))}"
     records = {
         cut.output: f"crop_size {grid.crop_px // cut.shrink}, step {grid.step_px // cut.shrink}, "
-        f"thresh_size {grid.thresh_px / cut.shrink:g}, at multiples of {multiple_of // cut.shrink}\n"
+        f"thresh_size {grid.thresh_px / cut.shrink:g}, at multiples of {multiple_of // cut.shrink}{at_sizes}\n"
         for cut in cuts
     }
     if resume:
@@ -124,6 +168,7 @@ def extract(
     )
     for output, settings in records.items():
         write_text(output / GRID_RECORD, settings)
+    _tell_what_is_left_out(jobs, grid)
     work = functools.partial(cut_images, grid=grid, compression_level=compression_level, resume=resume)
     return image_jobs.run(work, jobs, workers=workers, made=f"sub-images in {' and '.join(map(str, outputs))}")
 
@@ -132,32 +177,59 @@ def cut_images(job: Job, *, grid: Grid, compression_level: int, resume: bool) ->
     """Write the sub-images of one job and return how many; with `resume`, those that do not exist yet.
 
     Raises:
-        UserError: an image is unreadable or smaller than a sub-image, or the sizes of a pair do not belong together;
-            nothing has been written then.
+        UserError: an image is unreadable or, in full size, smaller than a sub-image, or the sizes of a pair do not
+            belong together; nothing has been written then.
         WriteError: a sub-image cannot be written.
     """
     source, *lr = (cut.source for cut in job.cuts)
     for lr_source in lr:
         pair_sizes(source, lr_source, scale=job.multiple_of)
-    boxes = _boxes(job, grid)
-    if not boxes:
+    boxes = {size: _boxes(job, grid, size) for size in job.sizes}
+    if FULL_SIZE in boxes and not boxes[FULL_SIZE]:
         height, width = images.image_size(source)
         raise UserError(f"{source} is {width}x{height}, smaller than a sub-image of {grid.crop_px}x{grid.crop_px}")
 
     # Every image is decoded before anything is written: sub-images without their LR would pair with nothing.
     to_write = []
     for cut in job.cuts:
-        targets = ((cut.output / f"{job.stem}_s{number:03d}.png", box) for number, box in enumerate(boxes, 1))
-        missing = [(target, box) for target, box in targets if not (resume and target.exists())]
+        targets = [
+            (size, cut.output / _name(job.stem, number, size), box)
+            for size in job.sizes
+            for number, box in enumerate(boxes[size], 1)
+        ]
+        missing = [target for target in targets if not (resume and target[1].exists())]
         if missing:
             to_write.append((cut, images.read_unchanged(cut.source), missing))
     for cut, image, missing in to_write:
         crop_px = grid.crop_px // cut.shrink
-        for target, box in missing:
-            top, left = (offset // cut.shrink for offset in box)
-            subimage = image[top : top + crop_px, left : left + crop_px]
-            images.write_unchanged(target, subimage, compression_level=compression_level)
+        for size, of_size in itertools.groupby(missing, key=lambda target: target[0]):
+            copy = image if size == FULL_SIZE else lanczos(image, *_sides(image.shape[:2], size))
+            for _, target, box in of_size:
+                top, left = (offset // cut.shrink for offset in box)
+                subimage = copy[top : top + crop_px, left : left + crop_px]
+                images.write_unchanged(target, subimage, compression_level=compression_level)
     return sum(len(missing) for _, _, missing in to_write)
+
+
+def lanczos(image: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
+    """Shrink an image by Pillow's Lanczos filter, as the multi-scale copies of Real-ESRGAN are made.
+
+    Args:
+        image: (H, W) or (H, W, C), 8 or 16 bits. Each channel is shrunk by itself, colour below alpha too: a training
+            set drops alpha and takes the colour as it is.
+
+    Returns:
+        (height_px, width_px) or (height_px, width_px, C) of the same depth.
+    """
+    channels = [_lanczos_channel(channel, height_px, width_px) for channel in np.moveaxis(np.atleast_3d(image), 2, 0)]
+    return channels[0] if image.ndim == 2 else np.stack(channels, axis=-1)
+
+
+def _lanczos_channel(channel: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
+    # Not every release of Pillow filters 16-bit integers. Other depths than 8 and 16 bits are refused when written.
+    values = channel if channel.dtype == np.uint8 else channel.astype(np.float32)
+    shrunk = np.asarray(Image.fromarray(values).resize((width_px, height_px), Image.Resampling.LANCZOS))
+    return shrunk.round().clip(0, 65535).astype(np.uint16) if channel.dtype == np.uint16 else shrunk
 
 
 def _check_grid(grid: Grid, *, multiple_of: int) -> None:
@@ -174,22 +246,45 @@ def _check_grid(grid: Grid, *, multiple_of: int) -> None:
 
 
 def _check_some_fit(jobs: Sequence[Job], grid: Grid) -> None:
-    # Before anything of an earlier cut is removed for this one. Headers that cannot be read are told later, by name.
-    for job in jobs:
-        try:
-            if _boxes(job, grid):
-                return
-        except UserError:
-            continue
-    raise UserError(
-        f"no image in {jobs[0].cuts[0].source.parent} is as large as a sub-image of {grid.crop_px}x{grid.crop_px}; "
-        "give another --crop_size (and --step)"
-    )
+    # Before anything of an earlier cut is removed for this one.
+    largest = jobs[0].sizes[0]
+    if not any(_fits(job, grid, largest) for job in jobs):
+        at_size = "" if largest == FULL_SIZE else f" at scale {largest}"
+        raise UserError(
+            f"no image in {jobs[0].cuts[0].source.parent} is{at_size} as large as a sub-image of "
+            f"{grid.crop_px}x{grid.crop_px}; give another --crop_size (and --step)"
+        )
 
 
-def _boxes(job: Job, grid: Grid) -> list[tuple[int, int]]:
-    sides = images.image_size(job.cuts[0].source)
+def _tell_what_is_left_out(jobs: Sequence[Job], grid: Grid) -> None:
+    for size in jobs[0].sizes:
+        if size == FULL_SIZE:
+            continue  # too small an image is then a failure, told by name
+        small = sum(_fits(job, grid, size) is False for job in jobs)
+        if small:
+            print(f"at scale {size}, {small} of {len(jobs)} images are smaller than a sub-image and left out")
+
+
+def _fits(job: Job, grid: Grid, size: Fraction) -> bool | None:
+    try:
+        return bool(_boxes(job, grid, size))
+    except UserError:  # a header that cannot be read is told later, by name
+        return None
+
+
+def _boxes(job: Job, grid: Grid, size: Fraction) -> list[tuple[int, int]]:
+    sides = _sides(images.image_size(job.cuts[0].source), size)
     return grid.boxes(*(side // job.multiple_of * job.multiple_of for side in sides))
+
+
+def _sides(full_px: tuple[int, int], size: Fraction) -> tuple[int, int]:
+    height, width = full_px
+    return int(height * size), int(width * size)
+
+
+def _name(stem: str, number: int, size: Fraction) -> str:
+    copy = "" if size == FULL_SIZE else f"_scale{size.numerator}of{size.denominator}"
+    return f"{stem}_s{number:03d}{copy}.png"
 
 
 def _check_earlier_grid(output: Path, settings: str) -> None:

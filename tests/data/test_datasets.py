@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.datasets import PairedImages, SampleStream, make_loader
+from data.datasets import HRImages, PairedImages, SampleStream, make_loader
 from data.images import read_rgb, write_image
 from utils.errors import UserError
 
@@ -109,6 +110,129 @@ def test_the_set_is_checked_when_it_is_made(folders):
         PairedImages(*folders, scale=4, lr_patch_px=7)
     with pytest.raises(UserError, match=r"4 of 4 .* at scale 2"):
         PairedImages(*folders, scale=2, lr_patch_px=PATCH_PX)
+
+
+HR_PX = 40
+
+
+@pytest.fixture
+def make_hr(tmp_path, coordinate_image):
+    """make_hr({folder: (images, weight)}, size) -> HRImages of coordinates"""
+
+    def make(folders, size=(50, 48), **arguments):
+        for name, (images, _) in folders.items():
+            for number in range(images):
+                write_image(tmp_path / name / f"{name}{number}.png", coordinate_image(*size))
+        roots = {tmp_path / name: weight for name, (_, weight) in folders.items()}
+        return HRImages(roots, **{"hr_px": HR_PX, **arguments})
+
+    return make
+
+
+def names_seen(dataset, epochs):
+    return Counter(dataset[key]["name"] for key in itertools.product(epochs, range(len(dataset))))
+
+
+def test_images_are_seen_exactly_as_often_as_the_weights_of_their_folders_say(make_hr):
+    dataset = make_hr({"a": (4, 1), "b": (6, 0.5), "c": (2, 3), "d": (5, 0.2)})
+    assert len(dataset) == 4 * 1 + 6 * 0.5 + 2 * 3 + 5 * 0.2
+    times = {"a": 1, "b": 0.5, "c": 3, "d": 0.2}
+    for start in (0, 3):  # of any ten epochs
+        seen = names_seen(dataset, range(start, start + 10))
+        assert len(seen) == 4 + 6 + 2 + 5
+        assert all(count == 10 * times[name[0]] for name, count in seen.items())
+
+
+def test_every_image_is_seen_though_the_weight_is_tiny_or_does_not_divide(make_hr):
+    dataset = make_hr({"a": (3, 1), "b": (7, 0.01), "c": (5, 0.7)})
+    assert len(dataset) == 3 + 1 + round(0.7 * 5)
+    seen = names_seen(dataset, range(35))
+    assert {name: count for name, count in seen.items() if name[0] == "b"} == {f"b{n}": 5 for n in range(7)}
+    # Four of five an epoch, whichever they are.
+    assert {name: count for name, count in seen.items() if name[0] == "c"} == {f"c{n}": 28 for n in range(5)}
+    for epoch in range(5):
+        assert max(count for name, count in names_seen(dataset, [epoch]).items() if name[0] == "c") == 1
+
+
+def test_fractions_of_a_folder_go_through_it_in_a_shuffled_order_that_follows_the_seed(make_hr):
+    def order(dataset):
+        return [dataset[epoch, 0]["name"] for epoch in range(40)]
+
+    folders = {"a": (20, 0.05)}
+    one, other = order(make_hr(folders, seed=1)), order(make_hr(folders, seed=2))
+    assert one[:20] == one[20:]
+    assert sorted(one[:20]) == sorted(other[:20]) != one[:20] != other[:20]
+
+
+def test_an_hr_crop_is_a_whole_part_of_its_image_and_every_corner_occurs(make_hr):
+    dataset = make_hr({"a": (1, 1)}, size=(42, 43), augment=False)
+    corners = set()
+    for epoch in range(150):
+        crop = dataset[epoch, 0]["hr"].int()
+        assert crop.shape == (3, HR_PX, HR_PX)
+        top, left = crop[:2, 0, 0].tolist()
+        assert torch.equal(crop[0], torch.arange(top, top + HR_PX)[:, None].expand(HR_PX, HR_PX).int())
+        assert torch.equal(crop[1], torch.arange(left, left + HR_PX).expand(HR_PX, HR_PX).int())
+        corners.add((top, left))
+    assert corners == set(itertools.product(range(3), range(4)))
+
+
+def test_an_hr_sample_depends_on_seed_epoch_and_index_alone(make_hr):
+    def same(a, b):
+        return a["name"] == b["name"] and torch.equal(a["hr"], b["hr"])
+
+    folders = {"a": (3, 1), "b": (2, 0.5)}
+    one, other = make_hr(folders, size=(99, 99)), make_hr(folders, size=(99, 99))
+    keys = list(itertools.product(range(4), range(4)))
+    samples = {key: one[key] for key in keys}
+    assert all(same(samples[key], other[key]) for key in reversed(keys))
+    changed = make_hr(folders, size=(99, 99), seed=2)
+    assert not any(same(samples[key], changed[key]) for key in keys)
+    assert len({sample["hr"].numpy().tobytes() for sample in samples.values()}) == len(keys)
+
+    state = torch.get_rng_state()
+    by_workers = [
+        list(make_loader(one, SampleStream(4, batch_size=3, batches=4), num_workers=number, device_type="cpu"))
+        for number in (0, 2)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(*by_workers, strict=True):
+        assert a["hr"].shape == (3, 3, HR_PX, HR_PX)
+        assert same(a, b)
+
+
+@pytest.mark.parametrize("size", [(33, 50), (50, 39), (35, 36), (32, 32)])
+@pytest.mark.parametrize("hr_px", [40, 100])
+def test_small_images_are_reflected_beyond_their_right_and_lower_edges(make_hr, size, hr_px):
+    dataset = make_hr({"a": (1, 1)}, size=size, hr_px=hr_px, augment=False)
+    crop = dataset[0, 0]["hr"].numpy()
+    # numpy's reflection does not repeat the edge either, and goes back and forth as often as it takes.
+    padded = np.pad(
+        read_rgb(dataset.folders[0][0]), [(0, max(0, hr_px - side)) for side in size] + [(0, 0)], mode="reflect"
+    )
+    top, left = crop[:2, 0, 0]
+    np.testing.assert_array_equal(crop.transpose(1, 2, 0), padded[top : top + hr_px, left : left + hr_px])
+    for start, side in ((top, size[0]), (left, size[1])):
+        assert start <= max(0, side - hr_px)
+
+
+def test_hr_images_are_turned_in_eight_ways(make_hr):
+    dataset = make_hr({"a": (1, 1)})
+    corners = [dataset[epoch, 0]["hr"][:2, :2, :2].int() for epoch in range(100)]
+    ways = {(*(c[:, 1, 0] - c[:, 0, 0]).tolist(), *(c[:, 0, 1] - c[:, 0, 0]).tolist()) for c in corners}
+    assert len(ways) == 8
+
+
+def test_hr_folders_are_checked_when_the_set_is_made_and_images_when_they_are_read(make_hr, tmp_path):
+    dataset = make_hr({"a": (2, 1), "b": (1, 1)})
+    dataset.folders[1][0].write_bytes(b"")
+    with pytest.raises(UserError, match=str(tmp_path / "b/b0.png")):
+        dataset[0, 2]
+    with pytest.raises(UserError, match=f"1 of 3 images in {tmp_path / 'a'} and {tmp_path / 'b'} cannot be used"):
+        HRImages({tmp_path / "a": 1, tmp_path / "b": 1}, hr_px=HR_PX)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"no image in {tmp_path / 'empty'}"):
+        HRImages({tmp_path / "a": 1, tmp_path / "empty": 1}, hr_px=HR_PX)
 
 
 def test_drawing_the_order_and_drawing_a_crop_share_no_random_numbers():

@@ -1,5 +1,4 @@
 import re
-import threading
 from pathlib import Path
 
 import cv2
@@ -11,8 +10,8 @@ from PIL import Image
 import data.pair_content
 from data.images import write_image
 from data.imresize import imresize
-from data.pair_content import check_content, check_readable
-from data.pairs import check_pairs, find_pairs
+from data.pair_content import check_content
+from data.pairs import find_pairs
 from utils.errors import UserError
 
 HR_PX = 192
@@ -84,29 +83,6 @@ def shifted(down, right):
     """LR pieces that were cut so many HR pixels further down and right than the HR pieces."""
     for photo, top, left in CORNERS:
         yield bicubic(photo[top + down : top + down + HR_PX, left + right : left + right + HR_PX])
-
-
-def test_images_that_only_decoding_shows_to_be_damaged_are_counted_and_named(write_pairs):
-    pairs = write_pairs(HR[:6], map(bicubic, HR[:6]))
-    for path in (pairs[1][0], pairs[4][1]):
-        path.write_bytes(path.read_bytes()[:-2000])
-    check_pairs(pairs, scale=4, lr_patch_px=4)
-    with pytest.raises(UserError, match=r"2 of 6 pairs .* cannot be read") as error:
-        check_readable(pairs)
-    assert "hr/0001.png" in str(error.value)
-    assert "lr/0004x4.png" in str(error.value)
-
-
-def test_progress_counts_every_pair_damaged_or_not(write_pairs):
-    pairs = write_pairs(HR, map(bicubic, HR))
-    done = threading.Semaphore(0)
-    check_readable(pairs, on_pair=done.release)
-    pairs[0][0].write_bytes(b"")
-    with pytest.raises(UserError):
-        check_readable(pairs, on_pair=done.release)
-    for _ in range(2 * len(HR)):
-        assert done.acquire(blocking=False)
-    assert not done.acquire(blocking=False)
 
 
 @pytest.mark.parametrize(

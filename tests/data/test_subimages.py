@@ -1,18 +1,25 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from data.images import list_images, read_rgb, read_unchanged, write_image, write_unchanged
+from data.images import has_scale_suffix, list_images, read_rgb, read_unchanged, write_image, write_unchanged
 from data.pairs import find_pairs
-from data.subimages import Grid
+from data.subimages import Grid, cut_images, lanczos, read_sizes, single_jobs
+from utils.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "extract_subimages.py"
 
@@ -201,6 +208,172 @@ def test_an_earlier_cut_is_refused_resumed_or_replaced(tmp_path, coordinate_imag
     done = extract(*arguments, "--overwrite", "--crop_size", 24)
     assert "removed 12 images" in done.stdout
     assert names(out) == ["a_s001.png", "a_s002.png", "b_s001.png", "b_s002.png", "notes_s.txt"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two photographs whose sides no scale divides."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(skimage.data.coffee()[:301, :390]).save(folder / "coffee.png")
+    Image.fromarray(skimage.data.astronaut()[:230, :203]).save(folder / "astronaut.png")
+    return folder
+
+
+def cut(folder, output, sizes, *, grid, scale=4):
+    """What the command does in its workers; returns how many sub-images were written."""
+    jobs = single_jobs(folder, output, scale=scale, sizes=read_sizes(sizes))
+    return sum(cut_images(job, grid=Grid(*grid), compression_level=3, resume=False) for job in jobs)
+
+
+SIZES = {"1": "", "0.75": "_scale3of4", "0.5": "_scale1of2", "1/3": "_scale1of3"}
+
+
+def test_subimages_of_reduced_sizes_are_crops_of_the_image_that_pillow_shrinks(tmp_path, photos):
+    written = cut(photos, tmp_path / "out", SIZES, grid=(64, 32, 0))
+    expected = {}
+    for path in list_images(photos):
+        with Image.open(path) as photo:
+            for text, suffix in SIZES.items():
+                # As Real-ESRGAN's script has it: sides rounded down, Lanczos.
+                factor = 1 / 3 if text == "1/3" else float(text)
+                size = int(photo.width * factor), int(photo.height * factor)
+                shrunk = np.asarray(photo.resize(size, Image.Resampling.LANCZOS))
+                boxes = Grid(64, 32, 0).boxes(*(side // 4 * 4 for side in shrunk.shape[:2]))
+                for number, (top, left) in enumerate(boxes, 1):
+                    name = f"{path.stem}_s{number:03d}{suffix}.png"
+                    expected[name] = shrunk[top : top + 64, left : left + 64]
+    assert len(expected) == written
+    assert names(tmp_path / "out") == sorted(expected)
+    for name, pixels in expected.items():
+        np.testing.assert_array_equal(read_rgb(tmp_path / "out" / name), pixels)
+
+
+def test_the_full_size_among_others_gives_the_very_files_that_it_gives_alone(tmp_path, photos):
+    arguments = ["--input", photos, "--output", tmp_path / "alone", "--crop_size", 64, "--step", 64]
+    assert extract(*arguments).returncode == 0
+    cut(photos, tmp_path / "both", ["1/2", "1.0"], grid=(64, 64, 0))
+    alone, both = ({path.name: path.read_bytes() for path in list_images(tmp_path / n)} for n in ("alone", "both"))
+    assert {name: content for name, content in both.items() if "_scale" not in name} == alone
+    assert len(both) > len(alone)
+
+
+@given(st.lists(st.fractions(Fraction(1, 1000), 1, max_denominator=1000), min_size=1, unique=True, max_size=5))
+def test_sizes_are_read_back_from_the_largest_on(sizes):
+    assert read_sizes([str(size) for size in sizes]) == tuple(sorted(sizes, reverse=True))
+
+
+def test_names_of_all_sizes_and_images_differ_and_none_is_an_lr_name(tmp_path):
+    # Sources that are called like sub-images, cut and shrunk, of one another.
+    stems = ["a", "a_s001", "a_scale1of3", "a_s001_scale1of3", "a_s001_scale1of3_s001", "a_s001_s001"]
+    (tmp_path / "in").mkdir()
+    for stem in stems:
+        write_unchanged(tmp_path / f"in/{stem}.png", np.zeros((24, 24), np.uint8))
+    # Sides of 24, 12, 8 and 7.
+    written = cut(tmp_path / "in", tmp_path / "out", ["1", "0.5", "1/3", "0.333"], grid=(6, 6, 0), scale=1)
+    assert len(names(tmp_path / "out")) == written == len(stems) * (4 * 4 + 2 * 2 + 2 * 2 + 2 * 2)
+    assert not any(has_scale_suffix(Path(name).stem) for name in names(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_mode_is_shrunk_as_its_colours_are_read(tmp_path, dtype, channels):
+    photo = skimage.data.astronaut()[:120, :160]
+    alpha = np.random.default_rng(0).integers(0, 256, photo.shape[:2], dtype=np.uint8)
+    stored = {1: photo[:, :, 0], 3: photo[:, :, ::-1], 4: np.dstack([photo[:, :, ::-1], alpha])}[channels]
+    (tmp_path / "in").mkdir()
+    write_unchanged(tmp_path / "in/a.png", stored.astype(dtype) * (257 if dtype == np.uint16 else 1))
+    assert cut(tmp_path / "in", tmp_path / "out", ["1/2"], grid=(60, 60, 20)) == 1
+    copy = tmp_path / "out/a_s001_scale1of2.png"
+    assert read_unchanged(copy).dtype == dtype
+    assert read_unchanged(copy).shape[2:] == stored.shape[2:]
+    colours = Image.fromarray(read_rgb(tmp_path / "in/a.png"))
+    expected = np.asarray(colours.resize((80, 60), Image.Resampling.LANCZOS))[:60, :60]
+    # 8 bits are rounded after rows and after columns, 16 bits once: they may differ by the rounding between.
+    assert np.abs(read_rgb(copy).astype(int) - expected).max() <= (0 if dtype == np.uint8 else 1)
+
+
+def test_16_bits_are_shrunk_by_the_definition_of_lanczos_rounded_once_and_clipped():
+    def weights(length, shrunk_length):
+        """(shrunk_length, length): a sinc of three lobes on each side, as wide as the pixels of the smaller image."""
+        factor = length / shrunk_length
+        centres = (np.arange(shrunk_length)[:, None] + 0.5) * factor
+        distances = (np.arange(length) + 0.5 - centres) / factor
+        lobes = np.where(np.abs(distances) < 3, np.sinc(distances) * np.sinc(distances / 3), 0)
+        return lobes / lobes.sum(axis=1, keepdims=True)
+
+    # Black and white, so that it overshoots at both ends.
+    image = (np.random.default_rng(0).integers(0, 2, (40, 50)) * 65535).astype(np.uint16)
+    expected = weights(40, 30) @ image @ weights(50, 25).T
+    assert expected.min() < 0
+    assert expected.max() > 65535
+    # Half a step is the rounding; the rest is what 32-bit floats lose.
+    assert np.abs(lanczos(image, 30, 25) - expected.clip(0, 65535)).max() < 0.55
+
+
+def test_depths_that_png_does_not_hold_are_refused_at_every_size(tmp_path):
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in/a.tiff"), np.zeros((24, 24), np.float32))
+    for size in ("1", "0.5"):
+        with pytest.raises(UserError, match="PNG does not hold float32 values"):
+            cut(tmp_path / "in", tmp_path / "out", [size], grid=(8, 8, 0))
+
+
+def test_copies_smaller_than_a_subimage_are_counted_and_no_failure(tmp_path, photos):
+    (photos / "broken.png").write_bytes(b"no image")
+    arguments = ["--input", photos, "--output", tmp_path / "out", "--crop_size", 152, "--step", 152]
+    done = extract(*arguments, "--scales", "1", "3/4", "1/2", "1/3")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "broken.png" in done.stderr
+    # At 3/4 coffee is 292x225, astronaut 152x172; at 1/2 195x150 and 101x115.
+    assert "scale 3/4" not in done.stdout
+    assert "at scale 1/2, 2 of 3 images are smaller than a sub-image" in done.stdout
+    assert "at scale 1/3, 2 of 3 images are smaller than a sub-image" in done.stdout
+    kinds = Counter(re.sub(r"_s\d+", "", name) for name in names(tmp_path / "out"))
+    # Offsets flush with the end are added to 0: 300x388 -> 2x3, 228x200 -> 2x2, 224x292 -> 2x2, 172x152 -> 2x1.
+    assert kinds == {"coffee.png": 6, "astronaut.png": 4, "coffee_scale3of4.png": 4, "astronaut_scale3of4.png": 2}
+
+
+def test_resume_and_overwrite_know_the_sizes(tmp_path, photos):
+    arguments = ["--input", photos, "--output", tmp_path / "out", "--crop_size", 64, "--step", 64]
+    sizes = ["--scales", "1", "0.5"]
+    assert extract(*arguments, *sizes).returncode == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for name in ("coffee_s001_scale1of2.png", "astronaut_s002.png"):
+        (tmp_path / "out" / name).unlink()
+    done = extract(*arguments, "--scales", "1/2", "1", "--resume")
+    assert done.returncode == 0
+    assert "wrote 2 sub-images" in done.stdout
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole
+    others = extract(*arguments, "--scales", "1", "1/3", "--resume")
+    assert_one_sentence(others, "at multiples of 4, at scales 1 1/2, not", "at scales 1 1/3;")
+    assert extract(*arguments, "--overwrite").returncode == 0
+    assert names(tmp_path / "out") == sorted(n for n in whole if n != ".grid" and "_scale" not in n)
+
+
+@pytest.mark.parametrize("texts", [["0"], ["2"], ["a"], ["1/0"], ["-0.5"], ["nan"], ["0.33333"], ["1", "0.5", "1/2"]])
+def test_sizes_that_cannot_be_used_are_named(texts):
+    with pytest.raises(UserError, match=re.escape(f"--scales holds {texts[-1]!r}")):
+        read_sizes(texts)
+
+
+def test_reduced_sizes_are_for_hr_images_alone(tmp_path, write_pair):
+    write_pair(tmp_path, "0001", (20, 20))
+    hr, lr, out = tmp_path / "hr", tmp_path / "lr_x4", tmp_path / "out"
+    sizes = ["--crop_size", 16, "--step", 16, "--scales", "1", "0.5"]
+    assert_one_sentence(extract("--input", lr, "--output", out, *sizes), "--scales", "0001x4.png is LR by its name")
+    pair = ["--input", hr, "--output", out, "--input_lr", lr, "--output_lr", tmp_path / "out_x4"]
+    assert_one_sentence(extract(*pair, *sizes), "--scales", "--input_lr")
+    small = ["--input", hr, "--output", out, "--crop_size", 64, "--step", 64, "--scales", "1/2"]
+    assert_one_sentence(extract(*small), "at scale 1/2 as large as a sub-image of 64x64")
+    assert_one_sentence(extract("--input", hr, "--output", out, "--scales", "half"), "--scales holds 'half'")
+    assert names(tmp_path) == ["hr", "lr_x4"]
+
+
+def test_sides_are_those_of_the_published_script_for_every_length():
+    for size in map(Fraction, SIZES):
+        assert all(int(length * size) == int(length * float(size)) for length in range(1, 10_000))
 
 
 def start_and_wait_for_a_subimage(arguments, out):
