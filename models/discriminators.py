@@ -3,7 +3,13 @@
 Sources: SeD (CVPR 2024, arXiv 2402.19387), section 3; PatchGAN: Isola et al., "pix2pix", CVPR 2017; U-Net: Wang et
 al., "Real-ESRGAN", ICCVW 2021; spectral norm: Miyato et al., ICLR 2018. The plain ones are the paper's baselines P and
 U: the same networks without `fusion` and `merge`.
+
+Semantic features may come from any extractor: `semantic_channels` of them, for every `semantic_stride` pixels of the
+image in each direction, on whatever grid that makes. 1024 and 16 are those of CLIP RN50, the paper's.
 """
+
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +20,12 @@ from torch import Tensor, nn
 # and autocast. Power iterations advance in training mode only, so also when G is trained through D.
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.semantic_fusion import SemanticFusionBlock
+from models.semantic_fusion import SemanticConcatenation, SemanticFusionBlock
 from utils.errors import UserError
 
-SEMANTIC_STRIDE = 16  # image pixels for each position of the semantic map
+SIDE_MULTIPLE_PX = 16  # of the images
+
+Fusion = Literal["cross-attention", "concatenation"]  # the paper's SeFB; its ablation without attention
 
 
 class PatchDiscriminator(nn.Module):
@@ -27,7 +35,14 @@ class PatchDiscriminator(nn.Module):
     Weights of convolutions and linear layers start from N(0, 0.02), biases from 0.
     """
 
-    def __init__(self, *, semantic_channels: int | None = 1024, features: int = 64):
+    def __init__(
+        self,
+        *,
+        semantic_channels: int | None = 1024,
+        semantic_stride: int = 16,
+        fusion: Fusion = "cross-attention",
+        features: int = 64,
+    ):
         super().__init__()
         self.semantic_channels = semantic_channels
         c1, c2, c3, c4 = features, 2 * features, 4 * features, 8 * features
@@ -36,10 +51,13 @@ class PatchDiscriminator(nn.Module):
         self.conv2 = nn.Conv2d(c2, c3, 4, stride=2, padding=1)
         self.conv3 = nn.Conv2d(c3, c4, 4, stride=1, padding=1)
         self.conv4 = nn.Conv2d(c4, 1, 4, stride=1, padding=1)
-        self.fusion1, self.merge1 = _fusion_and_merge(semantic_channels, c2, upscale=4)
-        self.fusion2, self.merge2 = _fusion_and_merge(semantic_channels, c3, upscale=2)
+        pair = partial(
+            _fusion_and_merge, fusion=fusion, semantic_channels=semantic_channels, semantic_stride=semantic_stride
+        )
+        self.fusion1, self.merge1 = pair(c2, stride=4)
+        self.fusion2, self.merge2 = pair(c3, stride=8)
         # conv3 keeps the stride but loses a row and a column: the even kernel makes the fused features lose them too.
-        self.fusion3, self.merge3 = _fusion_and_merge(semantic_channels, c4, upscale=2, refine_kernel=4)
+        self.fusion3, self.merge3 = pair(c4, stride=8, refine_kernel=4)
 
         self.apply(_init_normal)
         # After the initialisation, so that the power iterations start on the weights that will be used.
@@ -50,10 +68,10 @@ class PatchDiscriminator(nn.Module):
     def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
         """Logits, one for each patch, not squashed.
 
-        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32; semantic: (B, semantic_channels,
-        H/16, W/16), or None for the plain discriminator. Returns (B, 1, H/8 - 2, W/8 - 2): 30x30 for 256x256.
+        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32; semantic: (B, semantic_channels, h,
+        w) of any grid, or None for the plain discriminator. Returns (B, 1, H/8 - 2, W/8 - 2): 30x30 for 256x256.
 
-        Raises UserError if the sizes do not fit.
+        Raises UserError for images of other sizes.
         """
         _check_inputs(image, semantic, self.semantic_channels, least_px=32)
         x = _lrelu(self.conv0(image))
@@ -70,7 +88,14 @@ class UNetDiscriminator(nn.Module):
     PyTorch's default initialisation, except that the fusion blocks' output projections start from zero.
     """
 
-    def __init__(self, *, semantic_channels: int | None = 1024, features: int = 64):
+    def __init__(
+        self,
+        *,
+        semantic_channels: int | None = 1024,
+        semantic_stride: int = 16,
+        fusion: Fusion = "cross-attention",
+        features: int = 64,
+    ):
         super().__init__()
         self.semantic_channels = semantic_channels
         c0, c1, c2, c3 = features, 2 * features, 4 * features, 8 * features
@@ -84,9 +109,12 @@ class UNetDiscriminator(nn.Module):
         self.conv7 = spectral_norm(nn.Conv2d(c0, c0, 3, padding=1, bias=False))
         self.conv8 = spectral_norm(nn.Conv2d(c0, c0, 3, padding=1, bias=False))
         self.conv9 = nn.Conv2d(c0, 1, 3, padding=1)
-        self.fusion1, self.merge1 = _fusion_and_merge(semantic_channels, c1, upscale=8)
-        self.fusion2, self.merge2 = _fusion_and_merge(semantic_channels, c2, upscale=4)
-        self.fusion3, self.merge3 = _fusion_and_merge(semantic_channels, c3, upscale=2)
+        pair = partial(
+            _fusion_and_merge, fusion=fusion, semantic_channels=semantic_channels, semantic_stride=semantic_stride
+        )
+        self.fusion1, self.merge1 = pair(c1, stride=2)
+        self.fusion2, self.merge2 = pair(c2, stride=4)
+        self.fusion3, self.merge3 = pair(c3, stride=8)
         for merge in (self.merge1, self.merge2, self.merge3):
             if merge is not None:
                 spectral_norm(merge)
@@ -94,10 +122,10 @@ class UNetDiscriminator(nn.Module):
     def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
         """Logits, one for each pixel, not squashed.
 
-        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16; semantic: (B, semantic_channels, H/16, W/16), or
-        None for the plain discriminator. Returns (B, 1, H, W).
+        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16; semantic: (B, semantic_channels, h, w) of any
+        grid, or None for the plain discriminator. Returns (B, 1, H, W).
 
-        Raises UserError if the sizes do not fit.
+        Raises UserError for images of other sizes.
         """
         _check_inputs(image, semantic, self.semantic_channels, least_px=16)
         x0 = _lrelu(self.conv0(image))
@@ -115,15 +143,27 @@ class UNetDiscriminator(nn.Module):
 
 
 def _fusion_and_merge(
-    semantic_channels: int | None, channels: int, *, upscale: int, refine_kernel: int = 3
-) -> tuple[SemanticFusionBlock, nn.Conv2d] | tuple[None, None]:
-    """A fusion block for `channels` image channels, and the convolution that brings its concatenation back to them."""
+    channels: int,
+    *,
+    stride: int,
+    fusion: Fusion,
+    semantic_channels: int | None,
+    semantic_stride: int,
+    refine_kernel: int = 3,
+) -> tuple[nn.Module, nn.Conv2d] | tuple[None, None]:
+    """A fusion block for `channels` image features at `stride`, and what brings its concatenation back to as many."""
     if semantic_channels is None:
         return None, None
-    fusion = SemanticFusionBlock(
-        semantic_channels=semantic_channels, image_channels=channels, upscale=upscale, refine_kernel=refine_kernel
+    blocks = {
+        "cross-attention": partial(SemanticFusionBlock, image_channels=channels),
+        "concatenation": SemanticConcatenation,
+    }
+    block = blocks[fusion](
+        semantic_channels=semantic_channels,
+        upscale=max(1, round(semantic_stride / stride)),
+        refine_kernel=refine_kernel,
     )
-    return fusion, nn.Conv2d(channels + fusion.out_channels, channels, 3, padding=1)
+    return block, nn.Conv2d(channels + block.out_channels, channels, 3, padding=1)
 
 
 def _fuse(x: Tensor, semantic: Tensor | None, fusion: nn.Module | None, merge: nn.Module | None) -> Tensor:
@@ -132,19 +172,16 @@ def _fuse(x: Tensor, semantic: Tensor | None, fusion: nn.Module | None, merge: n
 
 def _check_inputs(image: Tensor, semantic: Tensor | None, semantic_channels: int | None, *, least_px: int) -> None:
     batch, _, height, width = image.shape
-    if height % SEMANTIC_STRIDE or width % SEMANTIC_STRIDE or min(height, width) < least_px:
+    if height % SIDE_MULTIPLE_PX or width % SIDE_MULTIPLE_PX or min(height, width) < least_px:
         raise UserError(
             f"the discriminator was given images of {height}x{width} pixels, but needs sides that are multiples of "
-            f"{SEMANTIC_STRIDE}, at least {least_px}: choose another patch size"
+            f"{SIDE_MULTIPLE_PX}, at least {least_px}: choose another patch size"
         )
     assert (semantic is None) == (semantic_channels is None), "semantics go to semantic discriminators only"
-    if semantic is not None:
-        expected = (batch, semantic_channels, height // SEMANTIC_STRIDE, width // SEMANTIC_STRIDE)
-        if semantic.shape != expected:
-            raise UserError(
-                f"the discriminator was given a semantic map of shape {tuple(semantic.shape)}, but for images of shape "
-                f"{tuple(image.shape)} it needs {expected}: choose a semantic extractor with stride {SEMANTIC_STRIDE}"
-            )
+    # Both come with the extractor that the discriminator was built for, so no option can get them wrong.
+    assert semantic is None or semantic.shape[:2] == (batch, semantic_channels), (
+        f"semantics of shape {tuple(semantic.shape)} for {batch} images and {semantic_channels} channels"
+    )
 
 
 def _init_normal(module: nn.Module) -> None:

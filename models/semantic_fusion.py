@@ -5,21 +5,27 @@ section 3. Semantics ask (query), image features answer (key and value): the dis
 what, it stands in the picture.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from utils.errors import UserError
-
-NORM_GROUPS = 32
 
 
 class SemanticFusionBlock(nn.Module):
     """One transformer block without residual connections, then pixel shuffle and a convolution.
 
-    `upscale` is the ratio of the image grid to the semantic grid. `refine_kernel` is 3, or 4 where the image grid is
-    one smaller than `upscale` times the semantic grid. Attention has one head of `inner_channels` channels.
+    It fits itself to any semantics: where their channels or their grid do not come out even, there are a few more
+    channels, or the shuffled map is resampled.
 
-    Raises UserError unless 32 (groups of the norm) and upscale^2 (pixel shuffle) divide `semantic_channels`.
+    Args:
+        image_channels: of the image features.
+        upscale: r, about how many times finer the grid of the image features is than that of the semantics.
+        semantic_channels: C, of the semantics.
+        refine_kernel: 3, or 4, which starts from one more row and column than the image features have.
+        inner_channels: of the one head of attention.
+
+    Attributes:
+        out_channels: of the result, C / r^2 rounded up.
     """
 
     def __init__(
@@ -32,14 +38,8 @@ class SemanticFusionBlock(nn.Module):
         inner_channels: int = 64,
     ):
         super().__init__()
-        for divisor in (NORM_GROUPS, upscale**2):
-            if semantic_channels % divisor:
-                raise UserError(
-                    f"a semantic extractor with {semantic_channels} channels was given, but the fusion block that "
-                    f"upscales by {upscale} needs a number of channels divisible by {divisor}"
-                )
-        self.out_channels = semantic_channels // upscale**2
-        self.norm = nn.GroupNorm(NORM_GROUPS, semantic_channels, eps=1e-6)
+        self.out_channels = math.ceil(semantic_channels / upscale**2)
+        self.norm = _group_norm(semantic_channels)
         self.semantic_in = nn.Conv2d(semantic_channels, inner_channels, 1)
         self.image_in = nn.Conv2d(image_channels, inner_channels, 1)
         self.self_attention_norm = nn.LayerNorm(inner_channels)
@@ -48,28 +48,56 @@ class SemanticFusionBlock(nn.Module):
         self.cross_attention = Attention(inner_channels)
         self.feed_forward_norm = nn.LayerNorm(inner_channels)
         self.feed_forward = FeedForward(inner_channels)
-        self.semantic_out = nn.Conv2d(inner_channels, semantic_channels, 1)
+        self.semantic_out = nn.Conv2d(inner_channels, self.out_channels * upscale**2, 1)
         self.shuffle = nn.PixelShuffle(upscale)
         self.refine = nn.Conv2d(self.out_channels, self.out_channels, refine_kernel, padding=1)
-        # The block starts by saying nothing; it earns its influence on the discriminator.
-        nn.init.zeros_(self.semantic_out.weight)
-        nn.init.zeros_(self.semantic_out.bias)
+        _silence(self.semantic_out)
 
     def forward(self, semantic: Tensor, image: Tensor) -> Tensor:
-        """Semantic features (B, semantic_channels, h, w), image features (B, image_channels, H, W), any grids.
+        """Semantics (B, semantic_channels, h, w), image features (B, image_channels, H, W) -> (B, out_channels, H, W).
 
-        Returns (B, semantic_channels / r^2, rh, rw) for r = upscale; each side is one smaller with `refine_kernel=4`.
+        Tokens are the positions of each grid, row by row: those of the semantics ask, those of the image answer.
         """
-        grid = semantic.shape[-2:]
-        image = self.image_in(image).flatten(2).transpose(1, 2)  # (B, HW, inner)
+        answers = self.image_in(image).flatten(2).transpose(1, 2)  # (B, HW, inner)
         # PyTorch 2.6 crashes in the backward pass of GroupNorm on a channels_last input that wants no gradient.
         x = self.semantic_in(self.norm(semantic.contiguous())).flatten(2).transpose(1, 2)  # (B, hw, inner)
         x = self.self_attention_norm(x)
         x = self.self_attention(x, x)
-        x = self.cross_attention(self.cross_attention_norm(x), image)
+        x = self.cross_attention(self.cross_attention_norm(x), answers)
         x = self.feed_forward(self.feed_forward_norm(x))
-        x = self.semantic_out(x.transpose(1, 2).unflatten(2, grid))
-        return self.refine(self.shuffle(x))
+        x = self.semantic_out(x.transpose(1, 2).unflatten(2, semantic.shape[-2:]))
+        return self.refine(_resample_for(self.refine, self.shuffle(x), image))
+
+
+class SemanticConcatenation(nn.Module):
+    """SemanticFusionBlock without its two attentions, all else the same: the ablation that tells what attention brings.
+
+    Each semantic position speaks for its own place and knows nothing of the image, nor of other positions but through
+    the norm's statistics; the discriminator still gets it concatenated to its image features.
+
+    Args and attributes as those of SemanticFusionBlock.
+    """
+
+    def __init__(
+        self, *, upscale: int, semantic_channels: int = 1024, refine_kernel: int = 3, inner_channels: int = 64
+    ):
+        super().__init__()
+        self.out_channels = math.ceil(semantic_channels / upscale**2)
+        self.norm = _group_norm(semantic_channels)
+        self.semantic_in = nn.Conv2d(semantic_channels, inner_channels, 1)
+        self.feed_forward_norm = nn.LayerNorm(inner_channels)
+        self.feed_forward = FeedForward(inner_channels)
+        self.semantic_out = nn.Conv2d(inner_channels, self.out_channels * upscale**2, 1)
+        self.shuffle = nn.PixelShuffle(upscale)
+        self.refine = nn.Conv2d(self.out_channels, self.out_channels, refine_kernel, padding=1)
+        _silence(self.semantic_out)
+
+    def forward(self, semantic: Tensor, image: Tensor) -> Tensor:
+        """As SemanticFusionBlock's; of the image features only the grid counts."""
+        x = self.semantic_in(self.norm(semantic.contiguous())).movedim(1, -1)  # (B, h, w, inner)
+        x = self.feed_forward(self.feed_forward_norm(x))
+        x = self.semantic_out(x.movedim(-1, 1))
+        return self.refine(_resample_for(self.refine, self.shuffle(x), image))
 
 
 class Attention(nn.Module):
@@ -99,3 +127,23 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj_in(x).chunk(2, dim=-1)
         return self.proj_out(value * F.gelu(gate))
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """Of 32 groups as published, or the most that divide both."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+def _silence(layer: nn.Conv2d) -> None:
+    """A block starts by saying nothing; it earns its influence on the discriminator."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def _resample_for(refine: nn.Conv2d, x: Tensor, image: Tensor) -> Tensor:
+    """(B, C, any grid) -> (B, C, the grid from which `refine` makes that of the image features)."""
+    # A convolution of kernel k, with a padding of 1, takes k - 3 from each side's length.
+    grid = tuple(side + kernel - 3 for side, kernel in zip(image.shape[-2:], refine.kernel_size, strict=True))
+    if x.shape[-2:] == grid:
+        return x
+    return F.interpolate(x, size=grid, mode="bilinear", align_corners=False)

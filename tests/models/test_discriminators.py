@@ -8,18 +8,24 @@ from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from utils.errors import UserError
 
 BOTH = pytest.mark.parametrize("cls", [PatchDiscriminator, UNetDiscriminator])
+FUSIONS = pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])
+# Channels and stride of extractors: ViT, DINOv2, the end of a ResNet, the stages of a ConvNeXt or ResNet, MobileNet.
+SEMANTICS = pytest.mark.parametrize(
+    ("channels", "stride"), [(768, 16), (384, 14), (2048, 32), (512, 8), (256, 4), (96, 4), (80, 16)]
+)
 ORIGINAL = ".parametrizations.weight.original"
 
 
-def tiny(cls, semantic_channels=64, seed=0):
+def tiny(cls, semantic_channels=64, seed=0, **semantics):
     torch.manual_seed(seed)
-    return cls(semantic_channels=semantic_channels, features=4)
+    return cls(semantic_channels=semantic_channels, features=4, **semantics)
 
 
-def inputs(height=32, width=48, batch=2):
+def inputs(height=32, width=48, batch=2, channels=64, stride=16):
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, 3, height, width, generator=generator)
-    return image, torch.randn(batch, 64, height // 16, width // 16, generator=generator)
+    grid = (max(1, round(side / stride)) for side in (height, width))
+    return image, torch.randn(batch, channels, *grid, generator=generator)
 
 
 @torch.no_grad()
@@ -88,14 +94,90 @@ def test_logits_have_the_published_size_for_256x256(cls, expected, semantic_chan
     assert discriminator(image, semantic if semantic_channels else None).shape == (1, 1, *expected)
 
 
+def logits_shape(cls, height, width):
+    return (2, 1, height // 8 - 2, width // 8 - 2) if cls is PatchDiscriminator else (2, 1, height, width)
+
+
 @BOTH
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 80), (48, 32)])
 @torch.no_grad()
 def test_any_multiple_of_16_works(cls, height, width):
     image, semantic = inputs(height, width)
-    out = tiny(cls)(image, semantic)
-    expected = (height // 8 - 2, width // 8 - 2) if cls is PatchDiscriminator else (height, width)
-    assert out.shape == (2, 1, *expected)
+    assert tiny(cls)(image, semantic).shape == logits_shape(cls, height, width)
+
+
+@BOTH
+@FUSIONS
+@SEMANTICS
+def test_any_semantics_fit_and_matter(cls, fusion, channels, stride, fill_parameters):
+    discriminator = fill_parameters(tiny(cls, channels, semantic_stride=stride, fusion=fusion)).eval()
+    converge_power_iterations(discriminator)
+    image, semantic = inputs(64, 96, channels=channels, stride=stride)
+    semantic.requires_grad_()
+    logits = discriminator(image, semantic)
+    assert logits.shape == logits_shape(cls, 64, 96)
+    logits.square().mean().backward()
+    assert all(p.grad.any() for p in discriminator.parameters())
+    assert semantic.grad.any(dim=1).all()  # at each position
+    other = discriminator(image, semantic.detach().flip(1))
+    assert (other - logits).std() > 0.1 * logits.std()
+
+
+@BOTH
+@SEMANTICS
+@torch.no_grad()
+def test_semantics_matter_where_they_are_concatenated(cls, channels, stride):
+    discriminator = speak_up(tiny(cls, channels, semantic_stride=stride, fusion="concatenation")).eval()
+    image, semantic = inputs(128, 128, batch=1, channels=channels, stride=stride)
+    other = semantic.clone()
+    side = semantic.shape[-1] // 4
+    other[..., :side, :side] = semantic[..., :side, :side].flip(1)
+    changes = (discriminator(image, other) - discriminator(image, semantic)).abs()
+    quarter = changes.shape[-1] // 4
+    here, opposite = changes[..., :quarter, :quarter].mean(), changes[..., -quarter:, -quarter:].mean()
+    assert here > 10 * opposite
+
+
+@BOTH
+@SEMANTICS
+@torch.no_grad()
+def test_each_block_upscales_by_the_nearest_whole_ratio_of_its_two_grids(cls, channels, stride):
+    discriminator = tiny(cls, channels, semantic_stride=stride, fusion="concatenation")
+    image, semantic = inputs(224, 224, batch=1, channels=channels, stride=stride)  # 14 and 32 divide them
+    ratios = []
+    for fusion in (discriminator.fusion1, discriminator.fusion2, discriminator.fusion3):
+        fusion.register_forward_pre_hook(lambda _, args: ratios.append(args[1].shape[-1] / args[0].shape[-1]))
+        fusion.shuffle.register_forward_hook(lambda _, args, out: ratios.append(out.shape[-1] / args[0].shape[-1]))
+    discriminator(image, semantic)
+    assert len(ratios) == 6
+    for wanted, upscale in zip(ratios[::2], ratios[1::2], strict=True):
+        assert abs(upscale - max(1, wanted)) <= 0.5
+
+
+def fusion_block_parameters(image_channels, upscale, refine_kernel=3, *, semantic_channels=1024, inner=64):
+    """Counted from the published table of layers."""
+    out_channels = semantic_channels // upscale**2
+    attention = 4 * inner**2 + inner
+    return sum(
+        (
+            2 * semantic_channels + 3 * 2 * inner,  # norms
+            (semantic_channels + 1) * inner + (image_channels + 1) * inner,  # semantic_in, image_in
+            2 * attention,
+            (inner + 1) * 512 + (256 + 1) * inner,  # feed_forward
+            (inner + 1) * semantic_channels,  # semantic_out
+            (refine_kernel**2 * out_channels + 1) * out_channels,  # refine
+            (9 * (image_channels + out_channels) + 1) * image_channels,  # merge
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("cls", "blocks"),
+    [(PatchDiscriminator, [(128, 4), (256, 2), (512, 2, 4)]), (UNetDiscriminator, [(128, 8), (256, 4), (512, 2)])],
+)
+def test_blocks_add_as_many_parameters_as_published(cls, blocks):
+    semantic, plain = (sum(p.numel() for p in d.parameters()) for d in (cls(), cls(semantic_channels=None)))
+    assert semantic - plain == sum(fusion_block_parameters(*block) for block in blocks)
 
 
 @BOTH
@@ -116,9 +198,10 @@ def test_plain_is_the_semantic_one_whose_merge_passes_the_image_features_on(cls)
     torch.testing.assert_close(semantic(image, features), plain(image), rtol=1e-4, atol=1e-5)
 
 
-def test_patch_starts_from_n_0_002_and_no_biases_everywhere():
+@FUSIONS
+def test_patch_starts_from_n_0_002_and_no_biases_everywhere(fusion):
     torch.manual_seed(0)
-    for name, parameter in PatchDiscriminator(semantic_channels=256, features=16).named_parameters():
+    for name, parameter in PatchDiscriminator(semantic_channels=256, fusion=fusion, features=16).named_parameters():
         if "norm" in name:
             continue
         if name.endswith("bias"):
@@ -128,8 +211,9 @@ def test_patch_starts_from_n_0_002_and_no_biases_everywhere():
             assert abs(parameter.mean().item()) < 0.002, name
 
 
-def test_unet_starts_with_silent_fusion_blocks():
-    discriminator = tiny(UNetDiscriminator)
+@FUSIONS
+def test_unet_starts_with_silent_fusion_blocks(fusion):
+    discriminator = tiny(UNetDiscriminator, fusion=fusion)
     image, semantic = inputs()
     discriminator.eval()
     torch.testing.assert_close(discriminator(image, semantic), discriminator(image, -semantic), rtol=0, atol=0)
@@ -199,12 +283,17 @@ def test_can_be_copied_and_restored_in_the_middle_of_training(cls):
 
 @BOTH
 def test_sizes_that_do_not_fit_are_refused_with_a_sentence(cls):
-    image, semantic = inputs()
     with pytest.raises(UserError, match=r"images of 40x48 pixels.*multiples of 16"):
         tiny(cls, None)(torch.rand(1, 3, 40, 48))
     with pytest.raises(UserError, match=r"images of 16x48 pixels.*at least 32"):
         tiny(PatchDiscriminator, None)(torch.rand(1, 3, 16, 48))
-    with pytest.raises(UserError, match=r"shape \(2, 64, 3, 3\).*needs \(2, 64, 2, 3\)"):
-        tiny(cls)(image, torch.randn(2, 64, 3, 3))
-    with pytest.raises(UserError, match=r"shape \(1, 64, 2, 3\).*needs \(2, 64, 2, 3\)"):
-        tiny(cls)(image, semantic[:1])
+
+
+@BOTH
+def test_semantics_of_other_images_or_another_extractor_are_refused(cls):
+    image, semantic = inputs()
+    for wrong in (semantic[:1], semantic[:, :32]):
+        with pytest.raises(AssertionError, match="for 2 images and 64 channels"):
+            tiny(cls)(image, wrong)
+    with pytest.raises(AssertionError, match="semantic discriminators only"):
+        tiny(cls, None)(image, semantic)

@@ -1,13 +1,29 @@
+from functools import partial
+
+import cv2
+import numpy as np
 import pytest
 import torch
 
-from models.semantic_fusion import SemanticFusionBlock
-from utils.errors import UserError
+from models.semantic_fusion import SemanticConcatenation, SemanticFusionBlock
+
+Attentive = partial(SemanticFusionBlock, image_channels=8)
+BOTH = pytest.mark.parametrize("kind", [Attentive, SemanticConcatenation], ids=["attention", "concatenation"])
 
 
 @pytest.fixture(scope="module")
-def block(fill_parameters):
-    return fill_parameters(SemanticFusionBlock(semantic_channels=64, image_channels=8, upscale=2))
+def attentive(fill_parameters):
+    return fill_parameters(Attentive(semantic_channels=64, upscale=2))
+
+
+@pytest.fixture(scope="module")
+def concatenation(fill_parameters):
+    return fill_parameters(SemanticConcatenation(semantic_channels=64, upscale=2))
+
+
+@pytest.fixture(params=["attentive", "concatenation"])
+def block(request):
+    return request.getfixturevalue(request.param)
 
 
 def inputs(*, grid=(3, 5), image_grid=(6, 10)):
@@ -15,31 +31,76 @@ def inputs(*, grid=(3, 5), image_grid=(6, 10)):
     return torch.randn(2, 64, *grid, generator=generator), torch.randn(2, 8, *image_grid, generator=generator)
 
 
-@pytest.mark.parametrize(
-    ("upscale", "refine_kernel", "expected"), [(2, 3, (16, 6, 10)), (2, 4, (16, 5, 9)), (8, 3, (1, 24, 40))]
-)
-def test_output_is_the_semantic_grid_upscaled(upscale, refine_kernel, expected):
-    block = SemanticFusionBlock(semantic_channels=64, image_channels=8, upscale=upscale, refine_kernel=refine_kernel)
-    out = block(*inputs())
-    assert out.shape == (2, *expected)
-    assert out.shape[1] == block.out_channels
+@BOTH
+@pytest.mark.parametrize(("upscale", "channels"), [(1, 64), (2, 16), (3, 8), (16, 1)])
+@pytest.mark.parametrize("refine_kernel", [3, 4])
+@pytest.mark.parametrize("image_grid", [(6, 10), (5, 9), (1, 40)])
+def test_output_has_the_grid_of_the_image_features(kind, upscale, channels, refine_kernel, image_grid):
+    block = kind(semantic_channels=64, upscale=upscale, refine_kernel=refine_kernel)
+    assert block(*inputs(image_grid=image_grid)).shape == (2, channels, *image_grid)
+    assert block.out_channels == channels
 
 
-def test_says_nothing_before_it_is_trained():
+@BOTH
+@pytest.mark.parametrize(("channels", "groups"), [(1024, 32), (768, 32), (80, 16), (1000, 8), (7, 1)])
+def test_norm_has_as_many_of_32_groups_as_the_channels_allow(kind, channels, groups):
+    assert kind(semantic_channels=channels, upscale=2).norm.num_groups == groups
+
+
+@BOTH
+@pytest.mark.parametrize(("grid", "image_grid"), [((3, 5), (7, 8)), ((9, 9), (16, 16)), ((4, 4), (3, 4))])
+@torch.no_grad()
+def test_grid_that_does_not_come_out_even_is_resampled_as_opencv_does(kind, grid, image_grid, fill_parameters):
+    block = fill_parameters(kind(semantic_channels=64, upscale=2))
+    block.refine.weight.zero_()
+    block.refine.bias.zero_()
+    block.refine.weight[:, :, 1, 1] = torch.eye(block.out_channels)  # passes the shuffled map on
+    shuffled = []
+    block.shuffle.register_forward_hook(lambda _, args, out: shuffled.append(out))
+    out = block(*inputs(grid=grid, image_grid=image_grid))
+    expected = [cv2.resize(x.permute(1, 2, 0).numpy(), image_grid[::-1]) for x in shuffled[0]]
+    torch.testing.assert_close(out.movedim(1, -1), torch.from_numpy(np.stack(expected)), rtol=1e-4, atol=1e-4)
+
+
+@BOTH
+def test_says_nothing_before_it_is_trained(kind):
     torch.manual_seed(0)
-    block = SemanticFusionBlock(semantic_channels=64, image_channels=8, upscale=2)
+    block = kind(semantic_channels=64, upscale=2)
     bias = block.refine.bias.view(1, -1, 1, 1)
     torch.testing.assert_close(block(*inputs()), bias.expand(2, -1, 6, 10), rtol=0, atol=0)
 
 
+def test_concatenation_lacks_the_attentions_and_nothing_else():
+    def shapes(block):
+        return {name: tuple(parameter.shape) for name, parameter in block.named_parameters()}
+
+    attentive, concatenation = shapes(Attentive(upscale=4)), shapes(SemanticConcatenation(upscale=4))
+    lacking = ("image_in", "self_attention", "cross_attention")
+    assert concatenation == {name: shape for name, shape in attentive.items() if not name.startswith(lacking)}
+
+
 @torch.no_grad()
-def test_image_features_answer_as_an_unordered_set(block):
+def test_concatenation_hears_nothing_of_the_image_and_each_position_speaks_for_its_own_place(concatenation):
+    semantic, image = inputs()
+    out = concatenation(semantic, image)
+    assert torch.equal(concatenation(semantic, -image), out)
+    # Mixed up within themselves, the semantics keep the statistics of their norm.
+    swapped = semantic.clone()
+    swapped[..., 0, 0], swapped[..., 0, 1] = semantic[..., 0, 1], semantic[..., 0, 0]
+    changed = (concatenation(swapped, image) - out).abs().amax(dim=(0, 1)) > 1e-3
+    expected = torch.zeros(6, 10, dtype=torch.bool)
+    expected[:3, :5] = True  # two positions of 2x2, and one around them that the 3x3 convolution reaches
+    assert torch.equal(changed, expected)
+
+
+@torch.no_grad()
+def test_image_features_answer_as_an_unordered_set(attentive):
     # Keys and values of attention have no order; only the query, the semantics, says what comes out where.
     semantic, image = inputs()
     shuffled = image.flatten(2)[:, :, torch.randperm(60, generator=torch.Generator().manual_seed(1))].view_as(image)
-    out = block(semantic, image)
-    torch.testing.assert_close(block(semantic, shuffled), out, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(block(semantic.flip(-1), image), out, rtol=1e-2, atol=1e-2)
+    out = attentive(semantic, image)
+    torch.testing.assert_close(attentive(semantic, shuffled), out, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(attentive(semantic.flip(-1), image), out, rtol=1e-2, atol=1e-2)
 
 
 @torch.no_grad()
@@ -55,13 +116,13 @@ def test_images_of_a_batch_do_not_mix(block):
     torch.testing.assert_close(block(semantic[1:], image[1:]), block(semantic, image)[1:], rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_reach_semantics_image_and_every_parameter(block):
+def test_gradients_reach_semantics_image_and_every_parameter(attentive):
     semantic, image = (x.requires_grad_() for x in inputs())
-    block.zero_grad()
-    block(semantic, image).square().mean().backward()
+    attentive.zero_grad()
+    attentive(semantic, image).square().mean().backward()
     assert semantic.grad.any()
     assert image.grad.any()
-    assert all(p.grad.any() for p in block.parameters())
+    assert all(p.grad.any() for p in attentive.parameters())
 
 
 def test_layout_of_the_semantics_in_memory_does_not_matter(block):
@@ -74,9 +135,3 @@ def test_layout_of_the_semantics_in_memory_does_not_matter(block):
         gradients.append([p.grad.clone() for p in block.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize(("channels", "upscale", "divisor"), [(1000, 2, 32), (96, 8, 64)])
-def test_channels_that_cannot_be_shuffled_are_refused_with_a_sentence(channels, upscale, divisor):
-    with pytest.raises(UserError, match=rf"{channels} channels.*divisible by {divisor}$"):
-        SemanticFusionBlock(semantic_channels=channels, image_channels=8, upscale=upscale)
