@@ -1,0 +1,114 @@
+"""JPEG compression and decompression of a batch in torch, each sample with its own quality, on any device.
+
+ITU-T T.81 (baseline, lossy) with the colour space of JFIF, 4:2:0 chroma, and what libjpeg leaves to be known: how a
+quality scales the tables of Annex K, and how chroma is made small and large. The lossless coding of the coefficients is
+left out, because it changes no pixel.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK_PX = 8
+# ITU-T T.81, Tables K.1 and K.2: the steps of a coefficient, vertical frequency down, horizontal to the right.
+LUMINANCE_STEPS = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMINANCE_STEPS = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+)
+# JFIF 1.02: Y, Cb and Cr of RGB; the offset of 128 that Cb and Cr have in a file is taken away again by T.81's level
+# shift, so that only Y is shifted here.
+RED, GREEN, BLUE = 0.299, 0.587, 0.114
+YCC_OF_RGB = (
+    (RED, GREEN, BLUE),
+    (-RED / 1.772, -GREEN / 1.772, (1 - BLUE) / 1.772),
+    ((1 - RED) / 1.402, -GREEN / 1.402, -BLUE / 1.402),
+)
+RGB_OF_YCC = ((1, 0, 1.402), (1, -1.772 * BLUE / GREEN, -1.402 * RED / GREEN), (1, 1.772, 0))
+
+
+def jpeg(images: Tensor, quality: Tensor) -> Tensor:
+    """Compress and decompress.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1], RGB; a block that reaches over the edge repeats the edge's pixels.
+        quality: (B,) in [1, 100], libjpeg's; rounded to the nearest whole number.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1]; not rounded to 8 bits.
+    """
+    height, width = images.shape[-2:]
+    ycc = _mix_channels(images * 255, YCC_OF_RGB).round_()  # a sample has 8 bits, before the transform and after it
+    luminance = ycc[:, :1] - 128
+    chrominance = F.avg_pool2d(ycc[:, 1:], 2, ceil_mode=True).round_()
+    luminance = _code(luminance, quantization_table(LUMINANCE_STEPS, quality))
+    chrominance = _code(chrominance, quantization_table(CHROMINANCE_STEPS, quality))
+    # Linear interpolation gives the weights of libjpeg's "fancy upsampling", 3/4 and 1/4.
+    chrominance = F.interpolate(chrominance, scale_factor=2, mode="bilinear")[..., :height, :width]
+    rgb = _mix_channels(torch.cat((luminance + 128, chrominance), dim=1), RGB_OF_YCC)
+    return rgb.div_(255).clamp_(0, 1)
+
+
+def quantization_table(steps: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
+    """Scale a table of Annex K as libjpeg's `jpeg_set_quality` does.
+
+    Args:
+        steps: `LUMINANCE_STEPS` or `CHROMINANCE_STEPS`.
+        quality: (B,) in [1, 100].
+
+    Returns:
+        (B, 8, 8) float, whole numbers in [1, 255].
+    """
+    quality = quality.float().round()[:, None, None]
+    percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
+    steps = torch.tensor(steps, dtype=torch.float, device=quality.device)
+    return ((steps * percent + 50) / 100).floor().clamp(1, 255)
+
+
+def _code(planes: Tensor, table: Tensor) -> Tensor:
+    """(B, C, H, W) in [-128, 127] -> the same, after the DCT coefficients of its 8x8 blocks were rounded to steps.
+
+    The transforms multiply rows and columns of blocks where they lie, without gathering the blocks (T.81, A.3.3).
+    table: (B, 8, 8), the steps.
+    """
+    batch, channels, height, width = planes.shape
+    planes = F.pad(planes, (0, -width % BLOCK_PX, 0, -height % BLOCK_PX), mode="replicate")
+    rows, columns = planes.shape[2] // BLOCK_PX, planes.shape[3] // BLOCK_PX
+    dct = _dct_matrix().to(planes)
+    step = table[:, None, None, :, None]  # (B, 1, 1, 8, 1, 8)
+    vertical = dct @ planes.reshape(batch, channels, rows, BLOCK_PX, -1)
+    coefficients = vertical.reshape(batch, channels, rows, BLOCK_PX, columns, BLOCK_PX) @ dct.T
+    coefficients = (coefficients / step).round_() * step
+    vertical = (coefficients @ dct).reshape(batch, channels, rows, BLOCK_PX, -1)
+    decoded = (dct.T @ vertical).reshape(planes.shape)
+    return decoded[..., :height, :width].round_().clamp_(-128, 127)
+
+
+def _dct_matrix() -> Tensor:
+    """(8, 8): orthonormal DCT-II, frequency k down, place n to the right (T.81, A.3.3)."""
+    k, n = torch.arange(BLOCK_PX).double()[:, None], torch.arange(BLOCK_PX)
+    matrix = torch.cos((2 * n + 1) * k * math.pi / (2 * BLOCK_PX)) * math.sqrt(2 / BLOCK_PX)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def _mix_channels(images: Tensor, weights: tuple[tuple[float, ...], ...]) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, H, W): every pixel's channels multiplied by a 3x3 matrix."""
+    return (torch.tensor(weights).to(images) @ images.flatten(2)).view_as(images)

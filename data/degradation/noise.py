@@ -1,0 +1,63 @@
+"""The two kinds of noise of the degradation, of the colours or of the brightness alone (Real-ESRGAN, section 3.2).
+
+Every sample of a batch has its own strength; the random fields are drawn on the images' device.
+"""
+
+import torch
+from torch import Tensor
+
+LEVELS = 256  # of 8 bits
+LUMINANCE = (0.2989, 0.587, 0.114)  # of R, G and B: ITU-R BT.601, to the digits of torchvision's rgb_to_grayscale
+
+
+def gaussian_noise(images: Tensor, *, sigma: Tensor, grey: Tensor, generator: torch.Generator) -> Tensor:
+    """Add normally distributed noise, independent of the image.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        sigma: (B,) float, standard deviation in levels of 255.
+        grey: (B,) bool; True: all channels of the sample get the same noise.
+        generator: of the images' device.
+
+    Returns:
+        (B, 3, H, W) float, clipped to [0, 1].
+    """
+    field = torch.randn(images.shape, generator=generator, device=images.device)
+    field = torch.where(_per_sample(grey), field[:, :1], field)
+    return (images + field * (_per_sample(sigma) / (LEVELS - 1))).clamp(0, 1)
+
+
+def poisson_noise(images: Tensor, *, scale: Tensor, grey: Tensor, generator: torch.Generator) -> Tensor:
+    """Add shot noise, as if every pixel had counted up to v photons: its variance is the brightness / v, times scale^2.
+
+    v is the number of different values in the sample (in its luminance if grey), rounded up to a power of two.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1]; counts are drawn of the image rounded to 8 bits.
+        scale: (B,) float, factor of the noise.
+        grey: (B,) bool; True: the noise is that of the luminance, and the same in all channels of the sample.
+        generator: of the images' device.
+
+    Returns:
+        (B, 3, H, W) float, clipped to [0, 1].
+    """
+    grey = _per_sample(grey)
+    luminance = (torch.tensor(LUMINANCE).to(images) @ images.flatten(2)).view_as(images[:, 0]).unsqueeze(1)
+    levels = (torch.where(grey, luminance, images).clamp(0, 1) * (LEVELS - 1)).round_()
+    photons = _per_sample(different_values(levels).log2().ceil().exp2())
+    clean = levels / (LEVELS - 1)
+    noise = torch.poisson(clean * photons, generator=generator) / photons - clean
+    noise = torch.where(grey, noise[:, :1], noise)
+    return (images + noise * _per_sample(scale)).clamp(0, 1)
+
+
+def different_values(levels: Tensor) -> Tensor:
+    """(B, 3, H, W) float, whole numbers in [0, 255] -> (B,) float: how many different ones each sample holds."""
+    # torch.unique would make the CPU wait for the GPU, once for each sample.
+    seen = torch.zeros(len(levels), LEVELS, device=levels.device)
+    return seen.scatter_(1, levels.flatten(1).long(), 1).sum(1)
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
+    return values[:, None, None, None]

@@ -1,0 +1,26 @@
+"""Unsharp masking of HR with a soft mask, which leaves smooth areas alone."""
+
+import torch
+from torch import Tensor
+
+from data.degradation.kernels import blur, gaussian_kernel, stack_kernels
+
+
+def sharpen(hr: Tensor, *, kernel_px: int, weight: float, threshold: float) -> Tensor:
+    """Add what a blur takes away, where that is more than a threshold (Real-ESRGAN, section 4.1).
+
+    Args:
+        hr: (B, 3, H, W) float in [0, 1].
+        kernel_px: side of the Gaussian kernel, odd; its sigma is what OpenCV's formula gives for that side.
+        weight: how much of the detail is added.
+        threshold: detail up to this, in levels of 255, counts as smooth; the mask of the rest is blurred too.
+
+    Returns:
+        (B, 3, H, W) float in [0, 1].
+    """
+    sigma_px = 0.3 * ((kernel_px - 1) * 0.5 - 1) + 0.8  # cv2.getGaussianKernel
+    kernel = gaussian_kernel(kernel_px, sigma_px=(sigma_px, sigma_px))
+    kernels = stack_kernels([kernel], hr.device)
+    detail = hr - blur(hr, kernels)
+    mask = blur((detail.abs() * 255 > threshold).to(hr), kernels)
+    return torch.lerp(hr, (hr + weight * detail).clamp(0, 1), mask).clamp(0, 1)

@@ -1,0 +1,103 @@
+import io
+from collections import Counter
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from data.degradation.pool import PairPool
+
+SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=25)
+
+
+def pairs(names):
+    """lr (B, 3, 2, 2), hr (B, 3, 8, 8) uint8 whose pixels tell the pair's number."""
+    digits = torch.tensor([[name // 256, name % 256, 0] for name in names], dtype=torch.uint8)[:, :, None, None]
+    return digits.repeat(1, 1, 2, 2), digits.repeat(1, 1, 8, 8)
+
+
+def names(images):
+    assert (images == images[:, :, :1, :1]).all()
+    return [int(image[0]) * 256 + int(image[1]) for image in images[:, :, 0, 0]]
+
+
+def batches(sizes):
+    first = 0
+    for size in sizes:
+        yield list(range(first, first + size))
+        first += size
+
+
+@settings(max_examples=100, deadline=None)
+@given(capacity=st.integers(0, 15), sizes=SIZES, seed=st.integers(0, 1000))
+def test_every_pair_goes_out_once_and_those_that_filled_the_pool_once_more(capacity, sizes, seed):
+    pool, rng = PairPool(capacity), np.random.default_rng(seed)
+    given_pairs, came_out = [], []
+    for batch in batches(sizes):
+        lr, hr = pool.exchange(*pairs(batch), rng)
+        assert lr.shape == (len(batch), 3, 2, 2)
+        assert hr.shape == (len(batch), 3, 8, 8)
+        assert names(lr) == names(hr)
+        given_pairs += batch
+        came_out += names(lr)
+    inside = [name for lr, _ in pool.state_dict()["pairs"] for name in names(lr[None])]
+    filled = given_pairs[:capacity]
+    if capacity > 0:
+        # Those that filled the pool went straight out, too.
+        assert Counter(came_out + inside) == Counter(given_pairs + filled)
+    else:
+        assert came_out == given_pairs
+    assert len(inside) == min(capacity, len(given_pairs))
+
+
+def test_goes_straight_through_until_it_is_full_and_mixes_then():
+    pool, rng = PairPool(8), np.random.default_rng(0)
+    for batch in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        assert names(pool.exchange(*pairs(batch), rng)[0]) == batch
+    came_out = names(pool.exchange(*pairs([8, 9, 10, 11]), rng)[0])
+    assert set(came_out) <= set(range(8))
+
+
+def test_every_pair_of_the_pool_is_as_likely_to_leave_at_any_place_of_the_batch():
+    pool, rng = PairPool(6), np.random.default_rng(0)
+    pool.exchange(*pairs(range(6)), rng)
+    inside, leaving = list(range(6)), np.zeros((2, 6))
+    for batch in batches([2] * 3000):
+        came_out = names(pool.exchange(*pairs([6 + name for name in batch]), rng)[0])
+        ages = sorted(inside)
+        for place, name in enumerate(came_out):
+            leaving[place, ages.index(name)] += 1
+        inside = [name for name in inside if name not in came_out] + [6 + name for name in batch]
+    for counts in leaving:
+        assert chisquare(counts).pvalue > 1e-3
+
+
+@settings(max_examples=50, deadline=None)
+@given(capacity=st.integers(0, 15), before=SIZES, after=SIZES, seed=st.integers(0, 1000))
+def test_a_pool_that_was_stored_goes_on_as_if_it_had_not_been(capacity, before, after, seed):
+    pool, rng = PairPool(capacity), np.random.default_rng(seed)
+    for batch in batches(before):
+        pool.exchange(*pairs(batch), rng)
+    file = io.BytesIO()
+    torch.save(pool.state_dict(), file)
+    file.seek(0)
+    resumed, resumed_rng = PairPool(capacity), np.random.default_rng()
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed_rng.bit_generator.state = rng.bit_generator.state
+    for batch in batches(after):
+        batch = [1000 + name for name in batch]
+        expected, found = pool.exchange(*pairs(batch), rng), resumed.exchange(*pairs(batch), resumed_rng)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_what_the_pool_holds_is_its_own():
+    pool, rng = PairPool(2), np.random.default_rng(0)
+    lr, hr = pairs([1, 2])
+    for image in pool.exchange(lr, hr, rng):
+        image.zero_()
+    state = pool.state_dict()
+    came_out = pool.exchange(*pairs([3, 4]), rng)
+    assert sorted(names(came_out[0])) == sorted(names(came_out[1])) == [1, 2]
+    assert sorted(names(torch.stack([lr for lr, _ in state["pairs"]]))) == [1, 2]
