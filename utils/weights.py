@@ -8,6 +8,7 @@ import difflib
 import functools
 import hashlib
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ MIRROR = "SED_WEIGHTS_MIRROR"  # https://host/folder that holds files under thei
 OFFLINE = ("SED_OFFLINE", "HF_HUB_OFFLINE")  # with any of them set to 1, no connection is tried
 ANY_WIDTH = 1000  # columns: what a pipe takes
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+HUB_FILE = "model.safetensors"  # what the weights in each repository of timm on huggingface.co are called
 
 
 class WeightsMissing(UserError):
@@ -41,6 +43,33 @@ class WeightFile:
     urls: tuple[str, ...]  # the first one is asked first
     sha256: str | None  # None: never published; recorded at the first download
     size_bytes: int | None
+    standard: bool = True  # the recipes of the paper or the metrics need it
+    hub_repository: str | None = None  # on huggingface.co; what its own tools have downloaded of it serves as well
+
+
+def _of_openai(name: str, sha256: str) -> WeightFile:
+    """A tower of CLIP."""
+    return WeightFile(
+        name=name,
+        purpose="semantics",
+        urls=(f"https://openaipublic.azureedge.net/clip/models/{sha256}/{name}",),
+        sha256=sha256,
+        size_bytes=None,
+        standard=False,
+    )
+
+
+def _of_timm(model: str) -> WeightFile:
+    """A model of timm."""
+    return WeightFile(
+        name=f"{model}.safetensors",
+        purpose="semantics",
+        urls=(f"https://huggingface.co/timm/{model}/resolve/main/{HUB_FILE}",),
+        sha256=None,
+        size_bytes=None,
+        standard=False,
+        hub_repository=f"timm/{model}",
+    )
 
 
 KNOWN = {
@@ -94,6 +123,19 @@ KNOWN = {
             sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
             size_bytes=244_408_911,
         ),
+        _of_openai("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+        _of_openai("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),
+        _of_openai("RN50x16.pt", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"),
+        _of_openai("RN50x64.pt", "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c"),
+        _of_openai("ViT-B-32.pt", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
+        _of_openai("ViT-B-16.pt", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
+        _of_openai("ViT-L-14.pt", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"),
+        _of_openai("ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"),
+        _of_timm("resnet50.tv_in1k"),
+        _of_timm("vit_base_patch16_224.augreg_in21k"),
+        _of_timm("vit_small_patch14_dinov2.lvd142m"),
+        _of_timm("convnext_tiny.in12k_ft_in1k"),
+        _of_timm("vgg19.tv_in1k"),
     )
 }
 
@@ -101,11 +143,13 @@ KNOWN = {
 def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
     """The path of a weight file, which is downloaded first if it is a known one and not there yet.
 
-    A known file that torch.hub or CLIP has downloaded before, verified by its sha256, is taken from where it lies.
+    A known file that torch.hub, CLIP or huggingface_hub has downloaded before, verified by its sha256, is taken from
+    where it lies.
 
     Args:
         spec: a path (relative ones: from the working directory, else inside `pretrained_root`), or the name of a
-            known file, alone (`RRDB.pth`) or with the folder's (`pretrained/RRDB.pth`).
+            known file, alone (`RRDB.pth`) or with the folder's (`pretrained/RRDB.pth`). Known are those in `KNOWN`,
+            and `<model>.safetensors` of each model that timm has published weights of.
         pretrained_root: the folder of pretrained weights, created when a download needs it.
 
     Raises:
@@ -121,18 +165,18 @@ def locate(spec: str | Path, *, pretrained_root: Path) -> Path:
                 verify(path)
             return path
     belongs_there = pretrained_root.resolve() in (spec.parent.resolve(), inside.parent.resolve())
-    known = KNOWN.get(spec.name)
-    if known and belongs_there:
-        return _copy_of_other_tools(known) or _download(known, pretrained_root / known.name)
+    known = _known(spec.name) if belongs_there else None
+    if known:
+        return _copy_of_other_tools(known, pretrained_root) or _download(known, pretrained_root / known.name)
     looked_in = " nor ".join(dict.fromkeys(str(path) for path in (spec, inside)))
-    offer = f", and the files that can be downloaded to {pretrained_root} are {', '.join(KNOWN)}"
+    offer = f", and what can be downloaded to {pretrained_root} is listed by `python -m utils.weights list`"
     raise WeightsMissing(
         f"there is no weight file {spec}: it is not at {looked_in}{offer if belongs_there else ''}{_nearest(spec.name)}"
     )
 
 
 def verify(path: Path) -> bool:
-    """Compare a file with the published sha256 of its name, or with the one recorded beside it when it was downloaded.
+    """Compare a file with the published sha256 of its name, or with the one recorded when it was downloaded.
 
     Returns:
         True if it is that file, False if there is nothing to compare it with.
@@ -179,11 +223,24 @@ def _expected_sha256(path: Path) -> str | None:
         return published
     record = _record_of(path)
     words = record.read_text().split() if os.path.isfile(record) else []
-    return words[0] if words else None
+    if words:
+        return words[0]
+    target = os.path.basename(os.path.realpath(path))  # huggingface_hub keeps links to files called by their sha256
+    return target if re.fullmatch("[0-9a-f]{64}", target) else None
 
 
 def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def _known(name: str) -> WeightFile | None:
+    """The published file of that name."""
+    model = name.removesuffix(".safetensors")
+    if name in KNOWN or model == name:
+        return KNOWN.get(name)
+    import timm  # not before it is needed: it imports PyTorch
+
+    return _of_timm(model) if model in timm.list_pretrained() else None
 
 
 def _nearest(name: str) -> str:
@@ -192,13 +249,22 @@ def _nearest(name: str) -> str:
     return f"; did you mean {names[nearest[0]]}?" if nearest else ""
 
 
-def _copy_of_other_tools(file: WeightFile) -> Path | None:
-    """What torch.hub or CLIP has downloaded of a file, if it is that file to the byte."""
+def _copy_of_other_tools(file: WeightFile, root: Path) -> Path | None:
+    """What torch.hub, CLIP or huggingface_hub has downloaded of a file, if it is to the byte the one of `root`."""
+    expected = _expected_sha256(root / file.name)
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     torch_home = os.environ.get("TORCH_HOME", f"{cache}/torch")
-    for folder in (f"{torch_home}/hub/checkpoints", "~/.cache/clip"):
-        path = Path(os.path.expanduser(folder), file.name)
-        if os.access(path, os.R_OK) and path.is_file() and sha256_of(path) == file.sha256:
+    paths = [
+        Path(os.path.expanduser(folder), file.name) for folder in (f"{torch_home}/hub/checkpoints", "~/.cache/clip")
+    ]
+    if file.hub_repository:
+        import huggingface_hub  # not before it is needed
+
+        cached = huggingface_hub.try_to_load_from_cache(file.hub_repository, HUB_FILE)
+        if isinstance(cached, str):
+            paths.append(Path(cached))
+    for path in paths:
+        if os.access(path, os.R_OK) and path.is_file() and sha256_of(path) == (expected or _expected_sha256(path)):
             return path
     return None
 
@@ -240,12 +306,19 @@ def main() -> int:
         prog="python -m utils.weights",
         description="The pretrained weights that the recipes start from.",
         epilog=f"{MIRROR}=https://host/folder is asked first for files of these names; with {OFFLINE[0]}=1 nothing is "
-        "downloaded. What torch.hub ($TORCH_HOME) or CLIP has downloaded before is used where it lies.",
+        "downloaded. What torch.hub ($TORCH_HOME), CLIP or huggingface_hub ($HF_HOME) has downloaded before is used "
+        "where it lies.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     lister = commands.add_parser("list", help="names, sizes, sources, sha256, and what is here of them")
     fetcher = commands.add_parser("fetch", help="download what is missing")
-    fetcher.add_argument("names", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(KNOWN)}")
+    fetcher.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="a name in the list; <model>.safetensors of any model of timm; "
+        "all: what the recipes of the paper and the metrics need",
+    )
     verifier = commands.add_parser("verify", help="compare what is here with its published or recorded sha256")
     verifier.add_argument("names", nargs="*", metavar="NAME", help="files that must be here (default: all that are)")
     for command in (lister, fetcher, verifier):
@@ -267,24 +340,39 @@ def main() -> int:
 def _list(root: Path) -> int:
     console = Console(highlight=False, markup=False)
     states = {file.name: _state(file, root) for file in KNOWN.values()}
-    table = _table(states, whole=True)
-    width = console.measure(table, options=console.options.update_width(ANY_WIDTH)).maximum
+    tables = _tables(states, whole=True)
+    width = max(console.measure(table, options=console.options.update_width(ANY_WIDTH)).maximum for table in tables)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = width
-    console.print(table if width <= console.width else _table(states, whole=False))
+    for table in tables if width <= console.width else _tables(states, whole=False):
+        console.print(table)
     return 0
 
 
-def _table(states: dict[str, str], *, whole: bool) -> Table:
+def _tables(states: dict[str, str], *, whole: bool) -> list[Table]:
     """`whole`: with sha256 and sources; else what a narrow terminal takes."""
+    groups = {
+        "What the recipes of the paper and the metrics need (`fetch all`)": True,
+        "For other semantic extractors (fetched by name, as is <model>.safetensors of any timm model)": False,
+    }
+    tables = [
+        _table([file for file in KNOWN.values() if file.standard == standard], states, title=title, whole=whole)
+        for title, standard in groups.items()
+    ]
+    if not whole:
+        tables[-1].caption = "with sha256 and sources in a wide terminal, or through a pipe"
+    return tables
+
+
+def _table(files: list[WeightFile], states: dict[str, str], *, title: str, whole: bool) -> Table:
     name, size, purpose = Column("file", no_wrap=True), Column("MB", justify="right"), Column("for", no_wrap=True)
-    table = Table(name, size, purpose, Column("here", overflow="fold"), box=box.SIMPLE)
+    table = Table(
+        name, size, purpose, Column("here", overflow="fold"), box=box.SIMPLE, title=title, title_justify="left"
+    )
     if whole:
         table.add_column("sha256")
         table.add_column("source")
-    else:
-        table.caption = "with sha256 and sources in a wide terminal, or through a pipe"
-    for file in KNOWN.values():
+    for file in files:
         cells = [
             file.name,
             "?" if file.size_bytes is None else f"{file.size_bytes / 1e6:.1f}",
@@ -306,7 +394,7 @@ def _state(file: WeightFile, root: Path) -> str:
         except UserError:
             return "another file"
         return "verified" if file.sha256 else "as first downloaded"
-    copy = _copy_of_other_tools(file)
+    copy = _copy_of_other_tools(file, root)
     if copy is not None:
         return f"verified, in {copy.parent}"
     part = part_of(path)
@@ -315,10 +403,15 @@ def _state(file: WeightFile, root: Path) -> str:
 
 def _fetch(names: list[str], root: Path) -> int:
     for name in names:
-        if name not in (*KNOWN, "all"):
-            raise UserError(f"{name} is none of the files that can be fetched: {', '.join(KNOWN)}{_nearest(name)}")
+        if name != "all" and _known(name) is None:
+            raise UserError(
+                f"{name} is none of the files that can be fetched: {', '.join(KNOWN)}, and <model>.safetensors of the "
+                f"models in timm.list_pretrained(){_nearest(name)}"
+            )
+    standard = [file.name for file in KNOWN.values() if file.standard]
+    wanted = [each for name in names for each in (standard if name == "all" else [name])]
     failed = False
-    for name in KNOWN if "all" in names else names:
+    for name in dict.fromkeys(wanted):
         try:
             path = locate(root / name, pretrained_root=root)
         except UserError as error:  # the others may be had all the same
@@ -334,7 +427,7 @@ def _verify(names: list[str], root: Path) -> int:
         paths = [root / name for name in names]
     else:
         here = sorted(root.iterdir()) if root.is_dir() else []
-        elsewhere = [_copy_of_other_tools(file) for file in KNOWN.values() if not (root / file.name).exists()]
+        elsewhere = [_copy_of_other_tools(file, root) for file in KNOWN.values() if not (root / file.name).exists()]
         paths = [path for path in (*here, *elsewhere) if path is not None and path.suffix in WEIGHT_SUFFIXES]
         if not paths:
             print(f"there are no weights in {root}")

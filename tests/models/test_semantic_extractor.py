@@ -1,13 +1,24 @@
+import dataclasses
 import hashlib
 import pickle
 
+import open_clip
 import pytest
 import safetensors.torch
+import timm
 import torch
+import torchvision
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
+from torch.nn import functional as F
+from torchvision.transforms.functional import normalize
 
-from models.semantic_extractor import SemanticExtractor, load_clip_rn50
+from models.semantic_extractor import CLIP_TOWERS, SemanticExtractor, load_extractor_weights, published_weights
 from utils.errors import UserError
+from utils.weights import KNOWN, locate
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 # TorchScript is on its way out of PyTorch, but OpenAI's archive is made of it.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
@@ -16,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 @pytest.fixture(scope="module")
 def state(fill):
     """CLIP's image encoder under OpenAI's names, filled from them."""
-    shapes = {name: value.shape for name, value in SemanticExtractor(state=None).visual.state_dict().items()}
+    shapes = {name: value.shape for name, value in SemanticExtractor().encoder.network.state_dict().items()}
     return {
         name: torch.from_numpy(fill.fill(name, shape))
         for name, shape in shapes.items()
@@ -59,20 +70,26 @@ def test_features_do_not_depend_on_batch_mates(extractor, hr):
 
 def test_batch_statistics_restore_the_released_behaviour(state, hr):
     extractor = SemanticExtractor(state=state, batch_statistics=True)
-    before = extractor.visual.bn1.running_mean.clone()
+    before = extractor.encoder.network.bn1.running_mean.clone()
     together = extractor.eval()(hr)  # not even eval() leaves the mode of the released code
     assert not together.requires_grad
     assert not torch.allclose(together[:1], extractor(hr[:1]), rtol=1e-2, atol=1e-2)
-    assert not torch.equal(extractor.visual.bn1.running_mean, before)
+    assert not torch.equal(extractor.encoder.network.bn1.running_mean, before)
 
 
-def test_random_weights_are_the_same_everywhere_and_leave_the_generator_alone():
+def test_batch_statistics_are_refused_where_there_are_none():
+    with pytest.raises(UserError, match=r"batch_statistics needs BatchNorm, and timm/convnext_atto has none"):
+        SemanticExtractor(model="timm/convnext_atto", batch_statistics=True)
+
+
+@pytest.mark.parametrize("model", ["clip/RN50", "timm/vit_tiny_patch16_224"])
+def test_random_weights_are_the_same_everywhere_and_leave_the_generator_alone(model):
     torch.manual_seed(1)
-    first = SemanticExtractor(state=None).state_dict()
+    first = SemanticExtractor(model=model).state_dict()
     drawn = torch.rand(4)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(4), drawn)
-    second = SemanticExtractor(state=None).state_dict()
+    second = SemanticExtractor(model=model).state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
@@ -85,7 +102,7 @@ def test_entries_of_the_whole_clip_model_are_ignored(state, extractor, hr):
 def test_missing_and_misshapen_weights_are_named(state):
     with pytest.raises(UserError, match=r"`layer1\.0\.conv1\.weight` of shape .* lack it"):
         SemanticExtractor(state={name: value for name, value in state.items() if not name.startswith("layer")})
-    with pytest.raises(UserError, match=r"`visual\.conv1\.weight` of shape \(32, 3, 3, 3\).*\(64, 3, 7, 7\)"):
+    with pytest.raises(UserError, match=r"clip/RN50 .*`conv1\.weight` of shape \(32, 3, 3, 3\).*\(64, 3, 7, 7\)"):
         SemanticExtractor(state={"visual.conv1.weight": torch.zeros(64, 3, 7, 7)})
 
 
@@ -103,19 +120,23 @@ class Clip(nn.Module):
 @pytest.fixture
 def archive(extractor, tmp_path):
     path = tmp_path / "RN50.pt"
-    torch.jit.trace(Clip(extractor.visual), torch.rand(1, 3, 32, 32)).save(path)
+    torch.jit.trace(Clip(extractor.encoder.network), torch.rand(1, 3, 32, 32)).save(path)
     return path
 
 
-def test_torchscript_archive_with_the_right_hash_is_read(archive, extractor, hr):
-    state = load_clip_rn50(archive, sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+def test_torchscript_archive_with_the_right_hash_is_read(archive, extractor, hr, monkeypatch):
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setitem(KNOWN, "RN50.pt", dataclasses.replace(KNOWN["RN50.pt"], sha256=sha256))
+    state = load_extractor_weights(archive, "clip/RN50")
     assert torch.equal(SemanticExtractor(state=state)(hr), extractor(hr))
 
 
 def test_torchscript_archive_with_another_hash_is_refused_unopened(archive, monkeypatch):
     monkeypatch.setattr(torch.jit, "load", None)
     with pytest.raises(UserError, match=hashlib.sha256(archive.read_bytes()).hexdigest()):
-        load_clip_rn50(archive)
+        load_extractor_weights(archive, "clip/RN50")
+    with pytest.raises(UserError, match="is a TorchScript program"):
+        load_extractor_weights(archive, "timm/resnet50")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +146,7 @@ def test_torchscript_archive_with_another_hash_is_refused_unopened(archive, monk
 def test_half_precision_state_dicts_are_read_as_float32(name, save, state, tmp_path):
     half = {name: value.half() for name, value in state.items()}
     save(half, tmp_path / name)
-    loaded = load_clip_rn50(tmp_path / name)
+    loaded = load_extractor_weights(tmp_path / name, "clip/RN50")
     assert loaded.keys() == half.keys()
     assert all(
         value.dtype == torch.float32 and torch.equal(value, half[name].float()) for name, value in loaded.items()
@@ -153,7 +174,273 @@ class RunsCode:
 )
 def test_wrong_files_get_one_sentence_and_run_no_code(write, name, tmp_path, capfd):
     write(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name} .*(expected|not loaded|damaged)|CLIP weights .*{name}") as caught:
-        load_clip_rn50(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} .*(expected|not loaded|damaged)|clip/RN50 in .*{name}") as caught:
+        load_extractor_weights(tmp_path / name, "clip/RN50")
     assert "\n" not in str(caught.value)
     assert "must not be printed" not in capfd.readouterr().out
+
+
+def tapped(network, layer, x):
+    """What a layer of the whole network puts out, for an image that is normalised already."""
+    outputs = []
+    hook = network.get_submodule(layer).register_forward_hook(lambda module, given, output: outputs.append(output))
+    with torch.no_grad():
+        network.eval()(x)
+    hook.remove()
+    return outputs[0].clone()
+
+
+def as_map(tokens, rows):
+    """Tokens, the class's the first of them, as (B, channels, h, w)."""
+    return tokens[:, 1:].unflatten(1, (rows, -1)).movedim(-1, 1)
+
+
+def shaken(network):
+    """Gives each weight and statistic another value, so that none is zero or one by its initialisation."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.02 * torch.rand(value.shape, generator=generator))
+    return network
+
+
+@pytest.fixture
+def from_file(tmp_path):
+    """An extractor with the weights of a file of that content."""
+
+    def build(content, *, model, layer, suffix):
+        path = tmp_path / f"weights{suffix}"
+        (safetensors.torch.save_file if suffix == ".safetensors" else torch.save)(content, path)
+        return SemanticExtractor(model=model, layer=layer, state=load_extractor_weights(path, model))
+
+    return build
+
+
+@pytest.mark.parametrize("entry", [None, "state_dict", "model"])
+def test_resnet_of_torchvision_gives_torchvisions_features(entry, from_file):
+    network = shaken(torchvision.models.resnet18(weights=None))
+    content = network.state_dict() if entry is None else {entry: network.state_dict(), "epoch": 90}
+    extractor = from_file(content, model="timm/resnet18.tv_in1k", layer="16", suffix=".pth")
+    image = torch.rand(2, 3, 64, 96)
+    torch.testing.assert_close(extractor(image), tapped(network, "layer3", normalize(image, *IMAGENET)))
+
+
+def test_vgg_of_torchvision_gives_torchvisions_features(from_file):
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"])
+    network = shaken(nn.ModuleDict({"features": features}))
+    extractor = from_file(network.state_dict(), model="timm/vgg11.tv_in1k", layer="16", suffix=".pth")
+    image = torch.rand(1, 3, 64, 64)
+    # 19: the last ReLU, before the last pooling
+    torch.testing.assert_close(extractor(image), tapped(features, "19", normalize(image, *IMAGENET)))
+    assert {name.split(".")[0] for name, _ in extractor.encoder.network.named_parameters()} == {"features"}
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "side", "statistics"),
+    [
+        ("convnext_atto.d2_in1k", "stages.2", 96, IMAGENET),
+        ("vit_tiny_patch16_224.augreg_in21k", "blocks.5", 224, ((0.5,) * 3, (0.5,) * 3)),
+    ],
+)
+def test_features_are_those_of_the_whole_model_of_timm(model, layer, side, statistics, from_file):
+    network = shaken(timm.create_model(model))
+    extractor = from_file(network.state_dict(), model=f"timm/{model}", layer=layer, suffix=".safetensors")
+    image = torch.rand(1, 3, side, side)
+    expected = tapped(network, layer, normalize(image, *statistics))
+    expected = as_map(expected, side // extractor.stride) if expected.ndim == 3 else expected
+    torch.testing.assert_close(extractor(image), expected)
+
+
+def test_dinov2_as_its_authors_publish_it_gives_its_features():
+    network = shaken(timm.create_model("vit_small_patch14_dinov2.lvd142m", depth=2))
+    published = network.state_dict() | {"mask_token": torch.zeros(1, 384)}  # which timm leaves out
+    extractor = SemanticExtractor(model="timm/vit_small_patch14_dinov2.lvd142m", layer="blocks.1", state=published)
+    image = torch.rand(1, 3, 518, 518)  # the size of its positional embeddings
+    expected = as_map(tapped(network, "blocks.1", normalize(image, *IMAGENET)), 37)
+    torch.testing.assert_close(extractor(image), expected)
+
+
+def test_vit_of_clip_agrees_with_open_clip_block_by_block():
+    blocks = 3
+    size = {"image_size": 224, "patch_size": 32, "width": 768, "layers": blocks, "heads": 12, "output_dim": 512}
+    tower = shaken(VisionTransformer(**size, mlp_ratio=4, act_layer=QuickGELU))
+    extractor = SemanticExtractor(model="clip/ViT-B-32", layer=f"blocks.{blocks - 1}", state=tower.state_dict())
+    image = torch.rand(1, 3, 224, 224)
+    normalised = normalize(image, *CLIP)
+    for block in range(blocks):
+        expected = tapped(tower, f"transformer.resblocks.{block}", normalised)
+        torch.testing.assert_close(
+            tapped(extractor.encoder, f"network.blocks.{block}", normalised), expected, rtol=1e-4, atol=1e-4
+        )
+    torch.testing.assert_close(extractor(image), as_map(expected, 7), rtol=1e-4, atol=1e-4)
+    whole = {f"visual.{name}": value for name, value in tower.state_dict().items()} | {"logit_scale": torch.ones(())}
+    renamed = extractor.encoder.renamed(whole)
+    assert all(torch.equal(value, renamed[name]) for name, value in extractor.encoder.network.state_dict().items())
+
+
+@pytest.mark.parametrize("tower", ["RN50", "RN101"])
+def test_towers_of_clip_have_the_shapes_of_open_clips(tower):
+    with torch.device("meta"):
+        whole = open_clip.create_model(tower, device="meta").visual.state_dict()
+    network = SemanticExtractor(model=f"clip/{tower}", layer="32").encoder.network
+    assert {name: value.shape for name, value in network.state_dict().items()} == {
+        name: value.shape for name, value in whole.items() if not name.startswith("attnpool.")
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "channels", "stride"),
+    [
+        ("clip/RN50", "layer1", 256, 4),
+        ("clip/RN50", "8", 512, 8),
+        ("clip/RN50", "32", 2048, 32),
+        ("timm/resnet18", "4", 64, 4),
+        ("timm/resnet18", "layer4", 512, 32),
+        ("timm/convnext_atto", "8", 80, 8),
+        ("timm/vit_tiny_patch16_224", "blocks.0", 192, 16),
+        ("timm/vit_small_patch14_dinov2", "blocks.1", 384, 14),
+        ("timm/swin_tiny_patch4_window7_224", "16", 384, 16),
+    ],
+)
+def test_channels_and_stride_are_those_of_the_map(model, layer, channels, stride):
+    extractor = SemanticExtractor(model=model, layer=layer)
+    features = extractor(torch.rand(1, 3, 3 * stride, 5 * stride))
+    assert features.shape == (1, extractor.channels, 3, 5) == (1, channels, 3, 5)
+    assert extractor.stride == stride
+
+
+def test_stride_means_its_deepest_layer():
+    image = torch.rand(1, 3, 32, 32)
+    by_stride, last, before = (
+        SemanticExtractor(model="timm/vit_tiny_patch16_224", layer=layer)(image)
+        for layer in ("16", "blocks.11", "blocks.10")
+    )
+    assert torch.equal(by_stride, last)
+    assert not torch.allclose(by_stride, before)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ("clip/RN50", "8"),
+        ("timm/resnet18", "8"),
+        ("timm/convnext_atto", "16"),
+        ("timm/vit_tiny_patch16_224", "blocks.2"),
+    ],
+)
+def test_nothing_is_kept_that_the_features_do_not_need(model, layer):
+    encoder = SemanticExtractor(model=model, layer=layer).requires_grad_().encoder
+    encoder(torch.rand(1, 3, 32, 32)).sum().backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(70, 100), (41, 64), (16, 5)])
+@pytest.mark.parametrize("model", ["timm/resnet18", "timm/vit_tiny_patch16_224"])
+def test_map_covers_the_whole_image_of_any_size(model, height, width):
+    extractor = SemanticExtractor(model=model, layer="layer1" if "resnet" in model else "blocks.0")
+    image = torch.full((1, 3, height, width), 0.5)
+    features = extractor(image)
+    assert features.shape[-2:] == tuple(max(1, round(side / extractor.stride)) for side in (height, width))
+    for row, column, position in ((0, 0, 0), (-1, -1, -1)):
+        touched = image.clone()
+        touched[..., row, column] = 1
+        change = (extractor(touched) - features).norm(dim=1).flatten()
+        assert change.argmax() == range(len(change))[position]
+
+
+def test_images_that_fit_are_not_resampled(monkeypatch):
+    monkeypatch.setattr(F, "interpolate", None)
+    SemanticExtractor(model="timm/resnet18")(torch.rand(1, 3, 32, 48))
+
+
+@pytest.mark.parametrize("model", ["clip/RN50", "timm/vit_tiny_patch16_224", "timm/convnext_atto"])
+def test_features_survive_bfloat16_and_channels_last(model):
+    extractor = SemanticExtractor(model=model)
+    image = torch.rand(2, 3, 40, 64)
+    expected = extractor(image)
+    extractor = extractor.to(memory_format=torch.channels_last)
+    image = image.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(extractor(image), expected, rtol=1e-3, atol=1e-3 * expected.std().item())
+    with torch.autocast("cpu", torch.bfloat16):
+        features = extractor(image)
+    assert (features.float() - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("RN50", "'RN50' should be clip/.* or timm/"),
+        ("clip/ViT-B/32", "no tower 'ViT-B/32', but RN50, .*did you mean ViT-B-32"),
+        ("timm/resnet50.tv_in1", "no model 'resnet50.tv_in1'; did you mean resnet50.tv_in1k"),
+        ("timm/hf-hub:someone/model", "no model 'hf-hub:someone/model'"),
+    ],
+)
+def test_model_that_is_not_there_is_told_with_those_near_it(model, message, tmp_path):
+    for ask in (
+        lambda: SemanticExtractor(model=model),
+        lambda: published_weights(model),
+        lambda: load_extractor_weights(tmp_path, model),
+    ):
+        with pytest.raises(UserError, match=message):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "message"),
+    [
+        ("clip/RN50", "layr3", "of stride 4 layer1; of stride 8 layer2; .*did you mean layer3"),
+        ("clip/RN50", "2", "no layer or stride '2'"),
+        ("timm/vit_small_patch14_dinov2", "16", "of stride 14 blocks.0, .*blocks.11"),
+    ],
+)
+def test_layer_that_is_not_there_is_told_with_those_there_are(model, layer, message):
+    with pytest.raises(UserError, match=message):
+        SemanticExtractor(model=model, layer=layer)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "reason"),
+    [("timm/convit_tiny", "16", "doesn't match"), ("timm/inception_v3", "32", "4x6 strides become 2x4 positions")],
+)
+def test_model_that_cannot_take_images_of_any_size_is_refused(model, layer, reason):
+    with pytest.raises(UserError, match=rf"{model} .*images of any size.*{reason}"):
+        SemanticExtractor(model=model, layer=layer)
+
+
+def test_weights_that_do_not_fit_a_model_of_timm_are_told():
+    resnet = timm.create_model("resnet18").state_dict()
+    del resnet["layer2.0.conv1.weight"]
+    with pytest.raises(UserError, match=r"timm/resnet18 .*`layer2\.0\.conv1\.weight` .* lack it"):
+        SemanticExtractor(model="timm/resnet18", state=resnet)
+    SemanticExtractor(model="timm/resnet18", layer="4", state=resnet)  # which needs none of it
+    for model in ("timm/vit_tiny_patch16_224", "timm/convnext_atto", "clip/RN50"):
+        with pytest.raises(UserError, match=r"weights of .* were expected"):
+            SemanticExtractor(model=model, state=resnet)
+    with pytest.raises(UserError, match="timm does not understand those given"):
+        SemanticExtractor(
+            model="timm/vit_tiny_patch16_224", state={"pos_embed": torch.zeros(1), "mask_token": torch.zeros(1)}
+        )
+
+
+@pytest.mark.parametrize("tower", CLIP_TOWERS)
+def test_archives_of_clip_are_known_by_the_sha256_that_openai_published(tower):
+    url = open_clip.get_pretrained_url(tower, "openai")
+    file = KNOWN[published_weights(f"clip/{tower}")]
+    assert file.urls == (url,)
+    assert url.split("/")[-2:] == [file.sha256, file.name]
+
+
+def test_published_weights_of_timm_are_files_that_can_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("SED_OFFLINE", "1")
+    for model, name in {
+        "resnet50.tv_in1k": "resnet50.tv_in1k",
+        "resnet18": "resnet18.a1_in1k",  # timm's choice where none is made
+        "vit_base_patch16_clip_quickgelu_224.openai": "vit_base_patch16_clip_224.openai",  # they share them
+    }.items():
+        file = published_weights(f"timm/{model}")
+        assert file == f"{name}.safetensors"
+        with pytest.raises(UserError, match=f"huggingface.co/timm/{name}/resolve/main/model.safetensors"):
+            locate(file, pretrained_root=tmp_path)
+    with pytest.raises(UserError, match="no weights of timm/botnet50ts_256 can be fetched"):
+        published_weights("timm/botnet50ts_256")

@@ -8,8 +8,10 @@ import threading
 from pathlib import Path
 from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 from utils import weights
@@ -48,6 +50,7 @@ def nothing_but_what_a_test_gives(monkeypatch, tmp_path):
     for name in ("SED_WEIGHTS_MIRROR", "SED_OFFLINE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
@@ -67,8 +70,8 @@ def server():
 def publish(monkeypatch):
     """Make `model.pth` the known file, at these URLs."""
 
-    def publish(*urls, sha256=SHA256, size_bytes=SIZE_BYTES):
-        file = WeightFile(name="model.pth", purpose="test", urls=urls, sha256=sha256, size_bytes=size_bytes)
+    def publish(*urls, sha256=SHA256, size_bytes=SIZE_BYTES, **others):
+        file = WeightFile("model.pth", purpose="test", urls=urls, sha256=sha256, size_bytes=size_bytes, **others)
         for name in tuple(KNOWN):
             monkeypatch.delitem(KNOWN, name)
         monkeypatch.setitem(KNOWN, file.name, file)
@@ -188,6 +191,57 @@ def test_file_that_clip_has_downloaded_is_used_where_it_lies(tmp_path, root, ser
     assert server.requests == []
 
 
+@pytest.fixture
+def hub_copy(tmp_path):
+    """What huggingface_hub has downloaded: a link to a file that is called by its sha256."""
+    repository = tmp_path / "hub/models--timm--model"
+    blob, link = repository / "blobs" / SHA256, repository / "snapshots/1/model.safetensors"
+    newest = repository / "refs/main"
+    for path in (blob, link, newest):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(CONTENT)
+    link.symlink_to(blob)
+    newest.write_text("1")
+    return link
+
+
+def test_file_that_huggingface_hub_has_downloaded_is_used_where_it_lies(hub_copy, root, server, publish, command):
+    publish(f"{server.url}/right", sha256=None, size_bytes=None, hub_repository="timm/model")
+    assert huggingface_hub.try_to_load_from_cache("timm/model", "model.safetensors") == str(hub_copy)
+    assert locate("model.pth", pretrained_root=root) == hub_copy
+    code, told = command("fetch", "model.pth")
+    assert (code, str(hub_copy) in told) == (0, True)
+    assert str(hub_copy.parent) in command("list")[1]
+    assert server.requests == files_in(root) == []
+
+    hub_copy.write_bytes(CONTENT[:-1])
+    assert locate("model.pth", pretrained_root=root) == root / "model.pth"
+
+
+def test_copy_in_huggingface_hubs_cache_must_be_what_was_downloaded_first(hub_copy, root, server, publish):
+    """Authors may publish other weights under the same name."""
+    publish(f"{server.url}/right", sha256=None, size_bytes=None, hub_repository="timm/model")
+    root.mkdir(parents=True)
+    (root / "model.pth.sha256").write_text(f"{'0' * 64}  model.pth\n")
+    with pytest.raises(WeightsMissing, match="0000"):
+        locate("model.pth", pretrained_root=root)
+    assert server.requests == ["/right"]
+
+
+def test_weights_of_any_model_of_timm_are_known_by_its_name(root, server, command, monkeypatch):
+    monkeypatch.setenv("SED_WEIGHTS_MIRROR", server.url)
+    name = "resnet18.a1_in1k.safetensors"
+    assert name not in KNOWN
+    assert locate(name, pretrained_root=root).read_bytes() == CONTENT
+    assert (root / f"{name}.sha256").read_text().startswith(SHA256)
+    assert command("fetch", name)[0] == 0
+    assert server.requests == [f"/{name}"]
+    code, told = command("fetch", "resnet18.a1_in1.safetensors")
+    assert (code, "none of the files that can be fetched" in told) == (2, True)
+    with pytest.raises(WeightsMissing, match="there is no weight file"):
+        locate("generator.safetensors", pretrained_root=root)
+
+
 def test_copy_of_other_tools_that_cannot_be_verified_is_not_used(tmp_path, root, server, publish):
     publish(f"{server.url}/right", sha256=None)
     copy = tmp_path / "home/.cache/clip/model.pth"
@@ -277,8 +331,12 @@ def test_known_files_can_be_trusted():
         assert file.urls
         assert all(url.startswith("https://") for url in file.urls)
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
-    # CLIP's URL holds its sha256, torchvision's file names the first digits of theirs.
-    assert KNOWN["RN50.pt"].sha256 in KNOWN["RN50.pt"].urls[0]
+        if file.hub_repository:
+            assert file.hub_repository in file.urls[0]
+            assert name.removesuffix(".safetensors") in timm.list_pretrained()
+    # CLIP's URLs hold their sha256, torchvision's file names the first digits of theirs.
+    for name in ("RN50.pt", "ViT-B-16.pt"):
+        assert KNOWN[name].sha256 in KNOWN[name].urls[0]
     for name in ("vgg19-dcbb9e9d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth"):
         assert KNOWN[name].sha256.startswith(name.removesuffix(".pth").rpartition("-")[2])
 
@@ -371,6 +429,16 @@ def test_fetch_brings_what_is_missing_and_verify_confirms_it(root, server, publi
     assert server.requests == ["/right"]
     (root / "mine.pth").touch()
     assert command("verify") == (0, f"{root / 'mine.pth'}: no sha256 is known to compare it with\n{right}")
+
+
+def test_fetch_all_leaves_out_what_no_recipe_of_the_paper_needs(root, server, publish, command, monkeypatch):
+    publish(f"{server.url}/right")
+    other = WeightFile("other.pt", "test", (f"{server.url}/right",), sha256=SHA256, size_bytes=None, standard=False)
+    monkeypatch.setitem(KNOWN, "other.pt", other)
+    assert command("fetch", "all")[0] == 0
+    assert files_in(root) == ["model.pth"]
+    assert command("fetch", "all", "other.pt")[0] == 0
+    assert files_in(root) == ["model.pth", "other.pt"]
 
 
 def test_verify_fails_where_a_file_differs_or_is_not_there(root, publish, command):
