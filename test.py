@@ -20,11 +20,13 @@ from utils.distributed import World, joined_world
 from utils.entry import run
 from utils.errors import UserError
 from utils.evaluate import evaluate
+from utils.judge import open_judge
 from utils.metrics import Metric, build_metrics
 from utils.paper_scores import paper_row
-from utils.report import write_report
+from utils.report import NO_EXTRAS, Extras, write_report
 from utils.results import Result
 from utils.score_table import terminal_tables
+from utils.semantic_pictures import report_extras
 from utils.upscaler import Upscaler
 
 # Flags that override the option of the same name in `test`.
@@ -56,6 +58,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, metavar="N", help="images of one size at once (test.batch_size)")
     parser.add_argument("--self_ensemble", action="store_true", default=None, help="x8 (test.self_ensemble)")
+    parser.add_argument(
+        "--weights_d",
+        type=Path,
+        metavar="STATE",
+        help="training state whose discriminator is looked at in the report: semantics, attention, real or fake",
+    )
     parser.add_argument("--output_path", type=Path, metavar="FOLDER", help="for all that is made (results/<name>)")
     return parser.parse_args()
 
@@ -95,6 +103,7 @@ def main() -> int:
                     metrics=plan.metrics,
                     sr_root=plan.output,
                     title=", ".join(result.label for result in results),
+                    extras=plan.extras,
                 )
         return tell(results, plan.output, console)
 
@@ -108,6 +117,7 @@ class Plan:
     metrics: dict[str, Metric]
     device: torch.device
     output: Path
+    extras: Extras  # further pictures for the report, which the main process draws
 
 
 def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Plan:
@@ -145,6 +155,13 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         sources = {contestant.label: contestant.source for contestant in contestants}
         results_folder.refuse_loss(output, sources, benchmarks)
     scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
+    extras = NO_EXTRAS
+    with world.agree():
+        if arguments.weights_d is not None and not scored:
+            raise UserError("--weights_d shows a discriminator images with ground truth; none that was given has one")
+        if arguments.weights_d is not None and world.main:
+            judge = open_judge(arguments.weights_d, device=device, pretrained_root=pretrained_root)
+            extras = report_extras(judge, [contestant.label for contestant in contestants])
     # A metric that was asked for by name may be one that needs no ground truth.
     names = chosen.metrics if chosen.metrics is not None or scored else ()
     for downloads in (True, False):  # as above
@@ -156,7 +173,7 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         if useless and not scored:
             raise UserError(f"{', '.join(useless)} cannot be computed: no image that was given has a ground truth")
         results_folder.claim(output, sources)
-    return Plan(contestants, benchmarks, metrics, device, output)
+    return Plan(contestants, benchmarks, metrics, device, output, extras)
 
 
 def find_benchmarks(options: Options, inputs: list[Path] | None) -> list[Benchmark]:

@@ -20,7 +20,7 @@ from data.benchmarks import Benchmark, BenchmarkImage
 from utils import report
 from utils.evaluate import BenchmarkScores
 from utils.metrics import Metric
-from utils.report import write_report
+from utils.report import Extras, write_report
 from utils.results import Result
 
 SIDE_PX = 60  # of SR and HR
@@ -447,6 +447,61 @@ def test_left_out_pictures_are_told_and_scores_stay(open_page, written, monkeypa
     page.mouse.wheel(0, -100)
     drag(page, (600, 500), right=20)
     expect(page.locator(".notice")).to_be_visible()
+
+
+def test_further_pictures_are_chosen_like_the_others_and_never_compared(open_page, tmp_path):
+    hr = save(tmp_path / "hr.png", places(blue=BLUE["HR"]))
+    lr = save(tmp_path / "lr.png", places(blue=100)[2::4, 2::4])
+    save(tmp_path / "out/one/Set/a.png", places(blue=BLUE["one"]))
+    write_report(
+        tmp_path / "report.html",
+        [Result("one", "one.pth", "RRDB x4", None, {"Set": BenchmarkScores({"a": {"psnr": 30.0}})})],
+        benchmarks=[Benchmark("Set", (BenchmarkImage("a", lr, hr),))],
+        metrics=METRICS,
+        sr_root=tmp_path / "out",
+        title=TITLE,
+        extras=Extras(("attention", "fake"), f"What D sees {EVIL}.", lambda hr, sr: [places(blue=20), places(blue=40)]),
+    )
+    page = open_page((tmp_path / "report.html").as_uri())
+    expect(page.locator("header .note")).to_have_text(f"What D sees {EVIL}.")
+    look_at(page, "a")
+    choose(page, "4 HR", "5 attention")
+    x, y = middle(page.locator("#stage"))
+    window = seen(page)
+    assert (window[y, x - 40, 2], window[y, x + 40, 2]) == (BLUE["HR"], 20)
+    press(page, "Shift+6")
+    expect(page.get_by_label("Right")).to_have_value("5")
+    assert seen(page)[y, x + 40, 2] == 40
+    press(page, "g")
+    assert list(middles(page)[2:, 2]) == [BLUE["one"], BLUE["HR"], 20, 40]
+    press(page, "e")
+    assert list(middles(page)[2:, 2]) == [4 * abs(BLUE["one"] - BLUE["HR"]), 0, 20, 40]
+    expect(page.locator(".layer figcaption").last).to_have_text("fake")
+
+
+def test_report_without_further_pictures_says_nothing_of_them(page):
+    expect(page.locator("header .note")).to_have_text("")
+    assert page.locator("header .note").bounding_box()["height"] == 0
+
+
+def test_folder_without_ground_truth_has_no_hr_no_scatter_plot_and_no_columns_of_scores(open_page, tmp_path):
+    lr = save(tmp_path / "lr.png", places(blue=100)[2::4, 2::4])
+    for label in ("one", "two"):
+        save(tmp_path / "out" / label / "photos/a.png", places(blue=BLUE[label]))
+    write_report(
+        tmp_path / "report.html",
+        [Result(label, f"{label}.pth", "", None, {"photos": BenchmarkScores({"a": {}})}) for label in ("one", "two")],
+        benchmarks=[Benchmark("photos", (BenchmarkImage("a", lr, None),))],
+        metrics={},
+        sr_root=tmp_path / "out",
+        title=TITLE,
+    )
+    page = open_page((tmp_path / "report.html").as_uri())
+    assert page.locator(".scatter, .means, tbody td:nth-child(2)").count() == 0
+    look_at(page, "a")
+    assert page.get_by_label("Right").locator("option").all_inner_texts() == ["1  LR", "2  bicubic", "3  one", "4  two"]
+    press(page, "e")
+    expect(page.locator(".layer figcaption").last).to_contain_text("difference to bicubic")
 
 
 def test_light_and_dark_differ_and_follow_the_system(open_page, written):

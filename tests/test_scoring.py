@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from data.images import read_rgb
+from models.build import build_discriminator, build_extractor
 from models.rrdb import RRDBNet
-from utils.checkpoint import save_generator
+from options.schema import load_options
+from utils.checkpoint import save_generator, save_state
 
 TEST = "test.py --benchmarks"
 TORCHRUN = "-m torch.distributed.run --nproc_per_node=2 --standalone"
@@ -291,3 +293,27 @@ def test_other_architecture_than_the_option_files_is_refused(workshop, command):
     assert refused.returncode == 2
     assert "RRDB" in refused.stderr
     assert "SwinIR" in refused.stderr
+
+
+def test_report_shows_what_a_discriminator_sees_where_asked(workshop, command):
+    """A state is looked at before anything is upscaled; what it sees takes ground truth."""
+    said = {"name": "run", "discriminator": {"type": "patch", "features": 8}}
+    said["semantic_extractor"] = {"weights": "random"}
+    options = load_options({**said, "generator": TINY})
+    discriminator = build_discriminator(options, build_extractor(options)).state_dict()
+    state = {"step": 7, "params": {}, "options": said, "train_step": {"discriminator": discriminator}}
+    save_state(workshop / "state.pth", state)
+    words = ("--weights", "bicubic", "--weights_d", "state.pth", "--output_path", "out")
+    finished(command("test.py", "--benchmarks", "Photos", "--metrics", "psnr", *words, cwd=workshop))
+    page = (workshop / "out/report.html").read_text()
+    block = page.partition('id="report">')[2].partition("</script>")[0]
+    report = json.loads(block)
+    further = ["semantics", "attention", "real/fake: HR", "real/fake: bicubic"]
+    assert report["versions"] == ["LR", "bicubic", "HR", *further]
+    assert "patch discriminator of run at step 7" in report["note"]
+    assert all(None not in image["pictures"]["numbers"] for image in report["benchmarks"][0]["images"])
+    refused = command("test.py", "--input", "Evaluation/Photos/LRbicx4", *words[:-1], "photos", cwd=workshop)
+    assert refused.returncode == 2
+    assert "--weights_d" in refused.stderr
+    assert "ground truth" in refused.stderr
+    assert not (workshop / "photos").exists()

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +33,20 @@ PNG_COMPRESSION_LEVEL = 3
 PAGE = Path(__file__).with_name("report_page.html")
 
 
+@dataclass(frozen=True)
+class Extras:
+    """Further pictures of each image with ground truth, beside LR, SR and HR and as large as HR."""
+
+    titles: tuple[str, ...]
+    note: str  # what they show, for people
+    # From HR, (H, W, 3) uint8, and SR of each of the weights, at least as large (None: there is none), a picture for
+    # each title; None in place of one that cannot be had.
+    draw: Callable[[np.ndarray, list[np.ndarray | None]], list[np.ndarray | None]]
+
+
+NO_EXTRAS = Extras((), "", lambda hr, sr: [])
+
+
 def write_report(
     path: Path,
     results: list[Result],
@@ -41,6 +55,7 @@ def write_report(
     metrics: dict[str, Metric],
     sr_root: Path,
     title: str,
+    extras: Extras = NO_EXTRAS,
 ) -> None:
     """Write the report of some weights on some benchmarks: tables, scatter plots, and every image to be compared.
 
@@ -51,12 +66,14 @@ def write_report(
         path: of the HTML file.
         results: one for each weights, at least one; all of them have all `benchmarks`.
         sr_root: the folder of the SR images, `label/benchmark/image.png`.
+        extras: further pictures; they count towards the limit.
 
     Raises:
         WriteError: the file cannot be written.
         UserError: an image cannot be read.
     """
-    versions = _Versions(results, has_ground_truth=any(benchmark.has_ground_truth for benchmark in benchmarks))
+    has_ground_truth = any(benchmark.has_ground_truth for benchmark in benchmarks)
+    versions = _Versions(results, extras if has_ground_truth else NO_EXTRAS, has_ground_truth=has_ground_truth)
     sections = [_Section(benchmark, results, metrics, sr_root) for benchmark in benchmarks]
     # The top of the page says what became of every picture: until it is written, they wait in a file.
     with atomic_writer(path) as page, tempfile.TemporaryFile(dir=path.parent) as pictures:
@@ -139,10 +156,10 @@ class _Section:
 
 
 class _Versions:
-    """What can be compared of an image: LR, bicubic, SR of each of the weights, HR."""
+    """What can be compared of an image: LR, bicubic, SR of each of the weights, HR, and further pictures of it."""
 
-    def __init__(self, results: list[Result], *, has_ground_truth: bool):
-        self._results = results
+    def __init__(self, results: list[Result], extras: Extras, *, has_ground_truth: bool):
+        self._results, self._extras = results, extras
         self._adds_bicubic = all(result.source != "bicubic" for result in results)
         self._has_ground_truth = has_ground_truth
         # The weights whose worst images come first: bicubic's are of interest only where there are no others.
@@ -151,12 +168,14 @@ class _Versions:
     def described(self) -> dict[str, Any]:
         """What the page has to know."""
         before = ["LR", "bicubic"] if self._adds_bicubic else ["LR"]
-        names = [*before, *(result.label for result in self._results), *["HR"] * self._has_ground_truth]
+        compared = [*before, *(result.label for result in self._results), *["HR"] * self._has_ground_truth]
         after_lr = [*["bicubic"] * self._adds_bicubic, *(result.source for result in self._results)]
         bicubic = 1 + after_lr.index("bicubic")
         return {
-            "versions": names,
-            "references": [len(names) - 1, bicubic] if self._has_ground_truth else [bicubic],
+            "versions": [*compared, *self._extras.titles],
+            "compared": len(compared),
+            "note": self._extras.note,
+            "references": [len(compared) - 1, bicubic] if self._has_ground_truth else [bicubic],
             "judged": self.judged,
             "weights": [
                 {"label": result.label, "about": result.about, "source": result.source, "version": len(before) + number}
@@ -182,6 +201,7 @@ class _Versions:
         pngs += [None if file is None else file.read_bytes() for file in subject.sr]
         if self._has_ground_truth:
             pngs.append(None if hr is None else _png(hr))
+        pngs += self._drawn(subject, hr)
         numbers = album.add(pngs)
         if numbers is None:
             return None
@@ -191,6 +211,13 @@ class _Versions:
             "scale": scale,
             "thumbnail": _thumbnail(lr if hr is None else hr),
         }
+
+    def _drawn(self, subject: _Subject, hr: np.ndarray | None) -> list[bytes | None]:
+        """The further pictures of an image."""
+        if hr is None or not self._extras.titles:
+            return [None] * len(self._extras.titles)
+        drawn = self._extras.draw(hr, [None if file is None else read_rgb(file) for file in subject.sr])
+        return [None if picture is None else _png(picture) for picture in drawn]
 
 
 class _Album:

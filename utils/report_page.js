@@ -1,7 +1,8 @@
 "use strict";
 
 /* What the page knows was written by utils/report.py:
-   {title, weights: [{label, about, source, version}], judged: one of the weights, versions: ["LR", ..., "HR"],
+   {title, weights: [{label, about, source, version}], judged: one of the weights, versions: ["LR", ..., "HR", ...],
+    compared: how many of them show the image itself (the others are further pictures, of which note tells),
     references: the versions of HR, if any, and of bicubic, benchmarks: [{name, metrics: [{name, title, decimals,
     lower_is_better}], tables: [{title, columns, rows: [{name, cells: [{text, best}], aside}], caption}], remarks,
     images: [{name, scores: [of each weights, by metric], files, pictures: null where they were left out, or
@@ -235,7 +236,8 @@ async function arrange() {
 }
 
 async function layer(version) {
-  const {image, error} = view;
+  const {image} = view;
+  const error = view.error && version < report.compared; // a further picture is no image to be compared
   const [width, height] = image.pictures.size;
   const reference = report.references.find(each => isThere(image, each)); // one for all versions of an image
   const shown = error ? [version, reference] : [version];
@@ -423,6 +425,7 @@ document.querySelector(".weights").append(...report.weights.map(({label, about, 
   const words = [about, source].filter(Boolean).join(" · ");
   return element("li", {}, swatch(number), label, " ", element("span", {className: "faint", textContent: words}));
 }));
+for (const note of document.querySelectorAll(".note")) note.textContent = report.note;
 document.querySelector("main").append(...report.benchmarks.map(benchmarkSection));
 if (report.benchmarks.length > 1)
   document.querySelector("nav").append(...report.benchmarks.map(({name}, number) =>

@@ -20,7 +20,7 @@ from utils import report
 from utils.errors import UserError
 from utils.evaluate import BenchmarkScores
 from utils.metrics import Metric
-from utils.report import write_report
+from utils.report import NO_EXTRAS, Extras, write_report
 from utils.results import Result
 
 METRICS = {"psnr": Metric("psnr", "PSNR-Y", compute=None, decimals=2)}
@@ -53,7 +53,7 @@ class Evaluation:
         Image.fromarray(self._rng.integers(0, 256, (side_px, side_px, 3), np.uint8)).save(path)
         return path
 
-    def write(self) -> None:
+    def write(self, extras: Extras = NO_EXTRAS) -> None:
         results = [
             Result(
                 label,
@@ -67,12 +67,18 @@ class Evaluation:
         benchmarks = [Benchmark(name, tuple(images)) for name, images in self._benchmarks.items()]
         out = self.root / "out"
         write_report(
-            out / "report.html", results, benchmarks=benchmarks, metrics=METRICS, sr_root=out, title="Evaluation"
+            out / "report.html",
+            results,
+            benchmarks=benchmarks,
+            metrics=METRICS,
+            sr_root=out,
+            title="Evaluation",
+            extras=extras,
         )
 
-    def written(self) -> dict:
+    def written(self, extras: Extras = NO_EXTRAS) -> dict:
         """Write the report; returns what its page knows."""
-        self.write()
+        self.write(extras)
         (block,) = re.findall(r'id="report">(.*)</script>', self.html)
         return json.loads(block, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
 
@@ -155,6 +161,57 @@ def test_folder_without_ground_truth_has_neither_hr_nor_tables(evaluation):
     assert page["versions"] == ["LR", "bicubic", "one"]
     assert [page["versions"][reference] for reference in page["references"]] == ["bicubic"]
     assert page["benchmarks"][0]["tables"] == []
+
+
+def test_further_pictures_are_drawn_from_hr_and_sr_and_stand_behind_them(evaluation):
+    evaluation.add("Set", "a", scores={"one": 20, "two": 30})
+    evaluation.add("Set", "b", scores={"two": 30})
+    evaluation.add("photos", "c", scores={"one": None}, hr=None)
+
+    def draw(hr, sr):
+        assert hr.shape == (48, 48, 3)
+        return [255 - hr, *(None if image is None else 255 - image for image in sr)]
+
+    page = evaluation.written(Extras(("not HR", "not one", "not two"), "They are negatives.", draw))
+    assert page["note"] == "They are negatives."
+    assert page["versions"][page["compared"] - 1 :] == ["HR", "not HR", "not one", "not two"]
+    assert [page["versions"][reference] for reference in page["references"]] == ["HR", "bicubic"]
+    images = {image["name"]: image for benchmark in page["benchmarks"] for image in benchmark["images"]}
+    for name in ("a", "b"):
+        numbers = dict(zip(page["versions"], images[name]["pictures"]["numbers"], strict=True))
+        for version in ("HR", "one", "two"):
+            if numbers[version] is None:
+                assert numbers[f"not {version}"] is None
+            else:
+                picture, negative = (pixels(evaluation.pictures[numbers[each]]) for each in (version, f"not {version}"))
+                assert np.array_equal(picture, 255 - negative)
+    assert images["b"]["pictures"]["numbers"][2] is None
+    assert images["c"]["pictures"]["numbers"][-3:] == [None] * 3
+
+
+def test_further_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(evaluation, monkeypatch):
+    drawn = []
+
+    def draw(hr, sr):
+        drawn.append(hr)
+        return [hr]
+
+    for number in range(6):
+        evaluation.add("Set", f"{number}", scores={"one": number})
+    evaluation.written()
+    plain_bytes = sum(map(len, evaluation.pictures.values()))
+    monkeypatch.setattr(report, "PICTURES_LIMIT_BYTES", plain_bytes // 2)
+    page = evaluation.written(Extras(("again",), "", draw))
+    shown = [image for image in page["benchmarks"][0]["images"] if image["pictures"]]
+    assert 0 < len(shown) < 3
+    assert len(drawn) == len(shown) + 1  # that of the image which did not fit
+    assert sum(map(len, evaluation.pictures.values())) <= plain_bytes // 2
+
+
+def test_nothing_is_promised_of_further_pictures_where_no_image_has_ground_truth(evaluation):
+    evaluation.add("photos", "a", scores={"one": None}, hr=None)
+    page = evaluation.written(Extras(("attention",), "What D sees.", lambda hr, sr: pytest.fail("nothing to draw")))
+    assert (page["versions"], page["note"]) == (["LR", "bicubic", "one"], "")
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
