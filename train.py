@@ -6,7 +6,7 @@ from functools import partial
 from rich.console import Console
 
 from data.datasets import SampleStream, make_loader
-from models.build import RANDOM, pretrained_weights
+from models.build import RANDOM, build_training_pairs, pretrained_weights
 from options.schema import Options
 from utils.arguments import option_parser, options_from
 from utils.distributed import World, joined_world
@@ -116,6 +116,7 @@ def build_loop(options: Options, ready: Ready, *, world: World, log: SilentLog) 
         options=options,
         train_step=ready.train_step,
         batches=batches,
+        pairs=build_training_pairs(options, scale=ready.train_step.generator.scale),
         benchmarks=ready.benchmarks,
         metrics=ready.metrics,
         folder=ready.folder,

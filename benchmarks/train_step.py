@@ -2,12 +2,14 @@
 
     python benchmarks/train_step.py --opt options/train_rrdb_P+SeD.yml --batch 1 --steps 3 --device cpu --precision bf16
 
-The networks have random weights and the batch is noise: neither changes the time. The unit of comparison is a plain
+The networks have random weights and the images are noise: neither changes the time. The step is timed without what
+makes its pairs, which has a figure of its own: LR that is made from HR takes time. The unit of comparison is a plain
 float32 forward and backward pass of RRDB(23 blocks, 64 features, growth 32) on as many LR images of that size, in the
 same process; it makes figures of different machines comparable.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -21,8 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from models.build import RANDOM, build_generator, build_train_step
+from models.build import RANDOM, build_generator, build_train_step, build_training_pairs
 from models.rrdb import RRDBNet
+from models.train_step import Batch
 from options.schema import Override, load_options
 from utils.distributed import World
 from utils.entry import run
@@ -54,15 +57,21 @@ def main() -> int:
     generator = build_generator(options).to(device, memory_format=torch.channels_last)
     step = build_train_step(options, generator=generator, device=device)
     side = options.dataset.lr_patch_px
-    lr, hr = (
-        torch.rand(arguments.batch, 3, px, px, device=device).contiguous(memory_format=torch.channels_last)
-        for px in (side, side * generator.scale)
-    )
-    step_s = median_s(lambda: step((lr, hr)), arguments.steps, device)
+    hr_px = options.degradation.hr_px if options.degradation is not None else side * generator.scale
+    loaded = {name: noise(arguments.batch, px) for name, px in (("lr", side), ("hr", hr_px))}
+    pairs, seeds = build_training_pairs(options, scale=generator.scale), itertools.count()
+
+    def make_pairs() -> Batch:
+        return pairs(loaded, seed=next(seeds), device=device)
+
+    # The mean, because degradations differ in what they cost.
+    pairs_s = statistics.mean(durations_s(make_pairs, 10 * arguments.steps, device))
+    batch = make_pairs()
+    step_s = statistics.median(durations_s(lambda: step(batch), arguments.steps, device))
     most_bytes = peak_bytes(device)
     with FlopCounterMode(display=False) as counter:
-        step((lr, hr))
-    unit_s = median_s(plain_rrdb(lr, hr), arguments.steps, device)
+        step(batch)
+    unit_s = statistics.median(durations_s(plain_rrdb(batch.lr, batch.hr), arguments.steps, device))
     report = {
         "recipe": options.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}",
@@ -70,6 +79,7 @@ def main() -> int:
         "batch": arguments.batch,
         "lr_patch_px": side,
         "seconds_per_step": round(step_s, 4),
+        "seconds_to_make_pairs": round(pairs_s, 4),
         "images_per_s": round(arguments.batch / step_s, 4),
         "peak_memory_gib": round(most_bytes / 2**30, 3),
         "tflop_per_step": round(counter.get_total_flops() / 1e12, 4),
@@ -78,6 +88,10 @@ def main() -> int:
     }
     print(json.dumps(report))
     return 0
+
+
+def noise(images: int, side_px: int) -> torch.Tensor:
+    return torch.randint(256, (images, 3, side_px, side_px), dtype=torch.uint8)
 
 
 def plain_rrdb(lr: torch.Tensor, hr: torch.Tensor) -> Callable[[], None]:
@@ -92,8 +106,8 @@ def plain_rrdb(lr: torch.Tensor, hr: torch.Tensor) -> Callable[[], None]:
     return once
 
 
-def median_s(once: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Median duration of a call, after the first ones, in which caches fill and kernels are chosen."""
+def durations_s(once: Callable[[], object], steps: int, device: torch.device) -> list[float]:
+    """Durations of a call, after the first ones, in which caches fill and kernels are chosen."""
     durations = []
     for _ in range(WARM_UP_STEPS + steps):
         started_s = time.perf_counter()
@@ -101,7 +115,7 @@ def median_s(once: Callable[[], object], steps: int, device: torch.device) -> fl
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - started_s)
-    return statistics.median(durations[WARM_UP_STEPS:])
+    return durations[WARM_UP_STEPS:]
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from data.degradation.pipeline import Degradation, Stage
+from data.degradation.sharpen import sharpen
 from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from models.losses import GANLoss, PerceptualLoss
 from models.rrdb import RRDBNet
 from models.schedules import cosine, stepwise, warmup
-from models.semantic_extractor import SemanticExtractor, load_clip_rn50
+from models.semantic_extractor import SemanticExtractor, load_extractor_weights, published_weights
 from models.swinir import SwinIR
 from models.train_step import TrainStep
 from options.schema import GeneratorOptions, Options
@@ -21,6 +23,7 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.generator_file import GeneratorFile
 from utils.generator_weights import DERIVED_BUFFERS, load_into, refuse_misfits
+from utils.training_pairs import DegradedPairs, GivenPairs
 from utils.weights import locate
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
@@ -79,26 +82,66 @@ def _generator(options: GeneratorOptions) -> nn.Module:
     return GENERATORS[options.type](**options.model_dump(exclude={"type"}))
 
 
-def build_discriminator(options: Options) -> nn.Module | None:
-    """The discriminator of the options, with random weights from the run's seed; None for PSNR-oriented training."""
+def build_discriminator(options: Options, extractor: SemanticExtractor | None) -> nn.Module | None:
+    """The discriminator of the options, with random weights from the run's seed; None for PSNR-oriented training.
+
+    Its fusion blocks fit the extractor's semantic maps.
+    """
     if options.discriminator is None:
         return None
-    channels = SemanticExtractor.channels if options.discriminator.semantic else None
+    kind, fusion, features = options.discriminator.type, options.discriminator.fusion, options.discriminator.features
+    semantics = {"semantic_channels": None}
+    if extractor is not None:
+        semantics = {
+            "semantic_channels": extractor.channels,
+            "semantic_stride": extractor.stride,
+            "fusion": fusion,
+        }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return DISCRIMINATORS[options.discriminator.type](
-            semantic_channels=channels, features=options.discriminator.features
-        )
+        return DISCRIMINATORS[kind](**semantics, features=features)
 
 
 def build_extractor(options: Options) -> SemanticExtractor | None:
     """The frozen semantic extractor; None where nothing is conditioned on it."""
-    if options.discriminator is None or not options.discriminator.semantic:
+    weights = _extractor_weights(options)
+    if weights is None:
         return None
-    weights = options.semantic_extractor.weights
-    path = None if weights == RANDOM else locate(weights, pretrained_root=options.paths.pretrained_root)
-    state = None if path is None else load_clip_rn50(path)
-    return SemanticExtractor(state=state, batch_statistics=options.semantic_extractor.batch_statistics)
+    chosen = options.semantic_extractor
+    state = None
+    if weights != RANDOM:
+        path = locate(weights, pretrained_root=options.paths.pretrained_root)
+        state = load_extractor_weights(path, chosen.model)
+    return SemanticExtractor(
+        model=chosen.model, layer=chosen.layer, state=state, batch_statistics=chosen.batch_statistics
+    )
+
+
+def _extractor_weights(options: Options) -> str | None:
+    """A file, or `random`; None where no extractor is needed."""
+    if options.discriminator is None or options.discriminator.fusion == "none":
+        return None
+    chosen = options.semantic_extractor
+    return published_weights(chosen.model) if chosen.weights is None else chosen.weights
+
+
+def build_training_pairs(options: Options, *, scale: int) -> GivenPairs | DegradedPairs:
+    """What makes batches of training pairs from what the loader yields."""
+    chosen = options.degradation
+    if chosen is None:
+        return GivenPairs()
+    degradation = Degradation(
+        first=Stage(**chosen.first.model_dump()),
+        second=Stage(**chosen.second.model_dump()),
+        final_sinc_probability=chosen.final_sinc_probability,
+        scale=scale,
+    )
+    return DegradedPairs(
+        degradation,
+        lr_patch_px=options.dataset.lr_patch_px,
+        sharpening=None if chosen.sharpening is None else partial(sharpen, **chosen.sharpening.model_dump()),
+        pool_pairs=chosen.pool_pairs,
+    )
 
 
 def build_perceptual_loss(options: Options) -> PerceptualLoss | None:
@@ -115,8 +158,9 @@ def build_perceptual_loss(options: Options) -> PerceptualLoss | None:
 def pretrained_weights(options: Options) -> dict[str, str]:
     """The pretrained networks that training needs, and what the options give for each: a file, or `random`."""
     wanted = {}
-    if options.discriminator is not None and options.discriminator.semantic:
-        wanted["semantic extractor"] = options.semantic_extractor.weights
+    extractor = _extractor_weights(options)
+    if extractor is not None:
+        wanted["semantic extractor"] = extractor
     if options.losses.perceptual is not None:
         wanted["VGG19 of the perceptual loss"] = options.losses.perceptual.vgg_weights
     return wanted
@@ -139,8 +183,8 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
     """
     if options.train.precision == "fp16" and device.type == "cpu":
         raise UserError("train.precision is fp16, which needs a GPU; on a CPU take bf16 or fp32")
-    discriminator = build_discriminator(options)
     extractor, perceptual = build_extractor(options), build_perceptual_loss(options)
+    discriminator = build_discriminator(options, extractor)
     for network in filter(None, (generator, discriminator, extractor, perceptual)):
         # the layout in which convolutions run fastest, by far in bfloat16
         network.to(device=device, memory_format=torch.channels_last).train()
@@ -163,6 +207,7 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
         **adversary,
         perceptual=perceptual,
         weights={name: term.weight for name, term in terms.items() if term is not None},
+        sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),
         schedule=build_schedule(options),
         clip_grad_norm=options.optimizer.clip_grad_norm,
         ema_decay=options.train.ema_decay,

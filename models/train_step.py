@@ -9,11 +9,11 @@ the HR image, which a frozen vision model extracts:
 Without a discriminator this is PSNR-oriented training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,14 @@ from models.diagnostics import accuracy, colour_drift, gradient_shares
 from models.losses import GANLoss, PerceptualLoss
 
 AUTOCAST_DTYPE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Batch(NamedTuple):
+    """Training pairs, float in [0, 1]."""
+
+    lr: Tensor  # (B, 3, H, W)
+    hr: Tensor  # (B, 3, 4H, 4W)
+    sharp: Tensor | None = None  # the same, sharpened, where some losses compare with it
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class TrainStep:
         perceptual: L_VGG(sr, hr), where it is one of the terms.
         adversarial: formulas of the adversarial loss, where there is a discriminator.
         weights: factor of each term of L_G that is used, among pixel, perceptual and gan.
+        sharpened: the terms among them that compare with sharpened HR (Real-ESRGAN); semantics are HR's all the same.
         ema_decay: exponential moving average of G's weights, or None.
         precision: fp32, bf16 or fp16 (the latter with loss scaling) of the forward passes.
     """
@@ -59,6 +68,7 @@ class TrainStep:
         generator: nn.Module,
         generator_optimizer: Optimizer,
         weights: dict[str, float],
+        sharpened: Collection[str] = (),
         discriminator: nn.Module | None = None,
         discriminator_optimizer: Optimizer | None = None,
         extractor: nn.Module | None = None,
@@ -72,6 +82,7 @@ class TrainStep:
         self.step = 0  # optimisation steps done
         self.generator, self.discriminator = generator, discriminator
         self.extractor, self.perceptual, self.adversarial, self.weights = extractor, perceptual, adversarial, weights
+        self.sharpened = sharpened
         self.optimizers = {"generator": generator_optimizer}
         if discriminator is not None:
             self.optimizers["discriminator"] = discriminator_optimizer
@@ -101,14 +112,14 @@ class TrainStep:
         self._shared_discriminator = wrap(self.discriminator) if self.discriminator is not None else None
         self._add_up = add_up
 
-    def __call__(self, *batches: tuple[Tensor, Tensor], watch: bool = False) -> Outcome:
+    def __call__(self, *batches: Batch, watch: bool = False) -> Outcome:
         """Move G (and D) by one step on the mean gradient of one batch or several.
 
         If a loss or a gradient is not finite on any process, nothing moves on any of them; the step counts all the
         same. A loss scale (fp16) that was too large for the gradients is lowered, which is not an accident.
 
         Args:
-            batches: LR (B, 3, H, W) and HR (B, 3, 4H, 4W), float in [0, 1]; every process gives as many.
+            batches: every process gives as many.
             watch: measure how much of G's gradient comes from each term of its objective, on the last batch.
 
         Returns:
@@ -118,10 +129,10 @@ class TrainStep:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         parts = []
-        for number, (lr, hr) in enumerate(batches, start=1):
+        for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             with self._synchronised(last):
-                parts.append(self._backward(lr, hr, part=1 / len(batches), watch=watch and last))
+                parts.append(self._backward(batch, part=1 / len(batches), watch=watch and last))
         terms = {name: torch.stack([part[name] for part in parts if name in part]).mean() for name in parts[-1]}
         norms = {f"{name}_gradient": self._gradient_norm(name) for name in self.optimizers}
         losses = {name: terms[name] for name in (*self.weights, "d_loss") if name in terms}
@@ -134,29 +145,34 @@ class TrainStep:
         self.step += 1
         return Outcome({**terms, **norms}, broken)
 
-    def _backward(self, lr: Tensor, hr: Tensor, *, part: float, watch: bool) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch, *, part: float, watch: bool) -> dict[str, Tensor]:
         """Add `part` of the gradients of both objectives on a batch to those of G and D; return their terms."""
         with self.autocast():
-            semantic = self.extractor(hr) if self.extractor is not None else None
-        sr, terms = self._generator_backward(lr, hr, semantic, part=part, watch=watch)
-        terms |= colour_drift(sr, hr)
+            semantic = self.extractor(batch.hr) if self.extractor is not None else None
+        sr, terms = self._generator_backward(batch, semantic, part=part, watch=watch)
+        terms |= colour_drift(sr, batch.hr)
         if self.discriminator is not None:
-            terms |= self._discriminator_backward(sr, hr, semantic, part=part)
+            terms |= self._discriminator_backward(sr, self._target("gan", batch), semantic, part=part)
         return {name: term.detach().float() for name, term in terms.items()}
 
+    def _target(self, term: str, batch: Batch) -> Tensor:
+        """What SR is compared with in a term."""
+        return batch.sharp if term in self.sharpened else batch.hr
+
     def _generator_backward(
-        self, lr: Tensor, hr: Tensor, semantic: Tensor | None, *, part: float, watch: bool
+        self, batch: Batch, semantic: Tensor | None, *, part: float, watch: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {}
         with self.autocast():
-            sr = self._shared_generator(lr).float()
+            sr = self._shared_generator(batch.lr).float()
             if "pixel" in self.weights:
-                terms["pixel"] = F.l1_loss(sr, hr)
+                terms["pixel"] = F.l1_loss(sr, self._target("pixel", batch))
             if "perceptual" in self.weights:
-                terms["perceptual"] = self.perceptual(sr, hr)
+                terms["perceptual"] = self.perceptual(sr, self._target("perceptual", batch))
             if "gan" in self.weights:
                 self.discriminator.requires_grad_(False)
-                real = self.discriminator(hr, semantic) if self.adversarial.needs_real else None
+                target = self._target("gan", batch)
+                real = self.discriminator(target, semantic) if self.adversarial.needs_real else None
                 terms["gan"] = self.adversarial.generator(self.discriminator(sr, semantic), real)
         weighted = {name: self.scaler.scale(self.weights[name] * term * part) for name, term in terms.items()}
         shares = gradient_shares(weighted, self.generator.parameters()) if watch and len(weighted) > 1 else {}

@@ -74,7 +74,10 @@ def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
 
 
 def _section_lines(choices: list[dict[str, Any]], path: list[str], width: int) -> list[str]:
-    """The keys of a section; where there is a choice of sections, all but the first are commented out."""
+    """The keys of a section; where there is a choice of sections, all but the first are commented out.
+
+    So are those of a section that is null where nothing else is said.
+    """
     width -= 2 * (len(choices) > 1)
     known = list(dict.fromkeys(key for section in choices for key in section["properties"]))
     if path and path[0] not in known:
@@ -99,6 +102,9 @@ def _option_lines(key: str, option: dict[str, Any], path: list[str], *, required
     kind = _kind(option) + ", required" * required
     lines = _comment(option.get("description", ""), width, kind="" if kind == "keys" else f"[{kind}]")
     if sections:
+        if not path and option.get("default", ...) is None:
+            below = _section_lines(sections, path, width - 4)
+            return [*lines, f"{key}: null", *(f"#   {line}".rstrip() for line in below)]
         below = _section_lines(sections, path, width - 2)
         return [*lines, f"{key}:", *(f"  {line}".rstrip() for line in below)]
     value = option.get("const", "") if required else _flow(option["default"])

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from utils.errors import UserError
 
@@ -30,12 +38,24 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _digits(value: Any) -> Any:
+    """A number as text, which is what a layer is called."""
+    value = _whole(value)
+    return str(value) if type(value) is int else value
+
+
 def _possible_path(value: str | Path) -> str | Path:
     """The value, if a file could be called so. With other names the calls of the system fail in many ways, late."""
     encoded = os.fsencode(value)
     if b"\0" in encoded or len(encoded) > 2000 or any(len(name) > 255 for name in encoded.split(b"/")):
         raise ValueError("should be a path, of names of at most 255 bytes")
     return value
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("should be the lower end and the upper end of a range")
+    return ends
 
 
 # The bounds stand before the validator, or they would be missing from the JSON schema.
@@ -45,7 +65,26 @@ TileSide = Annotated[int, Field(ge=64, multiple_of=8), BeforeValidator(_whole)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_rising)]
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
+OddSide = Annotated[int, Field(ge=3, le=21), BeforeValidator(_whole)]
+Quality = Annotated[float, Field(ge=1, le=100)]
 FileName = Annotated[str, AfterValidator(_possible_path)]
+# a name, or a whole number
+Layer = Annotated[
+    str,
+    BeforeValidator(_digits),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+]
+Weight = Annotated[float, Field(gt=0, le=100)]
+_FOLDER_WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 100}}
+# weights of folders; a name alone stands for that folder
+Folders = Annotated[
+    dict[FileName, Weight],
+    BeforeValidator(lambda value: {value: 1.0} if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _FOLDER_WEIGHTS]}),
+]
 # strict mode would refuse the string that YAML gives
 Location = Annotated[Path, Field(strict=False), AfterValidator(_possible_path)]
 
@@ -96,18 +135,31 @@ GeneratorOptions = Annotated[Union[RRDBOptions, SwinIROptions], Field(discrimina
 
 
 class DiscriminatorOptions(Section):
-    """PatchGAN or U-Net; with `semantic`, the paper's SeD."""
+    """PatchGAN or U-Net; conditioned on semantic features, the paper's SeD."""
 
     type: Literal["patch", "unet"] = Field(description="patch: PatchGAN; unet: per-pixel U-Net of Real-ESRGAN")
-    semantic: bool = Field(True, description="condition it on semantic features (SeD); false: the plain baseline")
+    fusion: Literal["cross-attention", "concatenation", "none"] = Field(
+        "cross-attention",
+        description="how it sees semantic features; cross-attention: the blocks of SeD; concatenation: beside its own "
+        "features, without attention; none: not at all, the plain baseline",
+    )
     features: Positive = Field(64, description="channels after the first convolution")
 
 
 class SemanticExtractorOptions(Section):
-    """The frozen vision model whose features condition a semantic discriminator: CLIP RN50 up to layer3."""
+    """The frozen vision model whose features condition a semantic discriminator; the default is CLIP RN50's layer3."""
 
-    weights: FileName = Field(
-        "RN50.pt", description="a known file (downloaded to pretrained_root when missing), a path, or `random`"
+    model: str = Field(
+        "clip/RN50",
+        description="clip/<tower of OpenAI's CLIP, as open_clip calls it>, or timm/<model of timm>, such as "
+        "timm/vit_small_patch14_dinov2.lvd142m",
+    )
+    layer: Layer = Field(
+        "16", description="layer whose output is taken: its name in the model, or its stride (the deepest of that one)"
+    )
+    weights: FileName | None = Field(
+        None,
+        description="null: the model's published ones, downloaded to pretrained_root when missing; a path, or `random`",
     )
     batch_statistics: bool = Field(
         False, description="keep its BatchNorm in training mode, as the released code did (for reproduction only)"
@@ -150,12 +202,84 @@ class LossOptions(Section):
 
 
 class DatasetOptions(Section):
-    """The paired training set: two folders in `paths.data_root` with images of the same names."""
+    """The training set: folders in `paths.data_root`, of HR and LR images of the same names, or of HR images alone."""
 
-    hr: FileName = Field("train_sub", description="folder of the HR sub-images")
-    lr: FileName = Field("train_sub_x4", description="folder of the LR sub-images")
+    hr: Folders = Field(
+        {"train_sub": 1.0},
+        description="folder of the HR images; or, where LR is null, several with weights, {DF2K_sub: 1, OST_sub: 0.5}: "
+        "how often an image is seen compared with one of weight 1",
+        min_length=1,
+    )
+    lr: FileName | None = Field(
+        "train_sub_x4", description="folder of the LR images; null: `degradation` makes them from HR"
+    )
     lr_patch_px: Positive = Field(64, description="side of the random LR crop; the HR crop is 4 times as large")
     augment: bool = Field(True, description="flips and 90-degree rotations, 8 ways")
+
+
+class KernelKindOptions(Section):
+    """Probabilities of the kinds of blur; they add up to 1."""
+
+    iso: Probability = Field(description="Gaussian")
+    aniso: Probability = Field(description="Gaussian, elliptic and turned")
+    generalized_iso: Probability = Field(description="generalized Gaussian: its exponent is beta_generalized")
+    generalized_aniso: Probability = Field(description="the same, elliptic and turned")
+    plateau_iso: Probability = Field(description="flat within, its edge as steep as beta_plateau says")
+    plateau_aniso: Probability = Field(description="the same, elliptic and turned")
+
+
+class ResizeOptions(Section):
+    """Probabilities of the three ways to resize; they add up to 1."""
+
+    up: Probability = Field(description="by a factor from 1 to the end of resize_range")
+    down: Probability = Field(description="by a factor from the beginning of resize_range to 1")
+    keep: Probability = Field(description="not at all")
+
+
+class DegradationStageOptions(Section):
+    """Blur, resize, noise and JPEG, once."""
+
+    blur_probability: Probability = Field(description="of any blur")
+    kernel_px: tuple[OddSide, OddSide] = Field(description="smallest and largest side of the kernel, odd")
+    kernel_kinds: KernelKindOptions = Field(description="probability of each kind, where it is no sinc")
+    sinc_probability: Probability = Field(description="of a sinc kernel, which rings")
+    sigma_px: PositiveRange = Field(description="standard deviation of a blur, along each axis")
+    beta_generalized: PositiveRange = Field(description="exponent of generalized Gaussians")
+    beta_plateau: PositiveRange = Field(description="exponent of plateaus")
+    resize: ResizeOptions = Field(description="probability of each way to resize")
+    resize_range: PositiveRange = Field(description="factors; in the second stage of the LR size, in the first of HR's")
+    gaussian_noise_probability: Probability = Field(description="of Gaussian noise; otherwise it is Poisson noise")
+    gaussian_noise_sigma: Range = Field(description="standard deviation, of 255")
+    poisson_noise_scale: Range = Field(description="factor of the noise of counting photons")
+    grey_noise_probability: Probability = Field(description="of noise that is the same in all colours")
+    jpeg_quality: tuple[Quality, Quality] = Field(description="lowest and highest quality, 1 to 100")
+
+
+class SharpeningOptions(Section):
+    """Unsharp masking of HR, before it is degraded."""
+
+    kernel_px: Annotated[int, Field(ge=3, le=255), BeforeValidator(_whole)] = Field(
+        description="side of the Gaussian kernel, odd; its sigma is OpenCV's for that side"
+    )
+    weight: NonNegativeFloat = Field(description="how much of the detail is added")
+    threshold: NonNegativeFloat = Field(description="detail below it, of 255, is left alone")
+
+
+class DegradationOptions(Section):
+    """LR made from HR while training, as Real-ESRGAN does it; its numbers stand in train_rrdb_P+SeD_real.yml."""
+
+    hr_px: Positive = Field(description="side of the HR crop that is degraded; training pairs are cut from it")
+    sharpening: SharpeningOptions | None = Field(description="of HR before it is degraded; null: none")
+    sharpened_targets: tuple[Literal["pixel", "perceptual", "gan"], ...] = Field(
+        description="losses that compare with the sharpened HR; the others compare with HR itself"
+    )
+    first: DegradationStageOptions = Field(description="first blur, resize, noise and JPEG")
+    second: DegradationStageOptions = Field(description="second ones; its JPEG comes before or after the final sinc")
+    final_sinc_probability: Probability = Field(description="of a sinc kernel at the end")
+    pool_pairs: Natural = Field(
+        description="pairs of earlier batches that each process mixes with the new ones, because those of a batch are "
+        "resized alike; 0: none"
+    )
 
 
 class DataLoaderOptions(Section):
@@ -261,6 +385,7 @@ class Options(Section):
     semantic_extractor: SemanticExtractorOptions = SemanticExtractorOptions()
     losses: LossOptions = LossOptions()
     dataset: DatasetOptions = DatasetOptions()
+    degradation: DegradationOptions | None = Field(None, description="how LR is made from HR; null: LR images are read")
     dataloader: DataLoaderOptions = DataLoaderOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     train: TrainOptions = TrainOptions()
@@ -289,6 +414,7 @@ def impossible_combinations(options: Options) -> Iterator[tuple[str, str]]:
             yield "dataset.lr_patch_px", f"is {options.dataset.lr_patch_px}; with a patch discriminator at least 8"
         if adversary.features % 8:
             yield "discriminator.features", f"is {adversary.features}; should be a multiple of 8"
+    yield from _impossible_degradation(options)
     if isinstance(options.generator, SwinIROptions):
         net = options.generator
         if len(net.depths) != len(net.heads):
@@ -305,6 +431,43 @@ def impossible_combinations(options: Options) -> Iterator[tuple[str, str]]:
         yield "validation.best_by", f"is {best_by}, which is not among validation.metrics"
     if best_by is not None and not options.validation.benchmarks:
         yield "validation.best_by", "needs a benchmark, but validation.benchmarks is empty"
+
+
+def _impossible_degradation(options: Options) -> Iterator[tuple[str, str]]:
+    dataset, degradation = options.dataset, options.degradation
+    if degradation is None:
+        if dataset.lr is None:
+            yield "dataset.lr", "is null, so that LR is made from HR, but degradation is null too; give one of them"
+        elif len(dataset.hr) > 1:
+            yield "dataset.hr", f"has {len(dataset.hr)} folders; with LR images (dataset.lr) it is one"
+        return
+    if dataset.lr is not None:
+        yield "dataset.lr", f"is {dataset.lr}, but degradation makes LR from HR; set dataset.lr: null"
+    if degradation.hr_px % 4 or degradation.hr_px < 4 * dataset.lr_patch_px:
+        yield (
+            "degradation.hr_px",
+            f"is {degradation.hr_px}; should be a multiple of 4, at least 4 times dataset.lr_patch_px "
+            f"({dataset.lr_patch_px})",
+        )
+    if degradation.sharpening is None and degradation.sharpened_targets:
+        yield "degradation.sharpened_targets", "needs degradation.sharpening, which is null"
+    if degradation.sharpening is not None and degradation.sharpening.kernel_px % 2 == 0:
+        yield "degradation.sharpening.kernel_px", f"is {degradation.sharpening.kernel_px}; should be odd"
+    for name in ("first", "second"):
+        stage, key = getattr(degradation, name), f"degradation.{name}"
+        for part in ("kernel_kinds", "resize"):
+            total = sum(getattr(stage, part).model_dump().values())
+            if abs(total - 1) > 1e-6:
+                yield f"{key}.{part}", f"adds up to {total:g}; probabilities should add up to 1"
+        smallest, largest = stage.kernel_px
+        if smallest % 2 == 0 or largest % 2 == 0 or smallest > largest:
+            yield f"{key}.kernel_px", f"is {list(stage.kernel_px)}; should be two odd sides, the smaller one first"
+        if stage.jpeg_quality[0] > stage.jpeg_quality[1]:
+            yield f"{key}.jpeg_quality", f"is {list(stage.jpeg_quality)}; should be the lower one first"
+        for part in ("resize_range", "beta_generalized", "beta_plateau"):  # drawn below 1 and above it
+            low, high = getattr(stage, part)
+            if not low <= 1 <= high:
+                yield f"{key}.{part}", f"is {[low, high]}; should hold 1"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -33,9 +33,10 @@ Launch = Callable[..., subprocess.Popen]
 
 @pytest.fixture(scope="session", autouse=True)
 def no_weights_of_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What torch.hub has downloaded on this machine changes no test."""
+    """What torch.hub and huggingface_hub have downloaded on this machine changes no test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
+        patch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hf_hub_cache")))
         yield
 
 
@@ -137,7 +138,10 @@ def _furnish(root: Path, *, prepared: Path) -> Path:
             "train": {"total_steps": 4, "log_every_steps": 1, "save_every_steps": 2},
             "validation": {"every_steps": 2, "benchmarks": ["Photos"]},
         }
-        if not recipe.stem.endswith("_psnr"):
+        if recipe.stem.endswith("_real"):
+            options["dataset"]["hr"] = "train_sub"
+            options["degradation"] = {"hr_px": 80, "pool_pairs": 4}
+        if "_psnr" not in recipe.stem:
             options["discriminator"] = {"features": 8}
             options["semantic_extractor"] = {"weights": "random"}
             options["losses"] = {"perceptual": {"vgg_weights": "random", "layers": {"conv2_2": 1.0}}}
@@ -178,6 +182,8 @@ def figures(run: Path) -> list[dict]:
 def same(a, b) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 

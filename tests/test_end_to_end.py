@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.images import read_rgb
 
-PSNR, SED = "train.py --opt rrdb_psnr.yml", "train.py --opt rrdb_P+SeD.yml"
+PSNR, SED, REAL = (f"train.py --opt {recipe}.yml" for recipe in ("rrdb_psnr", "rrdb_P+SeD", "rrdb_psnr_real"))
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
 LAUNCH = "-m torch.distributed.launch --nproc_per_node=2"  # as the released code documents it
 
@@ -50,7 +50,7 @@ def test_from_photographs_to_scores(workshop, command):
     assert not [name for name in present if "tmp" in name]
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     assert {"train/pixel", "train/d_loss", "validation/Photos/psnr"} <= set(events.Tags()["scalars"])
-    assert {"Photos/cat", "discriminator/real_or_fake"} <= set(events.Tags()["images"])
+    assert {"Photos/cat", "discriminator/attention", "discriminator/real_or_fake_SR"} <= set(events.Tags()["images"])
     lines = metrics_of(run)
     trained = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
@@ -75,7 +75,11 @@ def test_from_photographs_to_scores(workshop, command):
     assert (read_rgb(run / "images/step_000000004/Photos/cat.png") == sr[:, :, ::-1]).all()
 
 
-@pytest.mark.parametrize("recipe", ["rrdb_U+SeD", "swinir_P+SeD", "swinir_U+SeD", "rrdb_P", "swinir_U", "swinir_psnr"])
+RECIPES = ["rrdb_U+SeD", "swinir_P+SeD", "swinir_U+SeD", "rrdb_P", "swinir_U", "swinir_psnr"]
+RECIPES_REAL = ["swinir_P+SeD_real", "rrdb_U_real", "rrdb_psnr_real"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES + RECIPES_REAL)
 def test_every_pair_of_networks_trains(workshop, command, recipe):
     finished(command("train.py", "--opt", f"{recipe}.yml", "--set", "train.total_steps=2", cwd=workshop))
     trained = [line for line in metrics_of(workshop / "checkpoint" / recipe) if line["kind"] == "train"]
@@ -104,10 +108,17 @@ def test_two_processes_make_one_run(workshop, command, launcher):
     assert log.count("step 4/4") == 1
 
 
-def test_resumed_run_equals_the_undisturbed_one(workshop, command):
-    """Bit for bit, networks, moments and all, from the middle of an epoch; SwinIR's stochastic depth draws numbers."""
-    finished(command("train.py", "--opt", "swinir_P+SeD.yml", "--set", "name=whole", cwd=workshop))
-    stopped = ("train.py", "--opt", "swinir_P+SeD.yml", "--set", "name=parts", "--resume", "auto")
+@pytest.mark.parametrize(
+    ("recipe", "launcher"), [("swinir_P+SeD", ""), ("swinir_U+SeD_real", ""), ("rrdb_psnr_real", TORCHRUN)]
+)
+def test_resumed_run_equals_the_undisturbed_one(workshop, command, recipe, launcher):
+    """Bit for bit, networks, moments, pool of pairs and all, from the middle of an epoch, on one process and on two.
+
+    SwinIR's stochastic depth and the degradation draw numbers; the pool is full from the second step on.
+    """
+    train = (*launcher.split(), "train.py", "--opt", f"{recipe}.yml")
+    finished(command(*train, "--set", "name=whole", cwd=workshop))
+    stopped = (*train, "--set", "name=parts", "--resume", "auto")
     finished(command(*stopped, "--set", "train.total_steps=2", cwd=workshop), "no training state yet")
     finished(command(*stopped, cwd=workshop), "a training state at step 2", "train.total_steps was 2, is 4")
     whole, parts = (
@@ -115,11 +126,16 @@ def test_resumed_run_equals_the_undisturbed_one(workshop, command):
         for name in ("whole", "parts")
     )
     assert whole["step"] == parts["step"] == 4
-    assert whole["loop"] == parts["loop"]
+    assert equal(whole["loop"], parts["loop"])
+    assert len(whole["loop"]["pairs"]) == (2 if launcher else 1)
     assert equal(whole["train_step"], parts["train_step"])
     finished(command(*stopped, cwd=workshop), "nothing to do")
-    older = ("--resume", "checkpoint/parts/states/state_000000002.pth")
-    refused = command("train.py", "--opt", "swinir_P+SeD.yml", "--set", "name=parts", *older, cwd=workshop)
+
+
+def test_older_state_does_not_write_over_a_newer_one(workshop, command):
+    finished(command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop))
+    older = "checkpoint/rrdb_psnr/states/state_000000002.pth"
+    refused = command("train.py", "--opt", "rrdb_psnr.yml", "--resume", older, cwd=workshop)
     assert refused.returncode == 2
     assert "newer state" in refused.stderr
 
@@ -127,6 +143,8 @@ def test_resumed_run_equals_the_undisturbed_one(workshop, command):
 def equal(a, b) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
@@ -139,6 +157,11 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{PSNR} --resume nothing.pth": "nothing.pth",
     f"{SED} --set semantic_extractor.weights=RN5O.pt": "did you mean RN50.pt?",
     f"{SED} --set losses.perceptual.layers.conv9_9=1": "conv9_9",
+    f"{SED} --set semantic_extractor.layer=layer9": "layer9",
+    f"{SED} --set semantic_extractor.model=clip/RN5O": "RN50",
+    f"{REAL} --set dataset.hr.OST=1": "OST",
+    f"{REAL} --set degradation.first.jpeg_quality=[95,30]": "jpeg_quality",
+    f"{PSNR} --set dataset.lr=null": "dataset.lr is null",
 }
 
 

@@ -16,16 +16,32 @@ LEAVES = {
     "models.swinir": {"utils.errors"},
     "models.semantic_fusion": {"utils.errors"},
     "models.pretrained": {"utils.errors"},
-    "models.semantic_extractor": {"utils.errors", "utils.checkpoint", "models.pretrained"},
+    "models.semantic_extractor": {"utils.errors", "utils.checkpoint", "utils.weights", "models.pretrained"},
     "models.losses": {"utils.errors", "models.pretrained"},
     "models.discriminators": {"utils.errors", "models.semantic_fusion"},
     "models.diagnostics": set(),
+    "models.semantic_views": {"models.semantic_fusion"},
     "models.train_step": {"models.losses", "models.diagnostics"},
     "data.images": {"utils.errors", "utils.files"},
     "data.imresize": {"utils.errors", "utils.entry", "data.images", "data.image_jobs"},
-    "data.pairs": {"utils.errors", "data.images"},
-    "data.pair_content": {"utils.errors", "data.images", "data.imresize", "data.pairs"},
-    "data.datasets": {"utils.errors", "utils.signals", "data.images", "data.pairs"},
+    "data.image_folders": {"utils.errors", "data.images"},
+    "data.pairs": {"utils.errors", "data.images", "data.image_folders"},
+    "data.pair_content": {"utils.errors", "data.images", "data.image_folders", "data.imresize", "data.pairs"},
+    "data.degradation.jpeg": set(),
+    "data.degradation.noise": set(),
+    "data.degradation.kernels": set(),
+    "data.degradation.sharpen": {"data.degradation.kernels"},
+    "data.degradation.pipeline": {"data.degradation.jpeg", "data.degradation.kernels", "data.degradation.noise"},
+    "data.degradation.pool": set(),
+    "data.degradation.degrade_folder": {
+        "utils.errors",
+        "utils.files",
+        "data.image_jobs",
+        "data.images",
+        "data.degradation.pipeline",
+    },
+    "data.degradation.sheet": {"data.images", "data.degradation.kernels", "data.degradation.pipeline"},
+    "data.datasets": {"utils.errors", "utils.signals", "data.images", "data.image_folders", "data.pairs"},
     "data.benchmarks": {
         "utils.errors",
         "utils.entry",
@@ -49,11 +65,19 @@ LEAVES = {
     "utils.metrics": {"utils.errors", "utils.checkpoint", "utils.pyiqa_metrics", "utils.weights"},
     "utils.statistics": set(),
     "utils.tiles": {"data.images"},
+    "utils.figure": set(),
+    "utils.training_pairs": {
+        "models.train_step",
+        "data.images",
+        "data.degradation.pipeline",
+        "data.degradation.pool",
+    },
 }
 KNOW_THE_OPTIONS = {
     "models.build",
     "options.describe",
     "utils.arguments",
+    "utils.judge",
     "utils.preflight",
     "utils.prepare",
     "utils.resume",
@@ -74,7 +98,7 @@ def imports(file: Path) -> set[str]:
 
 
 def modules() -> dict[str, set[str]]:
-    files = [file for room in ROOMS for file in (ROOT / room).glob("*.py")] + list(ROOT.glob("*.py"))
+    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")] + list(ROOT.glob("*.py"))
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
     return {name: {target for target in imports(file) if target in names} for name, file in names.items()}
 

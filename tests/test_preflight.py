@@ -24,7 +24,7 @@ def test_check_shows_what_it_found_and_writes_nothing(workshop, command):
     done = command("train.py", "--opt", "rrdb_P+SeD.yml", "--check", cwd=workshop)
     assert done.returncode == 0, done.stderr
     for found in (
-        "training pairs",
+        "training set",
         "readable",
         "LR is HR downscaled",
         "Photos",

@@ -23,7 +23,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     A UserError and a full disk end with one sentence on stderr and exit code 2, Ctrl-C with "interrupted" and 130, a
     reader of stdout that went away (`| head`) silently with 1. Any other exception is a bug: a traceback, and 1.
     """
-    script = Path(sys.argv[0]).name
+    file = Path(sys.argv[0])
+    script = file.parent.name if file.name == "__main__.py" else file.name
     threading.excepthook = _thread_failed
     try:
         code = main()

@@ -61,7 +61,8 @@ def evaluate(
 
     An LR image that cannot be read ends the evaluation of a benchmark; in a folder without ground truth it is one of
     the failures, and the others go on. An image, or a metric of it, that memory does not suffice for is a failure too,
-    and everything else goes on: hours of training do not end in a validation.
+    and so is an image that a metric cannot score; everything else goes on: hours of training do not end in a
+    validation.
 
     Args:
         output: folder for the SR images, one PNG each.
@@ -164,20 +165,27 @@ def _finish(
     output: Path | None,
     cancelled: Callable[[], bool],
 ) -> tuple[dict[str, float], list[str]]:
-    """Write an SR image and score it; return its scores, and a sentence about each that memory did not suffice for."""
+    """Write an SR image and score it; return its scores, and a sentence about each that it has not."""
     if output is not None:
         write_image(output / f"{image.name}.png", sr, cancelled=cancelled)
     wanted = {name: metric for name, metric in metrics.items() if image.hr is not None or not metric.needs_ground_truth}
     hr = read_rgb(image.hr) if any(metric.needs_ground_truth for metric in wanted.values()) else None
-    scores = {name: unless_out_of_memory(partial(_score, metric, sr, hr, device)) for name, metric in wanted.items()}
-    missing = [name for name, score in scores.items() if score is None]
-    return (
-        {name: score for name, score in scores.items() if score is not None},
-        [f"{image.hr or image.lr} has no {name}: out of memory on {device}" for name in missing],
-    )
+    scores, missing = {}, []
+    for name, metric in wanted.items():
+        try:
+            score = unless_out_of_memory(partial(_score, metric, sr, hr, device))
+            reason = f"out of memory on {device}"
+        except UserError as error:  # it is too small, for instance
+            score, reason = None, error
+        if score is None:
+            missing.append(f"{image.hr or image.lr} has no {name}: {reason}")
+        else:
+            scores[name] = score
+    return scores, missing
 
 
 def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.device) -> float:
+    """Of what SR and HR have in common, from the top left, where the sides of HR are no multiples of the scale."""
     if hr is None:
         return metric.compute(to_tensor(sr).to(device), None)
     height, width = (min(a, b) for a, b in zip(sr.shape[:2], hr.shape[:2], strict=True))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from models.build import load_generator
 from utils import checkpoint
+from utils.architecture import architecture
 from utils.entry import run
 from utils.errors import UserError
 from utils.files import atomic_writer
@@ -57,6 +58,11 @@ def _write_basicsr(file: GeneratorFile, generator: nn.Module) -> bytes:
 
 
 def _write_esrgan(file: GeneratorFile, generator: nn.Module) -> bytes:
+    if architecture(file.weights.state) is None:
+        raise UserError(
+            f"pth-esrgan files tell their network by its tensors alone, and those of {file.path} tell none; take "
+            "another format, such as safetensors"
+        )
     # Of ESRGAN's two namings the later one, which is this project's: its test.py and KAIR load it strictly, while the
     # first one (model.0, ...) is read by programs that convert it, and they know both.
     return checkpoint.as_torch(dict(generator.state_dict()))

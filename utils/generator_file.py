@@ -1,5 +1,6 @@
 """Files of generator weights that know what they are: network, run, step, scores; and what is known of other files."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,7 +88,7 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
         path,
         weights,
         name=options.name,
-        about="; ".join((weights.kind, *_in_words(options.name, record))),
+        about="; ".join((_kind(weights, options.generator), *_in_words(options.name, record))),
         generator_options=_agreed(network, options.generator, path),
         scale=scale or record.scale,
         step=record.step,
@@ -107,6 +108,12 @@ def _validated(payload: dict, path: Path) -> tuple[Record, RecordedOptions]:
         raise UserError(
             f"{path} says of itself what makes no sense: its {problem['loc'][0]}: {problem['msg']}"
         ) from None
+
+
+def _kind(weights: GeneratorWeights, said: dict[str, Any]) -> str:
+    if traits_of(weights.state):
+        return weights.kind
+    return f"{json.dumps(said):.200}, from {weights.entry!r}"  # the tensors tell nothing
 
 
 def _in_words(name: str, record: Record) -> list[str]:

@@ -66,7 +66,13 @@ class Checklist:
 
 
 def check_disk(
-    options: Options, folder: RunFolder, train_step: TrainStep, benchmarks: list[Benchmark], *, steps_left: int
+    options: Options,
+    folder: RunFolder,
+    train_step: TrainStep,
+    benchmarks: list[Benchmark],
+    *,
+    steps_left: int,
+    processes: int,
 ) -> str:
     """Compare the free space with what the run will write: training states, weights and validation images.
 
@@ -79,6 +85,7 @@ def check_disk(
     generator, discriminator = (_parameters(net) for net in (train_step.generator, train_step.discriminator))
     weights_bytes = NUMBER_BYTES * generator * (1 if train_step.ema is None else 2)
     state_bytes = weights_bytes + NUMBER_BYTES * (MOMENTS * generator + (1 + MOMENTS) * discriminator)
+    state_bytes += processes * _pool_bytes(options, train_step.generator.scale)
     saves = -(-steps_left // options.train.save_every_steps)
     best = options.validation.best_by is not None
     # One state more than are kept, because the oldest is deleted after the newest was written.
@@ -98,6 +105,12 @@ def check_disk(
             "there: free some, or raise train.save_every_steps or validation.every_steps"
         )
     return f"{free_bytes / 1e9:.3g} GB free, about {max(needed_bytes, 0) / 1e9:.3g} GB needed"
+
+
+def _pool_bytes(options: Options, scale: int) -> int:
+    """Of the pairs that a process keeps for later batches."""
+    pairs = options.degradation.pool_pairs if options.degradation is not None else 0
+    return pairs * 3 * options.dataset.lr_patch_px**2 * (1 + scale**2)
 
 
 def _sr_bytes(benchmark: Benchmark, scale: int) -> int:

@@ -10,12 +10,14 @@ from rich.progress import Progress
 from torch import nn
 
 from data.benchmarks import Benchmark, find_benchmark
-from data.datasets import PairedImages
-from data.pair_content import check_content, check_readable
+from data.datasets import HRImages, PairedImages
+from data.image_folders import check_readable
+from data.pair_content import check_content
 from models.build import RANDOM, build_generator, build_train_step, pretrained_weights
 from models.train_step import TrainStep
 from options.schema import Options
 from utils.distributed import World
+from utils.errors import UserError
 from utils.generator_weights import load_into
 from utils.metrics import Metric, build_metrics, metric_weights
 from utils.preflight import Checklist, check_disk
@@ -34,7 +36,7 @@ class Ready:
     folder: RunFolder
     checks: Checklist
     device: torch.device | None
-    dataset: PairedImages | None
+    dataset: PairedImages | HRImages | None
     benchmarks: list[Benchmark | None]
     start: Start | None = None
     metrics: dict[str, Metric] | None = None
@@ -48,9 +50,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     with world.agree():
         generator = build_generator(options)
     device = checks.look("device", partial(world.device, options.device))
-    dataset = checks.look(
-        "training pairs", partial(_build_dataset, options, scale=generator.scale), lambda dataset: f"{len(dataset):,}"
-    )
+    dataset = checks.look("training set", partial(_build_dataset, options, scale=generator.scale), _in_words)
     if dataset is None:
         checks.left.append("content of the images")
     elif world.main:
@@ -106,32 +106,44 @@ def _assemble(ready: Ready, options: Options, generator: nn.Module, world: World
     ready.train_step = checks.look("networks", build, _sizes)
     if ready.train_step is not None and world.main:
         steps_left = max(0, options.train.total_steps - start.step)
-        check = partial(check_disk, options, ready.folder, ready.train_step, ready.benchmarks, steps_left=steps_left)
-        checks.look("disk", check)
+        check = partial(check_disk, options, ready.folder, ready.train_step, ready.benchmarks)
+        checks.look("disk", partial(check, steps_left=steps_left, processes=world.size))
 
 
-def _look_into(dataset: PairedImages, checks: Checklist, *, seed: int, thorough: bool) -> None:
+def _look_into(dataset: PairedImages | HRImages, checks: Checklist, *, seed: int, thorough: bool) -> None:
     """Decode images: a few, to see that LR is HR downscaled; `thorough`, all of them and more to compare."""
     if thorough:
+        images = sum(map(len, dataset.folders))
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("reading every image", total=len(dataset))
-            read = partial(check_readable, dataset.pairs, on_pair=lambda: progress.advance(task))
-            checks.look("readable", read, lambda _: f"every image of {len(dataset):,} pairs")
+            task = progress.add_task("reading every image", total=images)
+            read = partial(check_readable, dataset.folders, on_image=lambda: progress.advance(task))
+            checks.look("readable", read, lambda _: f"all {images:,} images")
+    if isinstance(dataset, HRImages):
+        return
     samples = COMPARED_PAIRS_THOROUGHLY if thorough else COMPARED_PAIRS
     compare = partial(check_content, dataset.pairs, scale=dataset.scale, samples=samples, seed=seed)
     checks.look("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
 
 
-def _build_dataset(options: Options, *, scale: int) -> PairedImages:
-    """The paired training set, its pairs checked."""
-    return PairedImages(
-        options.paths.data_root / options.dataset.hr,
-        options.paths.data_root / options.dataset.lr,
-        scale=scale,
-        lr_patch_px=options.dataset.lr_patch_px,
-        augment=options.dataset.augment,
-        seed=options.seed,
-    )
+def _build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
+    """The training set, its images checked from their headers."""
+    chosen = options.dataset
+    hr_roots = {options.paths.data_root / name: weight for name, weight in chosen.hr.items()}
+    if len(hr_roots) < len(chosen.hr):
+        raise UserError(f"dataset.hr names a folder twice: {', '.join(chosen.hr)}")
+    random = {"augment": chosen.augment, "seed": options.seed}
+    if options.degradation is not None:
+        return HRImages(hr_roots, hr_px=options.degradation.hr_px, **random)
+    (hr_root,) = hr_roots
+    lr_root = options.paths.data_root / chosen.lr
+    return PairedImages(hr_root, lr_root, scale=scale, lr_patch_px=chosen.lr_patch_px, **random)
+
+
+def _in_words(dataset: PairedImages | HRImages) -> str:
+    if isinstance(dataset, PairedImages):
+        return f"{len(dataset):,} pairs"
+    folders = ", ".join(f"{len(folder):,} in {folder.root}" for folder in dataset.folders)
+    return f"{len(dataset):,} samples in an epoch, of HR images: {folders}"
 
 
 def _with_checksum(path: Path) -> str:

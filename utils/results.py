@@ -15,7 +15,8 @@ from utils.statistics import Comparison, compare, standard_error
 
 PROTOCOL = (
     "SR rounded to 8 bits; PSNR and SSIM on Y (ITU-R BT.601, not rounded) with 4 pixels cropped on each side; LPIPS "
-    "version 0.1 and the metrics of pyiqa on RGB, uncropped; means over images"
+    "version 0.1 and the metrics of pyiqa on RGB, uncropped; where the sides of HR are no multiples of 4, on what SR "
+    "and HR have in common; means over images"
 )
 ABSENT = "-"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from options.schema import Options
+from options.schema import Options, SemanticExtractorOptions
 from utils import checkpoint
 from utils.errors import UserError
 from utils.generator_weights import GeneratorWeights, generator_weights
@@ -13,7 +13,8 @@ from utils.run_folder import RunFolder
 
 AUTO = "auto"
 PSNR_ORIENTED = {"rrdb": "RRDB.pth", "swinir": "SwinIR.pth"}
-ARCHITECTURE = ("generator", "discriminator")  # options that a state cannot go on without
+# Options that a state cannot go on without: the semantic maps have to fit the discriminator.
+ARCHITECTURE = ("generator.", "discriminator.", "semantic_extractor.model", "semantic_extractor.layer")
 NEEDED = ("step", "options", "train_step", "loop")
 
 
@@ -124,10 +125,13 @@ def _about(state: dict[str, Any], path: Path, options: Options, processes: int) 
 def _differences(state: dict[str, Any], options: Options, path: Path) -> list[str]:
     """A line for each option that is another one than in the state. Raises UserError where that cannot be."""
     # An option of a network that was added since then: what there was before is its default.
-    defaults = {"generator": type(options.generator)(type=options.generator.type).model_dump(mode="json")}
+    defaults = {
+        "generator": type(options.generator)(type=options.generator.type).model_dump(mode="json"),
+        "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
+    }
     before, now = _leaves(defaults) | _leaves(state["options"]), _leaves(options.model_dump(mode="json"))
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    fixed = [key for key in changed if key.split(".")[0] in ARCHITECTURE]
+    fixed = [key for key in changed if f"{key}.".startswith(ARCHITECTURE)]
     if fixed:
         key = fixed[0]
         raise UserError(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from data.benchmarks import Benchmark, BenchmarkImage
-from data.images import read_rgb, to_float, to_tensor
+from data.images import read_rgb, to_array, to_float, to_tensor, to_uint8
 from models.diagnostics import spectral_norms
-from models.train_step import Outcome, TrainStep
+from models.train_step import Batch, Outcome, TrainStep
 from options.schema import Options
 from utils import checkpoint
 from utils.distributed import World
@@ -24,18 +24,21 @@ from utils.memory import is_out_of_memory, peak_bytes, total_bytes
 from utils.metrics import Metric
 from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
+from utils.semantic_pictures import LEAST_PX, views
 from utils.signals import wish_to_stop
+from utils.training_pairs import DegradedPairs, GivenPairs
 from utils.upscaler import Upscaler
 
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
-SHOWN_PX = 512  # side of the part of an image on which D's opinion is shown
+SHOWN_PX = 512  # side of the part of an image in which it is shown what D sees
 
 
 class TrainLoop:
     """A run of the training step from where it stands to its last step, or until it is asked to stop.
 
     Args:
-        batches: yields {'lr', 'hr', 'name'} with uint8 images, as many as the steps that are left take.
+        batches: yields {'hr', 'name'} and perhaps 'lr', with uint8 images, as many as the steps that are left take.
+        pairs: makes training pairs on the device from them.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class TrainLoop:
         options: Options,
         train_step: TrainStep,
         batches: Iterable[dict],
+        pairs: GivenPairs | DegradedPairs,
         benchmarks: list[Benchmark],
         metrics: dict[str, Metric],
         folder: RunFolder,
@@ -51,7 +55,7 @@ class TrainLoop:
         world: World,
         device: torch.device,
     ) -> None:
-        self.options, self.train_step, self.batches = options, train_step, batches
+        self.options, self.train_step, self.batches, self.pairs = options, train_step, batches, pairs
         self.benchmarks, self.metrics = benchmarks, metrics
         self.folder, self.log, self.world, self.device = folder, log, world, device
         self.samples = 0  # training pairs that all processes together have seen: the position in the data
@@ -63,7 +67,7 @@ class TrainLoop:
         self.watch = GanWatch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loop stands, beside its training step."""
+        """Where the loop stands, beside its training step: on every process alike, so all of them have to ask."""
         return {
             "samples": self.samples,
             "validated": self.validated,
@@ -71,6 +75,7 @@ class TrainLoop:
             "best": self.best,
             "watch": self.watch.state_dict(),
             "processes": self.world.size,
+            "pairs": self.world.gather(self.pairs.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -78,6 +83,8 @@ class TrainLoop:
         self.samples, self.validated = state["samples"], state["validated"]
         self.scores = state.get("scores", {})  # states did not always have them
         self.watch.load_state_dict(state["watch"])
+        if state["processes"] == self.world.size and "pairs" in state:
+            self.pairs.load_state_dict(state["pairs"][self.world.rank])
         best = state["best"]
         if best is not None and (best["benchmark"], best["metric"]) == self._wanted_best():
             self.best = best
@@ -158,7 +165,7 @@ class TrainLoop:
 
     def _take_step(self, batches: list[dict], *, watch: bool) -> Outcome:
         try:
-            return self.train_step(*(self._on_device(batch) for batch in batches), watch=watch)
+            return self.train_step(*self._pairs_of(batches), watch=watch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -167,10 +174,11 @@ class TrainLoop:
             "train.accumulate_batches in its place), or set train.precision: bf16"
         )
 
-    def _on_device(self, batch: dict) -> tuple[torch.Tensor, ...]:
-        """LR and HR as float in [0, 1], in the layout in which convolutions run fastest."""
-        images = (batch[key].to(self.device, non_blocking=True) for key in ("lr", "hr"))
-        return tuple(to_float(image).contiguous(memory_format=torch.channels_last) for image in images)
+    def _pairs_of(self, batches: list[dict]) -> Iterator[Batch]:
+        """The training pairs of a step, one batch at a time, each from a seed of its own."""
+        for number, batch in enumerate(batches, start=1):  # numpy takes a zero at the end of a seed for nothing
+            seed = _seed(self.options.seed, self.world.rank, self.step, number)
+            yield self.pairs(batch, seed=seed, device=self.device)
 
     def _tell_of_skip(self, outcome: Outcome, names: list[str]) -> None:
         """Say what was not finite and on which files; end the run where that has become the rule."""
@@ -182,6 +190,7 @@ class TrainLoop:
         shares = self.world.gather((losses, names))
         culprits = [share for share in shares if share[0]] or shares
         files = ", ".join(name for _, share in culprits for name in share)
+        files += " or earlier ones, from the pool of pairs" * self.pairs.mixes_batches
         self.log.warning(
             f"step {self.step:,} was skipped: {', '.join(outcome.broken)} not finite, with the images {files} "
             f"({self.bad_steps} in a row; the run ends at {limit})"
@@ -280,30 +289,36 @@ class TrainLoop:
 
     @torch.no_grad()
     def _show_discriminator(self, image: BenchmarkImage) -> None:
-        """What the discriminator makes of an SR image: white where it takes it for real."""
-        discriminator = self.train_step.discriminator
-        if discriminator is None or image.hr is None:
+        """What the discriminator sees in an image, and what it makes of SR of it."""
+        if self.train_step.discriminator is None or image.hr is None:
             return
-        lr, hr = (to_float(to_tensor(read_rgb(path))[None].to(self.device)) for path in (image.lr, image.hr))
-        multiple = 16  # D takes sides that are multiples of this
-        height, width = (min(px, SHOWN_PX) // multiple * multiple for px in hr.shape[2:])
-        scale = self.train_step.generator.scale
-        hr, lr = hr[..., :height, :width], lr[..., : height // scale, : width // scale]
-        sr = self.train_step.deployed_generator(lr)
-        semantic = self.train_step.extractor(hr) if self.train_step.extractor is not None else None
-        discriminator.eval()  # a look must not move the power iteration of the spectral norm
-        logits = discriminator(sr, semantic)
-        discriminator.train()
-        grey = (logits.float().sigmoid()[0, 0] * 255).round().byte().cpu().numpy()
-        self.log.image("discriminator/real_or_fake", self.step, np.repeat(grey[:, :, None], 3, axis=2))
+        scale, (lr, hr) = self.train_step.generator.scale, (read_rgb(path) for path in (image.lr, image.hr))
+        hr = hr[:SHOWN_PX, :SHOWN_PX]
+        lr = lr[: hr.shape[0] // scale, : hr.shape[1] // scale]
+        sr = self.train_step.deployed_generator(to_float(to_tensor(lr)[None].to(self.device)))[0]
+        hr = hr[: sr.shape[1], : sr.shape[2]]
+        if min(hr.shape[:2]) < LEAST_PX:
+            return
+        discriminator, extractor = self.train_step.discriminator, self.train_step.extractor
+        seen = views(discriminator, extractor, hr=hr, sr={"SR": to_array(to_uint8(sr))})
+        pictures = {
+            "semantics": seen.semantics,
+            "attention": seen.attention,
+            "real_or_fake_HR": seen.real_hr,
+            "real_or_fake_SR": seen.real_sr["SR"],
+        }
+        for name, picture in pictures.items():
+            if picture is not None:
+                self.log.image(f"discriminator/{name}", self.step, picture)
 
     def _save(self) -> None:
+        loop = self.state_dict()
         with self.world.agree():
             if self.world.main:
-                self._write_files()
+                self._write_files(loop)
         self.saved = (self.step, self.validated)
 
-    def _write_files(self) -> None:
+    def _write_files(self, loop: dict[str, Any]) -> None:
         started_s = time.perf_counter()
         self.log.flush()  # so that the figures never lag behind the state that a run goes on from
         weights = {"params": self.train_step.generator.state_dict(), "params_ema": None}
@@ -317,7 +332,7 @@ class TrainLoop:
             "scored_step": self.validated,
         }
         path = checkpoint.state_path(self.folder.states, self.step)
-        state = {"train_step": self.train_step.state_dict(), "loop": self.state_dict()}
+        state = {"train_step": self.train_step.state_dict(), "loop": loop}
         checkpoint.save_state(path, {**weights, **about, **state})
         best = [self.folder.best_weights] if self._best_is_new() else []
         # Those of this step last: where they are, all are.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from models.losses import GANLoss, PerceptualLoss
 from models.rrdb import RRDBNet
-from models.train_step import TrainStep
+from models.train_step import Batch, TrainStep
 
 CHANNELS = 64  # of the stand-in for semantic features
 
@@ -42,7 +42,7 @@ def make(discriminator=PatchDiscriminator, *, kind="vanilla", optimizer=torch.op
 @pytest.fixture
 def batch():
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(2, 3, 16, 16, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
+    return Batch(torch.rand(2, 3, 16, 16, generator=generator), torch.rand(2, 3, 64, 64, generator=generator))
 
 
 def parameters(network: nn.Module) -> list[torch.Tensor]:
@@ -51,10 +51,10 @@ def parameters(network: nn.Module) -> list[torch.Tensor]:
 
 def test_step_is_gradient_descent_on_the_stated_objectives(batch):
     """Against the two objectives of the module's docstring, written down and differentiated anew."""
-    lr, hr = batch
+    lr, hr, _ = batch
     step = make(optimizer=torch.optim.SGD, lr=0.1)
     generator, adversary = copy.deepcopy(step.generator), copy.deepcopy(step.discriminator)
-    step((lr, hr))
+    step(batch)
 
     semantic = step.extractor(hr)
     sr = generator(lr)
@@ -69,6 +69,25 @@ def test_step_is_gradient_descent_on_the_stated_objectives(batch):
     (-torch.log(torch.sigmoid(real)).mean() - torch.log(1 - torch.sigmoid(fake)).mean()).backward()
     for parameter, moved in zip(adversary.parameters(), step.discriminator.parameters(), strict=True):
         torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
+
+
+@pytest.mark.parametrize("sharpened", ["pixel", "perceptual", "gan"])
+def test_each_loss_compares_with_the_target_that_it_is_told(batch, sharpened):
+    """A term moves when the sharpened HR does, exactly if it is among those that compare with it."""
+
+    def terms_of(sharp):
+        step = make(perceptual=lambda sr, target: (sr - target).square().mean(), sharpened=[sharpened])
+        step.weights = {"pixel": 1.0, "perceptual": 1.0, "gan": 0.5}
+        return step(batch._replace(sharp=sharp)).terms
+
+    one, other, plain = terms_of(batch.hr.sqrt()), terms_of(batch.hr.square()), terms_of(batch.hr)
+    seen_in = {"pixel": "pixel", "perceptual": "perceptual", "gan": "d_real"}
+    for term, figure in seen_in.items():
+        assert torch.equal(one[figure], other[figure]) == (term != sharpened), term
+    unsharpened = make(perceptual=lambda sr, target: (sr - target).square().mean())
+    unsharpened.weights = {"pixel": 1.0, "perceptual": 1.0, "gan": 0.5}
+    expected = unsharpened(batch).terms
+    assert all(torch.equal(plain[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("kind", ["vanilla", "lsgan", "hinge", "relativistic"])
@@ -147,9 +166,9 @@ def test_schedule_reaches_both_optimisers(batch):
 
 def test_accumulated_gradient_is_that_of_one_large_batch(batch):
     """Both networks' losses are means, so that the mean over two halves is the mean over the whole."""
-    lr, hr = batch
+    lr, hr, _ = batch
     gradients = []
-    for parts in ([batch], [(lr[:1], hr[:1]), (lr[1:], hr[1:])]):
+    for parts in ([batch], [Batch(lr[:1], hr[:1]), Batch(lr[1:], hr[1:])]):
         step = make(optimizer=torch.optim.SGD)
         step.discriminator.eval()  # the power iteration would move with every pass
         terms = step(*parts).terms

@@ -43,9 +43,61 @@ def test_defaults_are_the_published_recipe(tmp_path):
 
 
 def test_unet_recipes_weigh_the_perceptual_loss_ten_times_the_patch_recipes():
-    weights = {path.stem: load_options(path).losses.perceptual for path in RECIPES if "psnr" not in path.stem}
+    classical = [path for path in RECIPES if "psnr" not in path.stem and not path.stem.endswith("_real")]
+    weights = {path.stem: load_options(path).losses.perceptual for path in classical}
     for name, perceptual in weights.items():
         assert perceptual.weight == (1.0 if "_U" in name else 0.1), name
+
+
+REAL = sorted(path for path in RECIPES if path.stem.startswith("train_") and path.stem.endswith("_real"))
+STAGES = {  # train_realesrgan_x4plus: first stage, second stage
+    "blur_probability": (1, 0.8),
+    "kernel_px": ((7, 21), (7, 21)),
+    "sinc_probability": (0.1, 0.1),
+    "sigma_px": ((0.2, 3), (0.2, 1.5)),
+    "beta_generalized": ((0.5, 4), (0.5, 4)),
+    "beta_plateau": ((1, 2), (1, 2)),
+    "resize_range": ((0.15, 1.5), (0.3, 1.2)),
+    "gaussian_noise_probability": (0.5, 0.5),
+    "gaussian_noise_sigma": ((1, 30), (1, 25)),
+    "poisson_noise_scale": ((0.05, 3), (0.05, 2.5)),
+    "grey_noise_probability": (0.4, 0.4),
+    "jpeg_quality": ((30, 95), (30, 95)),
+}
+
+
+@pytest.mark.parametrize("recipe", REAL, ids=lambda path: path.stem)
+def test_recipes_of_real_sr_degrade_as_published(recipe):
+    options = load_options(recipe)
+    degradation = options.degradation
+    stages = (degradation.first, degradation.second)
+    for key, expected in STAGES.items():
+        assert tuple(getattr(stage, key) for stage in stages) == expected, key
+    for stage in stages:
+        assert list(stage.kernel_kinds.model_dump().values()) == [0.45, 0.25, 0.12, 0.03, 0.12, 0.03]
+    resizes = [list(stage.resize.model_dump().values()) for stage in stages]
+    assert resizes == [[0.2, 0.7, 0.1], [0.3, 0.4, 0.3]]
+    assert (degradation.final_sinc_probability, degradation.hr_px, degradation.pool_pairs) == (0.8, 400, 180)
+    assert degradation.sharpening.model_dump() == {"kernel_px": 51, "weight": 0.5, "threshold": 10}
+    assert set(degradation.sharpened_targets) == {"pixel", "perceptual"}
+    assert (options.dataset.lr, options.dataset.lr_patch_px, options.train.ema_decay) == (None, 64, 0.999)
+
+
+def test_recipes_of_real_sr_are_every_pair_of_networks_with_the_published_losses():
+    generators, kinds = ("rrdb", "swinir"), {"P": "patch", "U": "unet"}
+    expected = {f"train_{g}_{d}{s}_real" for g in generators for d in kinds for s in ("", "+SeD")}
+    assert {path.stem for path in REAL} == expected | {f"train_{g}_psnr_real" for g in generators}
+    for path in REAL:
+        options = load_options(path)
+        assert options.generator.type == path.stem.split("_")[1]
+        if "psnr" in path.stem:
+            assert (options.discriminator, options.losses.perceptual, options.losses.gan) == (None, None, None)
+            assert (options.optimizer.learning_rate, options.train.total_steps) == (2e-4, 1_000_000)
+        else:
+            losses = options.losses
+            assert (losses.pixel.weight, losses.perceptual.weight, losses.gan.weight) == (1, 1, 0.1)
+            assert options.discriminator.type == kinds[path.stem.split("_")[2][0]]
+            assert options.discriminator.fusion == ("cross-attention" if "+SeD" in path.stem else "none")
 
 
 def test_child_overrides_parent_key_by_key_and_the_command_line_overrides_both(tmp_path):
@@ -92,6 +144,12 @@ MISTAKES = {
     "paths.data_root=3": ["paths.data_root", "3", "path"],
     "validation.benchmarks=Set5": ["validation.benchmarks", "'Set5'", "list"],
     "validation.metrics=[psnrr]": ["validation.metrics", "did you mean psnr?"],
+    "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
+    "dataset.hr={a: 0}": ["dataset.hr.a", "0", "greater than 0"],
+    "dataset.lr=null": ["dataset.lr", "degradation is null"],
+    "degradation={}": ["degradation.hr_px", "is required"],
+    "discriminator.semantic=true": ["discriminator.semantic", "not an option", "fusion"],
+    "semantic_extractor.layer=[1]": ["semantic_extractor.layer", "string"],
 }
 
 
@@ -99,6 +157,33 @@ MISTAKES = {
 def test_mistake_gets_one_sentence_with_the_place_the_value_and_what_is_allowed(tmp_path, setting, fragments):
     with pytest.raises(UserError) as caught:
         read(tmp_path, BASE, setting)
+    sentence, *others = str(caught.value).splitlines()
+    assert not others or setting == "degradation={}"  # where every key is missing
+    for fragment in fragments:
+        assert fragment in sentence
+
+
+MISTAKES_REAL = {
+    "degradation.hr_px=100": ["hr_px", "100", "lr_patch_px (64)"],
+    "degradation.hr_px=402": ["hr_px", "402", "multiple of 4"],
+    "degradation.sharpening=null": ["sharpened_targets", "sharpening, which is null"],
+    "degradation.sharpening.kernel_px=50": ["kernel_px", "50", "odd"],
+    "degradation.first.kernel_px=[7,20]": ["first.kernel_px", "[7, 20]", "odd"],
+    "degradation.second.kernel_px=[21,7]": ["second.kernel_px", "[21, 7]", "smaller one first"],
+    "degradation.first.resize.up=0.5": ["first.resize", "1.3", "add up to 1"],
+    "degradation.second.kernel_kinds.iso=0": ["second.kernel_kinds", "0.55", "add up to 1"],
+    "degradation.first.sigma_px=[3,1]": ["first.sigma_px", "[3, 1]", "lower end"],
+    "degradation.first.jpeg_quality=[95,30]": ["first.jpeg_quality", "[95.0, 30.0]", "lower one first"],
+    "degradation.first.resize_range=[1.1,1.5]": ["first.resize_range", "1.1", "should hold 1"],
+    "degradation.second.beta_plateau=[2,3]": ["second.beta_plateau", "[2.0, 3.0]", "should hold 1"],
+    "dataset.lr=train_sub_x4": ["dataset.lr", "train_sub_x4", "set dataset.lr: null"],
+}
+
+
+@pytest.mark.parametrize(("setting", "fragments"), MISTAKES_REAL.items(), ids=MISTAKES_REAL)
+def test_mistake_in_a_degradation_gets_one_sentence(setting, fragments):
+    with pytest.raises(UserError) as caught:
+        load_options(REAL[0], [Override.parse(setting)])
     sentence = str(caught.value)
     assert "\n" not in sentence
     for fragment in fragments:

@@ -11,7 +11,7 @@ import torch
 from models.discriminators import UNetDiscriminator
 from models.losses import GANLoss
 from models.rrdb import RRDBNet
-from models.train_step import TrainStep
+from models.train_step import Batch, TrainStep
 from utils.distributed import joined_world
 from utils.entry import run
 
@@ -33,7 +33,7 @@ def main() -> int:
         step.distribute(wrap=partial(world.wrap, device=torch.device("cpu")), add_up=world.add_up)
         lr, hr = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 64, 64)
         share = slice(world.rank * 4 // world.size, (world.rank + 1) * 4 // world.size)
-        terms = world.mean(step((lr[share], hr[share])).terms)
+        terms = world.mean(step(Batch(lr[share], hr[share])).terms)
         gathered = world.gather(world.rank)
         if world.main:
             networks = {"generator": generator, "discriminator": discriminator}

@@ -10,7 +10,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from models.rrdb import RRDBNet
-from models.train_step import TrainStep
+from models.train_step import Batch, TrainStep
 from utils.distributed import joined_world
 from utils.entry import run
 
@@ -29,14 +29,14 @@ def main() -> int:
         )
         step.distribute(wrap=lambda network: counted(DistributedDataParallel(network)), add_up=world.add_up)
         lr, hr = torch.rand(2, 1, 3, 8, 8)[world.rank], torch.rand(2, 1, 3, 32, 32)[world.rank]
-        step((lr, hr))  # the first one arranges the buckets
+        step(Batch(lr, hr))  # the first one arranges the buckets
         before = [parameter.detach().clone() for parameter in generator.parameters()]
-        broken = step((lr, hr * (float("nan") if world.rank == 1 else 1.0))).broken
+        broken = step(Batch(lr, hr * (float("nan") if world.rank == 1 else 1.0))).broken
         kept = all(torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
         rounds = []
         for batches in (1, 3):
             ROUNDS.clear()
-            step(*[(lr, hr)] * batches)
+            step(*[Batch(lr, hr)] * batches)
             rounds.append(len(ROUNDS))
         gathered = world.gather({"broken": list(broken), "kept": kept, "rounds": rounds})
         if world.main:

@@ -83,6 +83,17 @@ def test_scores_are_the_metrics_of_the_written_images_on_the_common_part(benchma
     assert scores.mean["psnr"] == pytest.approx(np.mean([row["psnr"] for row in scores.images.values()]))
 
 
+def test_sr_that_is_larger_than_the_ground_truth_is_scored_on_the_common_part(tmp_path):
+    """As where LR sides were rounded up."""
+    rng = np.random.default_rng(0)
+    lr, hr = (rng.integers(0, 256, (*size, 3), np.uint8) for size in ((13, 16), (49, 63)))
+    for name, pixels in (("Canon_001_LR4", lr), ("Canon_001_HR", hr)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    scores = evaluate_all(find_benchmark(tmp_path, ".", scale=4), metrics=(PSNR, SSIM))
+    sr = to_tensor(bicubic(4)([lr], print)[0][:49, :63])
+    assert scores.images == {"Canon_001": {"psnr": psnr_y(sr, to_tensor(hr)), "ssim": ssim_y(sr, to_tensor(hr))}}
+
+
 def test_without_ground_truth_an_image_has_the_scores_that_need_none(benchmark, tmp_path):
     scores = evaluate_all(without_ground_truth(benchmark), metrics=(PSNR, BRIGHTNESS), output=tmp_path)
     for name, row in scores.images.items():
@@ -250,6 +261,24 @@ def test_metric_that_runs_out_of_memory_costs_its_score_alone(photographs, tmp_p
     (failure,) = scores.failures
     assert "GTmod12/b.png has no lpips: out of memory" in failure
     assert (scores.mean, scores.notes) == ({}, ())
+
+
+def test_image_that_a_metric_cannot_score_is_a_failure_and_keeps_its_other_scores(photographs):
+    def small_only(sr, hr):
+        if sr.shape[1] > 160:
+            raise UserError("an image of 800x520 px is too large")
+        return 1.0
+
+    picky = Metric("picky", "Picky", small_only)
+    scores = evaluate_all(photographs, metrics=(PSNR, picky))
+    (failure,) = scores.failures
+    assert "GTmod12/b.png has no picky: an image of 800x520 px is too large" in failure
+    assert {name: set(row) for name, row in scores.images.items()} == {
+        "a": {"psnr", "picky"},
+        "b": {"psnr"},
+        "c": {"psnr", "picky"},
+    }
+    assert scores.mean == {}
 
 
 def test_failures_are_told_in_the_order_of_the_images(photographs):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data.benchmarks import find_benchmark
 from models.build import build_generator, build_train_step
+from models.train_step import Batch
 from options.schema import Override, load_options
 from utils import checkpoint, preflight
 from utils.errors import UserError
@@ -33,13 +34,13 @@ def needed_bytes(tmp_path, monkeypatch):
     """The least free space with which a run over these benchmarks is let through."""
     options = load_options(RECIPE, [Override(key, value, key) for key, value in SETTINGS.items()])
     step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
-    step((torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # so that Adam has its moments
+    step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # so that Adam has its moments
 
     def fits(free_bytes, benchmarks):
         usage = namedtuple("usage", "free")(free_bytes)
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage)
         try:
-            check_disk(options, RunFolder(tmp_path / "run"), step, benchmarks, steps_left=100)
+            check_disk(options, RunFolder(tmp_path / "run"), step, benchmarks, steps_left=100, processes=1)
         except UserError:
             return False
         return True

@@ -24,6 +24,7 @@ from utils.metrics import Metric
 from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
 from utils.train_loop import TrainLoop
+from utils.training_pairs import GivenPairs
 
 RECIPE = Path(__file__).parents[2] / "options/train_rrdb_psnr.yml"
 
@@ -106,6 +107,7 @@ def make_loop(tmp_path):
             options=options,
             train_step=train_step,
             batches=batches[train_step.step :],
+            pairs=GivenPairs(),
             benchmarks=list(benchmarks),
             metrics=metrics or {},
             folder=RunFolder(tmp_path / name),
