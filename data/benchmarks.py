@@ -4,7 +4,10 @@ Set5/GTmod12/baby.png                Set5/LRbicx4/baby.png                     (
 Set5/HR/baby.png                     Set5/LR_bicubic/X4/babyx4.png             (EDSR)
 DIV2K/DIV2K_valid_HR/0801.png        DIV2K/DIV2K_valid_LR_bicubic/X4/0801x4.png
 Set5/image_SRF_4/img_001_SRF_4_HR.png beside img_001_SRF_4_LR.png              (SelfExSR)
-photos/a.png                         LR images alone: nothing to score, only to upscale
+RealSR/Canon/Test/4/Canon_001_HR.png beside Canon_001_LR4.png, and Nikon's     (RealSR, version 3)
+DRealSR/Test_x4/test_HR/sony_1_x4.png   DRealSR/Test_x4/test_LR/sony_1_x1.png  (DRealSR: LR has the focal length x1)
+RealSR/test_HR/Canon_004_HR.png      RealSR/test_LR/Canon_004_LR4.png          (crops of these two, StableSR)
+photos/a.png                         LR images alone: nothing to compare with
 
 As a command it makes one from HR images: `python -m data.benchmarks prepare --input FOLDER --name Urban100 --scale 4`.
 """
@@ -12,18 +15,22 @@ As a command it makes one from HR images: `python -m data.benchmarks prepare --i
 import argparse
 import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import image_jobs
-from data.images import IMAGE_SUFFIXES, list_images
+from data.images import IMAGE_SUFFIXES, image_size, list_images
 from data.pairs import find_pairs, pair_sizes
 from data.prepare_benchmark import prepare
 from utils.entry import run
 from utils.errors import UserError
 
 INPUTS = "input"  # the benchmark of files that were given one by one
+# What else photographs are stored in: OpenCV reads some of it, and the rest is told of rather than passed over.
+OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jxl"})
+MARK = r"(?<=.)_(HR|LR\d?|x\d)$"  # at the end of a stem: HR or LR, or the focal length
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Benchmark:
 
     @property
     def has_ground_truth(self) -> bool:
-        """Whether it can be scored."""
+        """Whether SR can be compared with HR."""
         return self.images[0].hr is not None
 
 
@@ -57,7 +64,7 @@ def find_benchmark(root: Path, name: str, *, scale: int) -> Benchmark:
     benchmark = _find(root, name, scale)
     for image in benchmark.images:
         if image.hr is not None:
-            pair_sizes(image.hr, image.lr, scale=scale)
+            _check_sizes(image.hr, image.lr, scale)
     return benchmark
 
 
@@ -72,70 +79,107 @@ def find_inputs(paths: Sequence[Path]) -> list[Benchmark]:
     for path in files:
         if not os.path.exists(path):
             raise UserError(f"{path} does not exist; an image or a folder of images is expected")
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_SUFFIXES:
             raise UserError(
                 f"{path} is no image by its name; it should end in one of {' '.join(sorted(IMAGE_SUFFIXES))}"
             )
-    found = [Benchmark(folder.resolve().name, _without_ground_truth(list_images(folder))) for folder in folders]
+    found = [Benchmark(folder.resolve().name, _without_ground_truth(_photographs(folder))) for folder in folders]
     return [*found, Benchmark(INPUTS, _without_ground_truth(files))] if files else found
 
 
 def _find(root: Path, name: str, scale: int) -> Benchmark:
-    folder = root / name
-    if not folder.is_dir() and Path(name).is_dir():
-        folder = Path(name)
-    if not folder.is_dir():
-        there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        near = difflib.get_close_matches(name, there, n=1, cutoff=0.7)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        found = ", ".join(there) if there else "no folder at all"
-        raise UserError(f"benchmark {name} was not found in {root}{hint}; there is {found}")
-    for hr, lr in (
-        ("GTmod12", f"LRbicx{scale}"),
-        ("HR", f"LR_bicubic/X{scale}"),
-        ("DIV2K_valid_HR", f"DIV2K_valid_LR_bicubic/X{scale}"),
+    folder = _folder(root, name)
+    if folder.name == str(scale) and folder.parent.name == "Test":
+        folder = folder.parent.parent  # RealSR/Canon/Test/4 is Canon's
+    for hr, lr, paired in (
+        ("GTmod12", f"LRbicx{scale}", _paired_folders),
+        ("HR", f"LR_bicubic/X{scale}", _paired_folders),
+        ("DIV2K_valid_HR", f"DIV2K_valid_LR_bicubic/X{scale}", _paired_folders),
+        (f"Test_x{scale}/test_HR", f"Test_x{scale}/test_LR", _marked_folders),
+        ("test_HR", "test_LR", _marked_folders),
     ):
         if (folder / hr).is_dir():
             if not (folder / lr).is_dir():
                 raise UserError(f"benchmark {folder} has {hr} but not the LR folder {lr}")
-            return Benchmark(folder.name, _paired_folders(folder / hr, folder / lr))
-    beside = folder / f"image_SRF_{scale}"
-    beside = beside if beside.is_dir() else folder
-    if not any(path.is_file() for path in beside.iterdir()):
+            return Benchmark(folder.name, paired(folder / hr, folder / lr))
+    real = f"Test/{scale}"
+    beside = [folder / f"image_SRF_{scale}", folder / real, *sorted(folder.glob(f"*/{real}"))]
+    beside = [each for each in beside if each.is_dir()]
+    if not beside and not any(path.is_file() for path in folder.iterdir()):
         raise UserError(
             f"benchmark {folder} has none of the known layouts: GTmod12 with LRbicx{scale}, HR with "
-            f"LR_bicubic/X{scale}, DIV2K_valid_HR with DIV2K_valid_LR_bicubic/X{scale}, *_HR.png beside *_LR.png, "
-            "or LR images alone"
+            f"LR_bicubic/X{scale}, DIV2K_valid_HR with DIV2K_valid_LR_bicubic/X{scale}, test_HR with test_LR (DRealSR: "
+            f"in Test_x{scale}), *_HR.png beside *_LR.png or *_LR{scale}.png (RealSR: in <camera>/{real}), or LR "
+            "images alone"
         )
-    return Benchmark(folder.name, _one_folder(beside))
+    paths = [path for each in beside or [folder] for path in _photographs(each)]
+    hr = [path for path in paths if path.stem.endswith("_HR")]
+    if not hr:
+        return Benchmark(folder.name, _without_ground_truth(paths))
+    lr = [path for path in paths if path.stem.endswith(("_LR", f"_LR{scale}"))]
+    return Benchmark(folder.name, _marked(hr, lr, where=str(folder)))
+
+
+def _folder(root: Path, name: str) -> Path:
+    for folder in (root / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    near = difflib.get_close_matches(name, there, n=1, cutoff=0.7)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    found = ", ".join(there) if there else "no folder at all"
+    raise UserError(f"benchmark {name} was not found in {root}{hint}; there is {found}")
+
+
+def _check_sizes(hr: Path, lr: Path, scale: int) -> None:
+    if image_size(hr) == image_size(lr):
+        raise UserError(
+            f"{lr} is as large as {hr.name} and should be {scale} times smaller; if this is RealSR, take version 3: in "
+            "versions 1 and 2, LR images have the size of HR"
+        )
+    pair_sizes(hr, lr, scale=scale)
 
 
 def _paired_folders(hr_folder: Path, lr_folder: Path) -> tuple[BenchmarkImage, ...]:
     return tuple(BenchmarkImage(hr.stem, lr, hr) for hr, lr in find_pairs(hr_folder, lr_folder))
 
 
-def _one_folder(folder: Path) -> tuple[BenchmarkImage, ...]:
-    paths = list_images(folder)
-    hr = {path.stem.removesuffix("_HR"): path for path in paths if path.stem.endswith("_HR")}
-    if hr:
-        lr = {path.stem.removesuffix("_LR"): path for path in paths if path.stem.endswith("_LR")}
-        odd = sorted(hr.keys() ^ lr.keys())
-        if odd:
-            raise UserError(
-                f"the {len(hr)} *_HR and {len(lr)} *_LR images of {folder} do not pair up by name: {len(odd)} have no "
-                f"partner, such as {', '.join(odd[:5])}"
-            )
-        return tuple(BenchmarkImage(name, lr[name], hr[name]) for name in sorted(hr))
-    return _without_ground_truth(paths)
+def _marked_folders(hr_folder: Path, lr_folder: Path) -> tuple[BenchmarkImage, ...]:
+    return _marked(list_images(hr_folder), list_images(lr_folder), where=f"{hr_folder} and {lr_folder}")
 
 
-def _without_ground_truth(paths: list[Path]) -> tuple[BenchmarkImage, ...]:
-    images = {}
+def _marked(hr_paths: Iterable[Path], lr_paths: Iterable[Path], *, where: str) -> tuple[BenchmarkImage, ...]:
+    """Pair images whose names may end in a mark of what they are; the name without it is the image's."""
+    hr, lr = _by_name(hr_paths, MARK), _by_name(lr_paths, MARK)
+    odd = sorted(hr.keys() ^ lr.keys())
+    if odd:
+        raise UserError(
+            f"the {len(hr)} HR and {len(lr)} LR images of {where} do not pair up by name: {len(odd)} have no "
+            f"partner, such as {', '.join(odd[:5])}"
+        )
+    return tuple(BenchmarkImage(name, lr[name], hr[name]) for name in sorted(hr))
+
+
+def _without_ground_truth(paths: Iterable[Path]) -> tuple[BenchmarkImage, ...]:
+    return tuple(BenchmarkImage(name, path, None) for name, path in _by_name(paths, "").items())
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """The images of a folder sorted by name, those of other kinds among them."""
+    images = list_images(folder)
+    others = [path for path in folder.iterdir() if path.suffix.lower() in OTHER_SUFFIXES]
+    return sorted([*images, *(path for path in others if not path.name.startswith("."))])
+
+
+def _by_name(paths: Iterable[Path], mark: str) -> dict[str, Path]:
+    """Images by their stems, without what `mark` matches of them. Raises UserError where two have one name."""
+    named = {}
     for path in paths:
-        if path.stem in images:
-            raise UserError(f"{images[path.stem].lr} and {path} would both be written as one PNG; rename one of them")
-        images[path.stem] = BenchmarkImage(path.stem, path, None)
-    return tuple(images.values())
+        name = re.sub(mark, "", path.stem)
+        if name in named:
+            raise UserError(f"{named[name]} and {path} would both be written as one PNG; rename one of them")
+        named[name] = path
+    return named
 
 
 def main() -> int:

@@ -21,6 +21,12 @@ LAYOUTS = {
     "div2k": ("DIV2K_valid_HR/{}.png", "DIV2K_valid_LR_bicubic/X4/{}x4.png"),
     "selfexsr": ("image_SRF_4/{}_HR.png", "image_SRF_4/{}_LR.png"),
     "side by side": ("{}_HR.png", "{}_LR.png"),
+    "realsr": ("Canon/Test/4/{}_HR.png", "Canon/Test/4/{}_LR4.png"),
+    "realsr, one camera": ("Test/4/{}_HR.png", "Test/4/{}_LR4.png"),
+    "realsr, crops": ("test_HR/{}_HR.png", "test_LR/{}_LR4.png"),
+    "drealsr": ("Test_x4/test_HR/{}_x4.png", "Test_x4/test_LR/{}_x1.png"),
+    "drealsr, the other way round": ("Test_x4/test_HR/{}_x1.png", "Test_x4/test_LR/{}_x4.png"),
+    "drealsr, crops": ("test_HR/{}_x1.png", "test_LR/{}_x1.png"),
 }
 
 
@@ -35,6 +41,36 @@ def test_layout_is_found_and_paired_by_name(tmp_path, hr, lr):
     expected = [(name, tmp_path / "Set" / hr.format(name), tmp_path / "Set" / lr.format(name)) for name in "ab"]
     assert [(entry.name, entry.hr, entry.lr) for entry in benchmark.images[:2]] == expected
     assert len(benchmark.images) == 3
+
+
+def test_cameras_of_realsr_are_one_benchmark_and_each_is_one_too(tmp_path):
+    """Whatever scales lie beside each other, and whichever of its folders is named."""
+    for camera, number in (("Nikon", "001"), ("Canon", "001"), ("Canon", "002")):
+        folder = tmp_path / "RealSR(V3)" / camera / "Test"
+        for scale in (2, 4):
+            image(folder / str(scale) / f"{camera}_{number}_HR.png", 16)
+            image(folder / str(scale) / f"{camera}_{number}_LR{scale}.png", 16 // scale)
+        image(folder / "4" / f"{camera}_{number}_LR2.png", 8)
+        image(folder.with_name("Train") / "4" / f"{camera}_009_HR.png", 16)
+    both = find_benchmark(tmp_path, "RealSR(V3)", scale=4)
+    assert both.name == "RealSR(V3)"
+    assert [(entry.name, entry.lr.name, entry.hr.name) for entry in both.images] == [
+        (name, f"{name}_LR4.png", f"{name}_HR.png") for name in ("Canon_001", "Canon_002", "Nikon_001")
+    ]
+    canon = find_benchmark(tmp_path, "RealSR(V3)/Canon", scale=4)
+    assert canon == find_benchmark(tmp_path, "RealSR(V3)/Canon/Test/4", scale=4)
+    assert (canon.name, canon.images) == ("Canon", both.images[:2])
+    assert [entry.lr.name for entry in find_benchmark(tmp_path, "RealSR(V3)/Nikon/Test/2", scale=2).images] == [
+        "Nikon_001_LR2.png"
+    ]
+
+
+@pytest.mark.parametrize("hr_px", [16, 17, 18, 19])
+def test_lr_may_be_rounded_down_or_up_where_hr_is_no_multiple_of_the_scale(tmp_path, hr_px):
+    for name, lr_px in (("down", 4), ("up", -(-hr_px // 4))):
+        image(tmp_path / f"RealSR/Canon/Test/4/{name}_HR.png", hr_px)
+        image(tmp_path / f"RealSR/Canon/Test/4/{name}_LR4.png", lr_px)
+    assert len(find_benchmark(tmp_path, "RealSR", scale=4).images) == 2
 
 
 def test_folder_of_lr_images_has_no_ground_truth(tmp_path):
@@ -56,7 +92,16 @@ def test_name_that_is_nearly_right_is_suggested(tmp_path):
         ({"HR/a.png": 16}, "has HR but not the LR folder"),
         ({"HR/a.png": 16, "LR_bicubic/X4/bx4.png": 4}, "do not pair by name"),
         ({"HR/a.png": 16, "LR_bicubic/X4/ax4.png": 5}, "calls for 4x4 at scale 4"),
-        ({"a_HR.png": 16, "a_LR.png": 4, "b_LR.png": 4}, "do not pair up by name"),
+        ({"a_HR.png": 16, "a_LR.png": 4, "b_LR.png": 4}, "do not pair up by name.* such as b$"),
+        ({"Canon/Test/4/a_HR.png": 16, "Canon/Test/4/a_LR2.png": 8}, "the 1 HR and 0 LR images .* do not pair up"),
+        ({"Canon/Test/4/a_HR.png": 16, "Canon/Test/4/a_LR4.png": 16}, r"a_LR4\.png is as large as .* take version 3"),
+        ({"Canon/Test/4/a_HR.png": 16, "Nikon/Test/4/a_HR.png": 16}, "both be written as one PNG"),
+        ({"Test_x4/test_HR/a_x4.png": 16}, "has Test_x4/test_HR but not the LR folder Test_x4/test_LR"),
+        ({"test_HR/a_x4.png": 16, "test_LR/a_x1.png": 4, "test_LR/a_x2.png": 4}, "both be written as one PNG"),
+        (
+            {"test_HR/a_x4.png": 16, "test_LR/b_x1.png": 4},
+            "test_HR and .*test_LR do not pair up by name.* such as a, b$",
+        ),
         ({"somewhere/else/a.png": 4}, "none of the known layouts"),
         ({"a.png": 4, "a.jpg": 4}, "both be written as one PNG"),
     ],
@@ -80,6 +125,18 @@ def test_files_and_folders_to_upscale_become_benchmarks_without_ground_truth(tmp
     ]
     assert [entry.lr for entry in found[1].images] == [Path("../other/a.JPG"), Path("../z.png")]
     assert not any(benchmark.has_ground_truth for benchmark in found)
+
+
+def test_photographs_of_other_kinds_are_not_passed_over(tmp_path):
+    """Whether OpenCV can read them shows when they are read."""
+    for name in ("a.png", "c.JPG"):
+        image(tmp_path / "photos" / name, 5)
+    for name in ("b.heic", "d.GIF", "notes.txt", "._b.heic"):
+        (tmp_path / "photos" / name).touch()
+    (found,) = find_inputs([tmp_path / "photos"])
+    assert [entry.lr.name for entry in found.images] == ["a.png", "b.heic", "c.JPG", "d.GIF"]
+    assert find_benchmark(tmp_path, "photos", scale=4) == found
+    assert find_inputs([tmp_path / "photos/b.heic"])[0].images == found.images[1:2]
 
 
 @pytest.mark.parametrize(

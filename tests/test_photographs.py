@@ -1,0 +1,178 @@
+"""test.py on photographs as people have them: every kind of file is upscaled rightly, or named while others go on."""
+
+import csv
+import runpy
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image, ImageCms
+
+from data.images import PNG_SIGNATURE
+from data.imresize import imresize
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+
+ROOT = Path(__file__).parents[1]
+PHOTO = skimage.data.coffee()[100:143, 100:151]  # 51x43: no side is a multiple of a window, a tile or a JPEG block
+LARGE = skimage.data.coffee()[:70, :75]
+LOSSY = 4  # levels, on average over a photograph, by which a format or a kind of colour may be off
+
+
+def save(**how):
+    """Saves the photograph through Pillow."""
+
+    def write(path: Path, *, mode: str = "RGB", pixels: np.ndarray = PHOTO, **options) -> None:
+        Image.fromarray(pixels).convert(mode).save(path, **options)
+
+    return lambda path: write(path, **how)
+
+
+def save_interlaced(path: Path) -> None:
+    """PNG by Adam7 (ISO/IEC 15948, 8.2), which neither Pillow nor OpenCV writes."""
+    height, width = PHOTO.shape[:2]
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    rows = [row for y, x, down, right in passes for row in PHOTO[y::down, x::right]]
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+    path.write_bytes(PNG_SIGNATURE + b"".join(packed))
+
+
+def save_16_bits(path: Path) -> None:
+    cv2.imwrite(str(path), PHOTO[:, :, ::-1].astype(np.uint16) * 257)
+
+
+def save_truncated(path: Path) -> None:
+    Image.fromarray(PHOTO).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    return exif
+
+
+GREY = np.asarray(Image.fromarray(PHOTO).convert("L").convert("RGB"))
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# File name: how it is made, and the RGB pixels that it shows.
+KINDS = {
+    "png.png": (save(), PHOTO),
+    "png, larger than a tile.png": (save(pixels=LARGE), LARGE),
+    "png, interlaced.png": (save_interlaced, PHOTO),
+    "png, resolution.png": (save(dpi=(72, 72)), PHOTO),
+    "png, 16 bits.png": (save_16_bits, PHOTO),
+    "png, grey.png": (save(mode="L"), GREY),
+    "png, grey and alpha.png": (save(mode="LA"), GREY),
+    "png, alpha.png": (save(mode="RGBA"), PHOTO),
+    "png, palette.png": (save(mode="P"), np.asarray(Image.fromarray(PHOTO).convert("P").convert("RGB"))),
+    "png, 1 bit.png": (save(mode="1"), np.asarray(Image.fromarray(PHOTO).convert("1").convert("RGB"))),
+    "png, 1 wide.png": (save(pixels=PHOTO[:, :1]), PHOTO[:, :1]),
+    "png, 1 high.png": (save(pixels=PHOTO[:1]), PHOTO[:1]),
+    "png, 1 pixel.png": (save(pixels=PHOTO[:1, :1]), PHOTO[:1, :1]),
+    "jpeg.jpg": (save(quality=98), PHOTO),
+    "jpeg, another name.JPEG": (save(quality=98, format="JPEG"), PHOTO),
+    "jpeg, called png.png": (save(quality=98, format="JPEG"), PHOTO),
+    "jpeg, progressive.jpg": (save(quality=98, progressive=True), PHOTO),
+    "jpeg, grey.jpg": (save(mode="L", quality=98), GREY),
+    "jpeg, cmyk.jpg": (save(mode="CMYK", quality=98), PHOTO),
+    "jpeg, profile.jpg": (save(quality=98, icc_profile=PROFILE), PHOTO),
+    "jpeg, turned.jpg": (save(quality=98, exif=turned()), PHOTO),
+    "bmp.bmp": (save(), PHOTO),
+    "gif.gif": (save(), PHOTO),
+    "jp2.jp2": (save(), PHOTO),
+    "tiff.tif": (save(), PHOTO),
+    "tiff, compressed.tiff": (save(compression="tiff_lzw"), PHOTO),
+    "tiff, cmyk.tif": (save(mode="CMYK"), PHOTO),
+    "tiff, 16 bits.tif": (save_16_bits, PHOTO),
+    "webp.webp": (save(quality=98), PHOTO),
+}
+DAMAGED = {
+    "truncated.png": save_truncated,
+    "text.png": lambda path: path.write_text("hello"),
+    "floating point.tif": lambda path: Image.fromarray(GREY[..., 0].astype(np.float32)).save(path),
+    "phone.heic": lambda path: path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+}
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """The working folder, with photos/ of every kind and weights of two small networks."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(RRDBNet(features=8, blocks=1, growth=4).state_dict(), tmp_path / "rrdb.pth")
+    torch.save(SwinIR(embed_dim=12, depths=(2,), heads=(2,), window=8).state_dict(), tmp_path / "swinir.pth")
+    (tmp_path / "photos").mkdir()
+    for name, (write, _) in KINDS.items():
+        write(tmp_path / "photos" / name)
+    return tmp_path
+
+
+@pytest.fixture
+def run_test(monkeypatch, capsys):
+    """Runs test.py in this process; the exit code and what it said."""
+
+    def run(words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["test.py", *words.split(), "--output_path", "out"])
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path(str(ROOT / "test.py"), run_name="__main__")
+        said = capsys.readouterr()
+        assert not said.err
+        return ending.value.code, said.out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["--input photos", "--benchmarks photos --tile_px 64 --self_ensemble --precision bf16 --batch_size 4"],
+)
+def test_every_kind_of_photograph_is_upscaled_as_it_shows(photographs, run_test, how):
+    code, said = run_test(f"--weights bicubic rrdb.pth swinir.pth {how}")
+    assert code == 0, said
+    assert f"{3 * len(KINDS)} images upscaled" in said
+    for name, (_, shown) in KINDS.items():
+        files = [Path("out") / label / f"photos/{Path(name).stem}.png" for label in ("bicubic", "rrdb", "swinir")]
+        bicubic, *others = (np.asarray(Image.open(file)) for file in files)
+        expected = imresize(shown, scale=4)
+        assert {sr.shape for sr in (bicubic, *others)} == {expected.shape}, name
+        levels = np.abs(bicubic.astype(float) - expected)
+        assert levels.mean() < LOSSY, name
+        if name.startswith("png"):
+            assert not levels.any(), name
+
+
+def test_damaged_photographs_are_named_and_the_others_are_done(photographs, run_test):
+    for name, write in DAMAGED.items():
+        write(photographs / "photos" / name)
+    code, said = run_test("--weights bicubic --input photos")
+    assert code == 1
+    failures = [line for line in said.splitlines() if line.startswith("failed: ")]
+    assert len(failures) == len(DAMAGED)
+    assert all(any(f"photos/{name}" in line for line in failures) for name in DAMAGED)
+    assert len(list((photographs / "out/bicubic/photos").iterdir())) == len(KINDS)
+
+
+def test_score_without_reference_needs_no_ground_truth_and_its_lack_is_told(photographs, run_test):
+    """Of images that the metric cannot score, by name; the others keep their scores."""
+    code, said = run_test("--weights bicubic --input photos --metrics piqe")
+    rows = csv.DictReader((photographs / "out/results.csv").read_text().splitlines())
+    scored = {row["image"] for row in rows if row["piqe"]}
+    small = {Path(name).stem for name, (_, shown) in KINDS.items() if min(shown.shape[:2]) == 1}
+    assert code == 1
+    assert scored == {Path(name).stem for name in KINDS} - small
+    assert all(f"{name}.png has no piqe" in said for name in small)
+    assert (photographs / "out/report.html").is_file()
