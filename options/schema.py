@@ -658,6 +658,8 @@ def _explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
         for depth, part in enumerate(problem["loc"])
         if not (depth == 1 and part in _GENERATOR_TYPES)  # pydantic puts the union's tag into the path
     )
+    if path[-1:] == ("[key]",):  # of a mapping whose keys are the choice
+        path = path[:-2]
     given = _short(problem["input"])
     kind = problem["type"]
     if kind == "extra_forbidden":

@@ -58,7 +58,7 @@ def test_check_reads_every_image_and_compares_the_pairs(own_pairs, workshop, com
     done = command(*words, "--check", cwd=workshop)
     assert done.returncode == 2
     table = "".join(done.stdout.split()).replace("│", "")  # long lines are folded
-    assert f"readableWRONG1of33pairsof{own_pairs}" in table
+    assert f"readableWRONG1of66imagesin{own_pairs}" in table
     assert hr[3].name in table
     assert "networks?notlookedat" in table
     assert "cannot start" in done.stderr

@@ -211,7 +211,7 @@ def test_file_that_huggingface_hub_has_downloaded_is_used_where_it_lies(hub_copy
     assert locate("model.pth", pretrained_root=root) == hub_copy
     code, told = command("fetch", "model.pth")
     assert (code, str(hub_copy) in told) == (0, True)
-    assert str(hub_copy.parent) in command("list")[1]
+    assert str(hub_copy.parent) in "".join(command("list")[1].split())  # long paths are folded
     assert server.requests == files_in(root) == []
 
     hub_copy.write_bytes(CONTENT[:-1])
