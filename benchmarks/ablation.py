@@ -110,7 +110,7 @@ def score(finished: list[Options], *, processes: int) -> str:
 
 def about(options: Options, processes: int) -> dict[str, str]:
     """What the discriminator sees, how finely, and the median of the seconds that a step took."""
-    row = {"extractor": "-", "layer": "-", "fusion": "none", "channels": "-", "stride": "-"}
+    row = {"recipe": options.name, "extractor": "-", "layer": "-", "fusion": "none", "channels": "-", "stride": "-"}
     if options.discriminator is not None and options.discriminator.fusion != "none":
         model, layer = options.semantic_extractor.model, options.semantic_extractor.layer
         with torch.device("meta"):  # without its weights

@@ -54,7 +54,7 @@ def main() -> int:
     device = World().device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     side = arguments.crop_px
-    print(f"{name}, {arguments.precision}, {arguments.batch} images of {side}x{side}\n")
+    print(f"{name}, {arguments.precision}, batch {arguments.batch} of {side}x{side}\n")
     print("| model | layer | channels | stride | parameters (M) | GFLOP per image | ms | time | memory (MB) |")
     print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
 

@@ -262,13 +262,12 @@ def _index(layers: list[Layer], wanted: str, model: str) -> int:
     """Of the layer with that name or, in digits, stride; the deepest of several."""
     found = [i for i, layer in enumerate(layers) if wanted in (layer.name, str(layer.stride))]
     if not found:
-        strides = sorted({layer.stride for layer in layers})
-        there = "; ".join(
-            f"of stride {stride} {', '.join(layer.name for layer in layers if layer.stride == stride)}"
-            for stride in strides
+        strides = " or ".join(map(str, sorted({layer.stride for layer in layers})))
+        names = ", ".join(f"{layer.name} ({layer.stride})" for layer in layers)
+        raise UserError(
+            f"{model} has no layer {wanted!r}; give a stride, {strides}, or a name, of {names}"
+            f"{_did_you_mean(wanted, [layer.name for layer in layers])}"
         )
-        nearest = _did_you_mean(wanted, [layer.name for layer in layers])
-        raise UserError(f"{model} has no layer or stride {wanted!r}; its layers are {there}{nearest}")
     return found[-1]
 
 

@@ -506,7 +506,7 @@ def load_options(recipe: str | Path | dict[str, Any], overrides: Sequence[Overri
         *parents, _ = path = tuple(override.key.split("."))
         for depth in range(1, len(parents) + 1):
             said.setdefault(path[:depth], override.said)
-        _merge(tree, _nested(path, override.value))
+        _merge(tree, _nested(path, override.value), whole=WHOLE - {path[:2]} if len(path) > 2 else WHOLE)
         said[path] = override.said
     try:
         options = Options.model_validate(tree)
@@ -629,11 +629,22 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(inner) for inner in value) if isinstance(value, list | tuple) else value
 
 
-def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Lay `changes` over `tree`: mappings key by key, everything else replaced."""
+# A mapping that is a choice as a whole: other folders take the place of those before, and do not join them.
+WHOLE = frozenset({("dataset", "hr")})
+
+
+def _merge(
+    tree: dict[str, Any],
+    changes: dict[str, Any],
+    *,
+    whole: frozenset[tuple[str, ...]] = WHOLE,
+    at: tuple[str, ...] = (),
+) -> None:
+    """Lay `changes` over `tree`: mappings key by key but for those `whole`, everything else replaced."""
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
+        here = (*at, key)
+        if isinstance(value, dict) and isinstance(tree.get(key), dict) and here not in whole:
+            _merge(tree[key], value, whole=whole, at=here)
         else:
             tree[key] = value
 

@@ -100,7 +100,8 @@ def test_grid_goes_on_after_a_failure_and_leaves_finished_runs_alone(workshop, c
 
     table = (workshop / "grid/table.md").read_text().splitlines()
     header, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
-    seen = {"extractor": "clip/RN50", "layer": "16", "fusion": "cross-attention", "channels": "1024", "stride": "16"}
+    seen = {"recipe": "trained", "extractor": "clip/RN50", "layer": "16", "fusion": "cross-attention"}
+    seen |= {"channels": "1024", "stride": "16"}
     (results,) = json.loads((workshop / "grid/scores_of_1/results.json").read_text())["weights"]
     means = results["benchmarks"]["Photos"]["mean"]
     steps = [json.loads(line) for line in (workshop / "grid/trained/metrics.jsonl").read_text().splitlines()]

@@ -169,10 +169,10 @@ def _attention_rows(scene: Scene, seen: Look, points: Sequence[Point], block: in
         row = [Panel(f"point {x} {y}", marked(scene.hr, point))]
         for name in names:
             attention = seen.attention[name][number]
-            # In multiples of the mean, which every position would get if all got the same.
-            low, high = (attention.numel() * value.item() for value in attention.aminmax())
+            # By how much it differs from the mean, which every position would get if all got the same.
+            low, high = (100 * (attention.numel() * value.item() - 1) for value in attention.aminmax())
             title = f"{name} looks at ({attention.shape[1]}x{attention.shape[0]})"
-            scale = Scale(INFERNO, f"{low:.5g} of the mean", f"{high:.5g} of it")
+            scale = Scale(INFERNO, f"mean {low:+.4g} %", f"{high:+.4g} %")
             row.append(Panel(title, attention_picture(scene.hr, attention, point), scale))
         rows.append(row)
     return rows

@@ -72,7 +72,8 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         told = "starts from random weights"
         published = PSNR_ORIENTED.get(options.generator.type)
         if options.discriminator is not None and published:
-            told += f"; the paper starts from PSNR-oriented ones (--set train.start_from={published})"
+            example = published if options.degradation is None else "FILE, from train_*_psnr_real.yml"
+            told += f"; the paper starts from PSNR-oriented ones (--set train.start_from={example})"
         return Start((*before, told))
     found = checkpoint.load(path)
     if auto or resume is None or not checkpoint.is_training_state(found):

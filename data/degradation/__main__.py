@@ -48,7 +48,7 @@ def main() -> int:
     hr = crop_hr(args.input, hr_px=options.degradation.hr_px)
     sheet = contact_sheet(hr, pairs.degradation, sharpening=pairs.sharpening, seed=args.seed, samples=args.samples)
     write_image(args.output, sheet)
-    print(f"{args.samples} draws of {args.input}: {args.output}")
+    print(f"{args.samples} draw{'s' * (args.samples > 1)} of {args.input}: {args.output}")
     return 0
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import track
 
 from data.degradation.pipeline import Degradation
-from data.image_jobs import prepare_outputs, refuse_collisions
-from data.images import list_images, read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
+from data.image_jobs import refuse_collisions
+from data.images import IMAGE_SUFFIXES, list_images, read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
 from utils.errors import UserError
 from utils.files import WriteError
 
@@ -26,11 +26,12 @@ def degrade_folder(source: Path, output: Path, degradation: Degradation, *, seed
         The exit code: 1 when some images are unreadable or too small (they are named on stderr), else 0.
 
     Raises:
-        UserError: the folder has no image, two would be written under one name, or the output is not empty.
+        UserError: the folder has no image, two would be written under one name, or the output holds something.
     """
     paths = list_images(source)
     refuse_collisions({path: f"{path.stem}.png" for path in paths})
-    prepare_outputs([output / HR, output / LR], inputs=[source], pattern="", overwrite=False, resume=False)
+    if output.suffix.lower() in IMAGE_SUFFIXES or output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"the LR images of a folder go into a new folder, which {output} is not; give another --output")
     console, failed = Console(stderr=True), 0
     for number, path in enumerate(track(paths, "", console=console, disable=not console.is_terminal)):
         try:

@@ -222,7 +222,8 @@ class Degradation:
         Args:
             hr: (B, 3, H, W) float32 in [0, 1], sides multiples of the scale.
             rng: all choices and the seed of the noise are drawn from it.
-            trace: called with a title and the images (B, 3, ., .) after each operation. They may lie outside [0, 1].
+            trace: called with a title, in its brackets what was drawn, and the images (B, 3, ., .) after each
+                operation. They may lie outside [0, 1].
 
         Returns:
             (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255.
@@ -241,20 +242,25 @@ class Degradation:
 
         def blur_resize_noise(name: str, images: Tensor, draw: StageDraw, size: tuple[int, int]) -> Tensor:
             height, width = (max(1, round(side * draw.resize_factor)) for side in size)
-            images = done(f"{name} blur", _blur(images, draw.kernels))
+            images = done(f"{name} blur ({_kinds(draw.kernels)})", _blur(images, draw.kernels))
             images = done(
                 f"{name} resize ({draw.interpolation}, {height}x{width})",
                 _resize(images, (height, width), draw.interpolation),
             )
-            return done(f"{name} noise ({draw.noise})", _add_noise(images, draw, generator))
+            strengths = ", ".join(f"{strength:.2g}" for strength in draw.noise_strength)
+            return done(f"{name} noise ({draw.noise}, {strengths})", _add_noise(images, draw, generator))
 
         def shrink(images: Tensor) -> Tensor:
-            images = done(f"final resize ({end.interpolation})", _resize(images, lr_size, end.interpolation))
-            return done("final sinc", _blur(images, end.kernels))
+            images = done(
+                "final resize ({}, {}x{})".format(end.interpolation, *lr_size),
+                _resize(images, lr_size, end.interpolation),
+            )
+            return done(f"final sinc ({_kinds(end.kernels)})", _blur(images, end.kernels))
 
         def compress(name: str, images: Tensor, draw: StageDraw) -> Tensor:
             quality = torch.from_numpy(draw.jpeg_quality).to(images)
-            return done(f"{name} JPEG", jpeg(images.clamp(0, 1), quality))
+            qualities = ", ".join(f"{each:.0f}" for each in draw.jpeg_quality)
+            return done(f"{name} JPEG (quality {qualities})", jpeg(images.clamp(0, 1), quality))
 
         images = blur_resize_noise("first", hr, first, (height, width))
         images = compress("first", images, first)
@@ -264,6 +270,10 @@ class Degradation:
         else:
             images = shrink(compress("second", images, second))
         return done("LR", (images.clamp(0, 1) * 255).round() / 255)
+
+
+def _kinds(kernels: Sequence[Kernel]) -> str:
+    return ", ".join(kernel.kind.replace("_", " ") for kernel in kernels)
 
 
 def _blur(images: Tensor, kernels: Sequence[Kernel]) -> Tensor:

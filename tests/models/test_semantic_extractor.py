@@ -389,9 +389,9 @@ def test_model_that_is_not_there_is_told_with_those_near_it(model, message, tmp_
 @pytest.mark.parametrize(
     ("model", "layer", "message"),
     [
-        ("clip/RN50", "layr3", "of stride 4 layer1; of stride 8 layer2; .*did you mean layer3"),
-        ("clip/RN50", "2", "no layer or stride '2'"),
-        ("timm/vit_small_patch14_dinov2", "16", "of stride 14 blocks.0, .*blocks.11"),
+        ("clip/RN50", "layr3", r"4 or 8 or 16 or 32, or a name, of layer1 \(4\), layer2 \(8\), .*did you mean layer3"),
+        ("clip/RN50", "2", "no layer '2'"),
+        ("timm/vit_small_patch14_dinov2", "16", r"give a stride, 14, or a name, of blocks.0 \(14\), .*blocks.11"),
     ],
 )
 def test_layer_that_is_not_there_is_told_with_those_there_are(model, layer, message):

@@ -109,6 +109,17 @@ def test_child_overrides_parent_key_by_key_and_the_command_line_overrides_both(t
     assert (options.train.total_steps, options.train.log_every_steps) == (30, 5)
 
 
+def test_folders_of_a_child_replace_those_of_its_parent_and_a_single_key_joins_them(tmp_path):
+    parent = write(tmp_path, {"dataset": {"hr": {"a": 1, "b": 2}, "augment": False}}, "parent.yml")
+    child = {**BASE, "extends": parent.name, "dataset": {"hr": {"c": 0.5}, "lr": "d"}}
+    options = read(tmp_path, child)
+    assert (options.dataset.hr, options.dataset.augment) == ({"c": 0.5}, False)
+    assert read(tmp_path, child, "dataset.hr={e: 3}").dataset.hr == {"e": 3}
+    assert read(tmp_path, child, "dataset.hr=e").dataset.hr == {"e": 1}
+    real = load_options(REAL[0], [Override.parse("dataset.hr={e: 3}"), Override.parse("dataset.hr.f=1")])
+    assert real.dataset.hr == {"e": 3, "f": 1}
+
+
 def test_resolved_tree_reads_back_equal(tmp_path):
     for recipe in RECIPES:
         options = load_options(recipe)
@@ -177,6 +188,7 @@ MISTAKES_REAL = {
     "degradation.first.resize_range=[1.1,1.5]": ["first.resize_range", "1.1", "should hold 1"],
     "degradation.second.beta_plateau=[2,3]": ["second.beta_plateau", "[2.0, 3.0]", "should hold 1"],
     "dataset.lr=train_sub_x4": ["dataset.lr", "train_sub_x4", "set dataset.lr: null"],
+    "dataset.hr={}": ["dataset.hr", "at least 1 item"],
 }
 
 

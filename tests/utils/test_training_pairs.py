@@ -1,6 +1,5 @@
 """From what a loader yields to training pairs: LR made from HR belongs to it, and everything follows from the seed."""
 
-import numpy as np
 import pytest
 import skimage.data
 import torch

@@ -60,7 +60,9 @@ def test_image_that_cannot_be_used_is_named_and_the_others_are_done(photographs,
     assert len(find_benchmark(tmp_path, "Real", scale=4).images) == 2
 
 
-def test_earlier_benchmark_is_not_written_over(photographs, tmp_path):
+def test_earlier_benchmark_is_not_written_over_and_no_folder_is_called_like_an_image(photographs, tmp_path):
     degrade_folder(photographs, tmp_path / "Real", Drawn(), seed=0)
-    with pytest.raises(UserError, match="is not empty"):
-        degrade_folder(photographs, tmp_path / "Real", Drawn(), seed=1)
+    for output in (tmp_path / "Real", photographs, photographs / "cat.png", tmp_path / "sheet.png"):
+        with pytest.raises(UserError, match="give another --output"):
+            degrade_folder(photographs, output, Drawn(), seed=1)
+    assert not (tmp_path / "sheet.png").exists()
