@@ -63,8 +63,20 @@ def test_discriminator_fits_whatever_the_extractor_gives(layer, fusion):
         semantic_extractor__layer=layer,
     )
     extractor = build_extractor(options)
+    discriminator = build_discriminator(options, extractor)
     hr = torch.rand(1, 3, 64, 64)
-    assert build_discriminator(options, extractor)(hr, extractor(hr)).shape == (1, 1, 64, 64)
+    assert discriminator(hr, extractor(hr)).shape == (1, 1, 64, 64)
+    assert any("attention" in name for name, _ in discriminator.named_parameters()) == (fusion == "cross-attention")
+    assert discriminator.fusion1.shuffle.upscale_factor == extractor.stride / 2  # image features of stride 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"), [("train_rrdb_psnr_real", {"pixel", "perceptual"}), ("train_rrdb_psnr", set())]
+)
+def test_losses_of_real_sr_compare_with_sharpened_hr(recipe, expected):
+    options = read(recipe, generator__blocks=1, generator__features=8)
+    step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+    assert set(step.sharpened) == expected
 
 
 def test_weights_depend_on_the_seed_alone():

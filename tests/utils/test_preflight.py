@@ -36,20 +36,23 @@ def needed_bytes(tmp_path, monkeypatch):
     step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
     step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # so that Adam has its moments
 
-    def fits(free_bytes, benchmarks):
+    def fits(free_bytes, benchmarks, **run):
         usage = namedtuple("usage", "free")(free_bytes)
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage)
         try:
-            check_disk(options, RunFolder(tmp_path / "run"), step, benchmarks, steps_left=100, processes=1)
+            check_disk(
+                folder=RunFolder(tmp_path / "run"), train_step=step, benchmarks=benchmarks, steps_left=100, **run
+            )
         except UserError:
             return False
         return True
 
-    def search(*benchmarks):
+    def search(*benchmarks, options=options, processes=1):
         low, high = 0, 2**40
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if fits(middle, list(benchmarks)) else (middle, high)
+            enough = fits(middle, list(benchmarks), options=options, processes=processes)
+            low, high = (low, middle) if enough else (middle, high)
         return high
 
     return search, step
@@ -64,6 +67,17 @@ def test_states_and_weights_are_foreseen(needed_bytes, tmp_path):
     weights_bytes, state_bytes = ((tmp_path / name).stat().st_size for name in ("weights.pth", "state.pth"))
     # Two states and a third until the oldest is deleted; weights of 10 saves, the latest ones, and these once more.
     assert search() == pytest.approx(3 * state_bytes + 12 * weights_bytes, rel=0.05)
+
+
+def test_pool_of_pairs_of_every_process_is_foreseen(needed_bytes):
+    search, _ = needed_bytes
+    real = RECIPE.with_name("train_rrdb_psnr_real.yml")
+    settings = {**SETTINGS, "dataset.lr_patch_px": 16, "validation.benchmarks": (), "degradation.pool_pairs": 50}
+    options = load_options(real, [Override(key, value, key) for key, value in settings.items()])
+    without = search()
+    two_pools = search(options=options, processes=2) - without
+    assert two_pools == 2 * (search(options=options) - without)
+    assert two_pools == pytest.approx(3 * 2 * 50 * 3 * (16**2 + 64**2))  # in two states, and a third for a moment
 
 
 def test_validation_images_are_foreseen(needed_bytes, tmp_path):

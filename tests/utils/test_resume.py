@@ -98,6 +98,13 @@ def test_what_changed_is_listed_and_another_network_is_refused(folder, save):
         start(AUTO, options_with(generator__features=8), folder)
 
 
+@pytest.mark.parametrize("changed", [{"semantic_extractor__model": "clip/RN101"}, {"semantic_extractor__layer": "8"}])
+def test_other_semantics_are_refused_because_the_discriminator_fits_them(folder, save, changed):
+    save(1, options_with())
+    with pytest.raises(UserError, match=rf"was trained with {next(iter(changed)).replace('__', '.')}"):
+        start(AUTO, options_with(**changed), folder)
+
+
 def test_a_state_from_before_an_option_of_the_network_goes_on_with_its_default_alone(folder, save):
     path = save(3, options_with())
     state = checkpoint.load(path)

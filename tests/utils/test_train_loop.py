@@ -71,7 +71,17 @@ def benchmark_of_two(tmp_path):
 def make_loop(tmp_path):
     """Makes a loop over a tiny RRDB in the run folder `name`, and its log."""
 
-    def make(name="run", *, broken_calls=(), benchmarks=(), metrics=None, adversary=None, state=None, **settings):
+    def make(
+        name="run",
+        *,
+        broken_calls=(),
+        benchmarks=(),
+        metrics=None,
+        adversary=None,
+        pairs=None,
+        state=None,
+        **settings,
+    ):
         overrides = [Override(key.replace("__", "."), value, key) for key, value in settings.items()]
         options = load_options(RECIPE, [Override("train.total_steps", 6, ""), *overrides])
         torch.manual_seed(0)
@@ -107,7 +117,7 @@ def make_loop(tmp_path):
             options=options,
             train_step=train_step,
             batches=batches[train_step.step :],
-            pairs=GivenPairs(),
+            pairs=pairs or GivenPairs(),
             benchmarks=list(benchmarks),
             metrics=metrics or {},
             folder=RunFolder(tmp_path / name),
@@ -238,6 +248,33 @@ def test_signal_in_a_validation_saves_at_once_and_the_scores_are_made_after_resu
         ("validation/Two", 3),
         ("validation/Two", 6),
     ]
+
+
+class Seeded(GivenPairs):
+    """Notes the seeds from which pairs were to be made."""
+
+    def __init__(self):
+        self.seeds = []
+
+    def __call__(self, loaded, *, seed, device):
+        self.seeds.append(seed)
+        return super().__call__(loaded, seed=seed, device=device)
+
+
+def test_every_batch_is_degraded_from_a_seed_of_its_own_that_a_resumed_run_finds_again(make_loop):
+    def seeds_of(name, **more):
+        pairs = Seeded()
+        loop, _ = make_loop(name, pairs=pairs, train__total_steps=3, train__save_every_steps=1, **more)
+        loop.batches = [batch for batch in loop.batches for _ in range(2)]
+        loop.run()
+        return pairs.seeds, loop
+
+    twice = {"train__accumulate_batches": 2}
+    seeds, loop = seeds_of("whole", **twice)
+    assert len(seeds) == len(set(seeds)) == 6
+    assert not set(seeds) & set(seeds_of("other", seed=2, **twice)[0])
+    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 1))
+    assert seeds_of("resumed", state=state, **twice)[0] == seeds[2:]
 
 
 def test_signals_are_what_they_were_before_after_a_run(make_loop):
