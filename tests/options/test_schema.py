@@ -28,7 +28,7 @@ def test_every_recipe_is_valid_and_is_called_like_its_file(recipe):
 
 
 def test_defaults_are_the_published_recipe(tmp_path):
-    """FACTS of the released configuration: losses, optimiser, schedule, patches, batch."""
+    """The released configuration: losses, optimiser, schedule, patches, batch."""
     options = read(tmp_path, BASE)
     assert (options.losses.pixel.weight, options.losses.perceptual.weight, options.losses.gan.weight) == (1, 0.1, 0.01)
     assert options.losses.gan.type == "vanilla"
