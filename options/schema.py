@@ -78,7 +78,8 @@ Layer = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
 ]
 Weight = Annotated[float, Field(gt=0, le=100)]
-_FOLDER_WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0, "maximum": 100}}
+_WEIGHT = {"type": "number", "exclusiveMinimum": 0, "maximum": 100}
+_FOLDER_WEIGHTS = {"type": "object", "additionalProperties": _WEIGHT, "minProperties": 1}
 # weights of folders; a name alone stands for that folder
 Folders = Annotated[
     dict[FileName, Weight],

@@ -157,6 +157,7 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{SED} --set semantic_extractor.layer=layer9": "layer9",
     f"{SED} --set semantic_extractor.model=clip/RN5O": "RN50",
     f"{REAL} --set dataset.hr.OST=1": "OST",
+    f'{REAL} --set dataset.hr={{"train_sub":1,"./train_sub":1}}': "names a folder twice",
     f"{REAL} --set degradation.first.jpeg_quality=[95,30]": "jpeg_quality",
     f"{PSNR} --set dataset.lr=null": "dataset.lr is null",
 }

@@ -48,7 +48,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     paths, checks, folder = options.paths, Checklist(), RunFolder(options.paths.out_root / options.name)
     find = partial(locate, pretrained_root=paths.pretrained_root)
     with world.agree():
-        generator = build_generator(options)
+        generator, pretrained = build_generator(options), list(pretrained_weights(options).values())
     device = checks.look("device", partial(world.device, options.device))
     dataset = checks.look("training set", partial(_build_dataset, options, scale=generator.scale), _in_words)
     if dataset is None:
@@ -66,7 +66,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     ready = Ready(folder, checks, device, dataset, benchmarks)
 
     given = file_to_start_from(resume, options, folder)
-    wanted = [*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)]
+    wanted = [*pretrained, given, *metric_weights(options.validation.metrics)]
     if world.local_rank == 0:  # one process of each machine downloads what is missing
         for name in wanted:
             if name not in (RANDOM, None):

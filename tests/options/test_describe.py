@@ -135,6 +135,10 @@ VALUES |= st.dictionaries(st.sampled_from(WORDS), SCALARS, max_size=2)
 @given(path=st.sampled_from(KEYS), value=VALUES, key=st.none() | st.sampled_from(WORDS))
 @example(path=("train", "total_steps"), value=3e5, key=None)
 @example(path=("generator", "type"), value="swinir", key=None)
+@example(path=("dataset", "hr"), value={}, key=None)
+@example(path=("dataset", "hr"), value={"train": 101}, key=None)
+@example(path=("dataset", "hr"), value={"train": 100}, key=None)
+@example(path=("dataset", "hr"), value="train", key=None)
 @example(path=("generator", "type"), value="swinir", key="type")
 def test_schema_and_loader_agree_on_any_choice(path, value, key):
     """A value in the place of another one; or under another key."""

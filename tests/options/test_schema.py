@@ -157,6 +157,7 @@ MISTAKES = {
     "validation.metrics=[psnrr]": ["validation.metrics", "did you mean psnr?"],
     "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
     "dataset.hr={a: 0}": ["dataset.hr.a", "0", "greater than 0"],
+    "dataset.hr={a: 101}": ["dataset.hr.a", "101", "less than or equal to 100"],
     "dataset.lr=null": ["dataset.lr", "degradation is null"],
     "degradation={}": ["degradation.hr_px", "is required"],
     "discriminator.semantic=true": ["discriminator.semantic", "not an option", "fusion"],

@@ -33,6 +33,12 @@ def test_a_mistake_is_one_sentence_with_the_script_in_front(capsys, monkeypatch)
     assert capsys.readouterr().err == "train.py: error: no such option\n"
 
 
+def test_a_package_is_told_by_its_name(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/degradation/__main__.py"])
+    exit_code(raises(UserError("no such photograph")))
+    assert capsys.readouterr().err == "degradation: error: no such photograph\n"
+
+
 def test_an_interrupt_is_one_line(capsys):
     assert exit_code(raises(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err.endswith("interrupted\n")

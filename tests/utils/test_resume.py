@@ -79,6 +79,14 @@ def test_new_run_starts_from_the_weights_of_the_options(folder, tmp_path, resume
     assert torch.equal(found.weights.state["conv_first.weight"], weights["conv_first.weight"])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "advice"), [("train_rrdb_P", "start_from=RRDB.pth"), ("train_rrdb_P_real", "train_*_psnr_real.yml")]
+)
+def test_run_from_random_weights_is_told_what_its_task_starts_from(folder, recipe, advice):
+    (told,) = start(None, load_options(RECIPE.with_name(f"{recipe}.yml")), folder).told
+    assert advice in told
+
+
 def test_run_that_goes_on_needs_no_weights_to_start_from(folder, save):
     options = options_with(train__start_from="weights.pth")
     save(3, options)

@@ -250,6 +250,16 @@ def test_signal_in_a_validation_saves_at_once_and_the_scores_are_made_after_resu
     ]
 
 
+def test_images_of_earlier_batches_are_not_ruled_out_where_a_pool_mixes_them(make_loop):
+    class Mixed(GivenPairs):
+        mixes_batches = True
+
+    for pairs in (GivenPairs(), Mixed()):
+        loop, log = make_loop(type(pairs).__name__, pairs=pairs, broken_calls={2})
+        loop.run()
+        assert ("from the pool of pairs" in log.warnings[0]) == pairs.mixes_batches
+
+
 class Seeded(GivenPairs):
     """Notes the seeds from which pairs were to be made."""
 
