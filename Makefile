@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 
-.PHONY: demo test test-long lint setup clean
+.PHONY: demo test test-long lint benchmark-gpu setup clean
 
 setup: $(READY)
 
@@ -20,6 +20,10 @@ test-long: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# Goes on where it was stopped; results/gpu.jsonl keeps what was measured.
+benchmark-gpu: $(READY)
+	$(VENV)/bin/python benchmarks/gpu.py
 
 $(READY): requirements.txt requirements-dev.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

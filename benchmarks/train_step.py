@@ -5,7 +5,8 @@
 The networks have random weights and the images are noise: neither changes the time. The step is timed without what
 makes its pairs, which has a figure of its own: LR that is made from HR takes time. The unit of comparison is a plain
 float32 forward and backward pass of RRDB(23 blocks, 64 features, growth 32) on as many LR images of that size, in the
-same process; it makes figures of different machines comparable.
+same process; it makes figures of different machines comparable. What the machine could do is the rate of a product of
+large matrices in the same precision: the step's share of it says how much is left to gain.
 """
 
 import argparse
@@ -23,15 +24,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from models.build import RANDOM, build_generator, build_train_step, build_training_pairs
+from benchmarks.random_step import random_recipe
+from models.build import build_generator, build_train_step, build_training_pairs
 from models.rrdb import RRDBNet
-from models.train_step import Batch
-from options.schema import Override, load_options
+from models.train_step import AUTOCAST_DTYPE, Batch
 from utils.distributed import World
 from utils.entry import run
 from utils.memory import peak_bytes
 
 WARM_UP_STEPS = 2
+SIDE = 4096  # of matrices
 
 
 def main() -> int:
@@ -40,21 +42,21 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1, help="images in a batch (1)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps after two that are not (3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--precision", choices=tuple(AUTOCAST_DTYPE), default="fp32")
+    parser.add_argument("--compile", choices=("default", "reduce-overhead"), help="torch.compile's mode (not compiled)")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="of the generator's blocks")
     arguments = parser.parse_args()
-    fixed = {
-        "semantic_extractor.weights": RANDOM,
-        "device": arguments.device,
-        "train.precision": arguments.precision,
-        "dataloader.batch_size": arguments.batch,
-    }
-    options = load_options(arguments.opt)
-    if options.losses.perceptual is not None:
-        fixed["losses.perceptual.vgg_weights"] = RANDOM
-    options = load_options(arguments.opt, [Override(key, value, f"{key}={value}") for key, value in fixed.items()])
+    options = random_recipe(
+        arguments.opt,
+        device=arguments.device,
+        train__precision=arguments.precision,
+        train__compile=arguments.compile,
+        train__gradient_checkpointing=arguments.gradient_checkpointing,
+        dataloader__batch_size=arguments.batch,
+    )
     device = World().device(options.device)
 
-    generator = build_generator(options).to(device, memory_format=torch.channels_last)
+    generator = build_generator(options)
     step = build_train_step(options, generator=generator, device=device)
     side = options.dataset.lr_patch_px
     hr_px = options.degradation.hr_px if options.degradation is not None else side * generator.scale
@@ -71,11 +73,15 @@ def main() -> int:
     most_bytes = peak_bytes(device)
     with FlopCounterMode(display=False) as counter:
         step(batch)
+    product_s = statistics.median(durations_s(product(arguments.precision, device), 5, device))
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the unit is plain float32
     unit_s = statistics.median(durations_s(plain_rrdb(batch.lr, batch.hr), arguments.steps, device))
     report = {
         "recipe": options.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}",
         "precision": arguments.precision,
+        "compile": arguments.compile,
+        "gradient_checkpointing": arguments.gradient_checkpointing,
         "batch": arguments.batch,
         "lr_patch_px": side,
         "seconds_per_step": round(step_s, 4),
@@ -83,6 +89,7 @@ def main() -> int:
         "images_per_s": round(arguments.batch / step_s, 4),
         "peak_memory_gib": round(most_bytes / 2**30, 3),
         "tflop_per_step": round(counter.get_total_flops() / 1e12, 4),
+        "share_of_matrix_rate": round(counter.get_total_flops() / step_s / (2 * SIDE**3 / product_s), 3),
         "plain_rrdb_seconds": round(unit_s, 4),
         "ratio_to_plain_rrdb": round(step_s / unit_s, 3),
     }
@@ -92,6 +99,12 @@ def main() -> int:
 
 def noise(images: int, side_px: int) -> torch.Tensor:
     return torch.randint(256, (images, 3, side_px, side_px), dtype=torch.uint8)
+
+
+def product(precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Of two large matrices."""
+    left, right = (torch.randn(SIDE, SIDE, device=device, dtype=AUTOCAST_DTYPE[precision]) for _ in range(2))
+    return lambda: left @ right
 
 
 def plain_rrdb(lr: torch.Tensor, hr: torch.Tensor) -> Callable[[], None]:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from data.image_folders import ImageFolder, check_images, find_images
-from data.images import read_rgb, to_tensor
+from data.image_folders import ImageFolder, check_images, find_images, read_image
+from data.images import to_tensor
+from data.pack import Pack, Tile
 from data.pairs import check_pairs, find_pairs
 from utils.errors import UserError
 from utils.signals import ignore_wishes
@@ -29,7 +30,7 @@ class PairedImages(Dataset):
     """Aligned random crops of HR images and their LR images, flipped and turned in 8 ways.
 
     Args:
-        hr_root, lr_root: folders of images that pair by name (`find_pairs`) and by size (`check_pairs`).
+        hr_root, lr_root: folders of images, or packs, that pair by name (`find_pairs`) and by size (`check_pairs`).
         scale: HR side / LR side.
         lr_patch_px: side p of the LR crop.
         augment: whether to flip and turn.
@@ -50,7 +51,7 @@ class PairedImages(Dataset):
         self.seed = seed
 
     @property
-    def folders(self) -> tuple[ImageFolder, ...]:
+    def folders(self) -> tuple[ImageFolder | Pack, ...]:
         """The folders it reads from."""
         return self.pairs.hr, self.pairs.lr
 
@@ -69,7 +70,7 @@ class PairedImages(Dataset):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         hr_path, lr_path = self.pairs[index]
-        hr, lr = read_rgb(hr_path), read_rgb(lr_path)
+        hr, lr = read_image(hr_path), read_image(lr_path)
         # An LR image of ceil(HR / scale) has a last row or column without a whole HR counterpart.
         free = [min(lr.shape[axis], hr.shape[axis] // self.scale) - self.lr_patch_px for axis in (0, 1)]
         if min(free) < 0:
@@ -93,8 +94,8 @@ class HRImages(Dataset):
     epochs, with weight 2 twice in each.
 
     Args:
-        roots: folders of images, with their weights: how often an image of the folder is seen compared with an image of
-            weight 1. Positive.
+        roots: folders of images, or packs, with their weights: how often an image of the folder is seen compared with
+            an image of weight 1. Positive.
         hr_px: side p of the crop. Smaller images are padded by reflection.
         augment: whether to flip and turn.
         seed: of orders, crops and augmentations, not negative.
@@ -135,13 +136,13 @@ class HRImages(Dataset):
         """
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        path = self._path(epoch, index)
-        image = _pad(read_rgb(path), self.hr_px)
+        source = self._image(epoch, index)
+        image = _pad(read_image(source), self.hr_px)
         top, left = (int(rng.integers(side - self.hr_px + 1)) for side in image.shape[:2])
         way = _draw_way(rng) if self.augment else 0
-        return {"hr": to_tensor(turn(crop(image, top, left, size_px=self.hr_px), way)), "name": path.stem}
+        return {"hr": to_tensor(turn(crop(image, top, left, size_px=self.hr_px), way)), "name": source.stem}
 
-    def _path(self, epoch: int, index: int) -> Path:
+    def _image(self, epoch: int, index: int) -> Path | Tile:
         for folder, samples, order in zip(self.folders, self._samples, self._orders, strict=True):
             if index < samples:
                 return folder[order[(epoch * samples + index) % len(folder)]]

@@ -1,8 +1,12 @@
-"""Folders of very many images: listed once, kept compactly, and looked at before use by many threads."""
+"""Folders of very many images: listed once, kept compactly, and looked at before use by many readers."""
 
+from __future__ import annotations
+
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,14 +14,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from data.images import image_size, list_image_names, read_rgb
+from data.images import image_size, list_image_names, png_sizes, read_rgb
+from data.pack import Pack, Tile, is_pack, open_pack
 from utils.errors import UserError
+from utils.signals import ignore_wishes
 
 Item = TypeVar("Item")
 
 MIN_SIDE_PX = 32  # a thumbnail or an icon: padded to a training crop it would show little but its reflections
 OFFENDERS_SHOWN = 5
-READERS = 16  # threads; a network file system answers many of them at once
+READERS = 16  # a disk or a network file system answers many of them at once
+MARKED_AT_ONCE = 10_000
 TASKS = 10_000  # about, at most: a task for every image of a large set would take more memory than its names
 
 
@@ -38,41 +45,67 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Path:
         return self.root / os.fsdecode(self.names[index])
 
+    def select(self, names: Iterable[str]) -> ImageFolder:
+        """The images of these names, in the order given."""
+        return image_folder(self.root, names)
+
+    def sizes(self, indices: range) -> np.ndarray:
+        """Heights and widths of images that follow each other; see `data.images.png_sizes`."""
+        return png_sizes(self.root, self.names[indices.start : indices.stop].tolist())
+
 
 def image_folder(root: Path, names: Iterable[str]) -> ImageFolder:
-    """Keep the names of images of a folder, in the order given."""
-    return ImageFolder(Path(root), np.array([os.fsencode(name) for name in names]))
+    """Keep the names of images of a folder, one or more, in the order given."""
+    together = os.fsencode("\0".join(names))  # one name after the other takes five times as long
+    return ImageFolder(Path(root), np.array(together.split(b"\0")))
 
 
-def find_images(root: Path) -> ImageFolder:
-    """List the images of a folder, sorted by name.
+def find_images(root: Path) -> ImageFolder | Pack:
+    """List the images of a folder, or the sub-images of a pack, sorted by name.
 
     Raises:
-        UserError: the folder is missing, cannot be read or holds no image.
+        UserError: the folder is missing, cannot be read or holds no image, or the pack is unfinished or damaged.
     """
-    return image_folder(root, list_image_names(root))
+    root = Path(root)
+    return open_pack(root) if is_pack(root) else image_folder(root, list_image_names(root))
 
 
-def check_images(folders: Sequence[ImageFolder]) -> None:
+def read_image(image: Path | Tile) -> np.ndarray:
+    """Read what `find_images` lists, as RGB, (H, W, 3) uint8; see `data.images.read_rgb` and `Tile.read`."""
+    return image.read() if isinstance(image, Tile) else read_rgb(image)
+
+
+def size_of(image: Path | Tile) -> tuple[int, int]:
+    """Return (height, width) of what `find_images` lists; see `data.images.image_size`."""
+    return (image.side_px, image.side_px) if isinstance(image, Tile) else image_size(image)
+
+
+def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
     """Check from the headers that every image can be trained on: no side is shorter than 32 pixels.
 
     Raises:
         UserError: some images are smaller, or a header cannot be read; says how many and shows the first.
     """
 
-    def complaint(path: Path) -> str | None:
+    def complaint(path: Path | Tile) -> str | None:
         try:
-            height, width = image_size(path)
+            height, width = size_of(path)
         except UserError as error:
             return str(error)
         if min(height, width) < MIN_SIDE_PX:
             return f"{path} is {width}x{height}, and a side of at least {MIN_SIDE_PX} pixels is expected"
         return None
 
-    check_each(folders, complaint, what=_images_in(folders), fault="cannot be used")
+    def suspects(folder: ImageFolder | Pack) -> list[Path | Tile]:
+        def small(indices: range) -> np.ndarray:
+            return folder.sizes(indices).min(axis=1) < MIN_SIDE_PX
+
+        return [folder[index] for index in marked(small, len(folder))]
+
+    check_each(list(map(suspects, folders)), complaint, what=_images_in(folders), fault="cannot be used")
 
 
-def check_readable(folders: Sequence[ImageFolder], *, on_image: Callable[[], None] = lambda: None) -> None:
+def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[[], None] = lambda: None) -> None:
     """Decode every image.
 
     Args:
@@ -82,9 +115,9 @@ def check_readable(folders: Sequence[ImageFolder], *, on_image: Callable[[], Non
         UserError: some images cannot be read; says how many and shows the first.
     """
 
-    def complaint(path: Path) -> str | None:
+    def complaint(path: Path | Tile) -> str | None:
         try:
-            read_rgb(path)
+            read_image(path)
         except UserError as error:
             return str(error)
         finally:
@@ -94,13 +127,46 @@ def check_readable(folders: Sequence[ImageFolder], *, on_image: Callable[[], Non
     check_each(folders, complaint, what=_images_in(folders), fault="cannot be read")
 
 
+def marked(mark: Callable[[range], np.ndarray], items: int) -> list[int]:
+    """Return the indices that `mark` finds among those of very many items; quick marks only, made by processes.
+
+    From memory, a header takes a few microseconds, in which threads would do little but take turns in the interpreter.
+
+    Args:
+        mark: for neighbours, given by their indices: (neighbours,) bool.
+    """
+    tasks = [range(start, min(start + MARKED_AT_ONCE, items)) for start in range(0, items, MARKED_AT_ONCE)]
+    if len(tasks) == 1:
+        return np.flatnonzero(mark(tasks[0])).tolist()
+    fork = multiprocessing.get_context("fork")  # begins at once, with `mark` and the names that it looks up
+    with ProcessPoolExecutor(min(READERS, len(tasks)), fork, _start_reader, (mark,)) as executor:
+        return np.flatnonzero(np.concatenate(list(executor.map(_reader_marks, tasks)))).tolist()
+
+
+def _start_reader(mark: Callable[[range], np.ndarray]) -> None:
+    global _marks_of_reader
+    _marks_of_reader = mark
+    ignore_wishes()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _reader_marks(indices: range) -> np.ndarray:
+    return _marks_of_reader(indices)
+
+
+def _exit_with_parent() -> None:
+    # A reader whose parent was killed would wait for work for ever.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def check_each(
     sequences: Sequence[Sequence[Item]], complaint: Callable[[Item], str | None], *, what: str, fault: str
 ) -> None:
     """Ask `complaint` about every item of all sequences, in threads: what is wrong with it, or None.
 
     Args:
-        what, fault: of the error's sentence: "2 of 9 <what> <fault>: ...".
+        what, fault: of the error's sentence: "2 of <what> <fault>: ...".
 
     Raises:
         UserError: there were complaints; says how many and shows the first.
@@ -111,13 +177,12 @@ def check_each(
         found = (complaint(items[index]) for index in range(start, min(start + items_per_task, len(items))))
         return [text for text in found if text]
 
-    total = sum(map(len, sequences))
-    items_per_task = -(-total // TASKS)
+    items_per_task = 1 + sum(map(len, sequences)) // TASKS
     tasks = [(items, start) for items in sequences for start in range(0, len(items), items_per_task)]
     with ThreadPoolExecutor(READERS) as executor:
         offenders = list(chain.from_iterable(executor.map(complaints, tasks)))
     if offenders:
-        raise UserError(f"{len(offenders)} of {total} {what} {fault}: {first_few(offenders, separator='; ')}")
+        raise UserError(f"{len(offenders)} of {what} {fault}: {first_few(offenders, separator='; ')}")
 
 
 def first_few(offenders: list[str], *, separator: str = ", ") -> str:
@@ -126,5 +191,5 @@ def first_few(offenders: list[str], *, separator: str = ", ") -> str:
     return shown if len(offenders) <= OFFENDERS_SHOWN else f"{shown}{separator}..."
 
 
-def _images_in(folders: Sequence[ImageFolder]) -> str:
-    return f"images in {' and '.join(str(folder.root) for folder in folders)}"
+def _images_in(folders: Sequence[ImageFolder | Pack]) -> str:
+    return f"{sum(map(len, folders))} images in {' and '.join(str(folder.root) for folder in folders)}"

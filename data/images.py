@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 # Formats that both OpenCV (pixels) and Pillow (header) read.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_HEADER = struct.Struct(">8s4x4sII")  # signature, (length of the chunk), its name, width, height
+PNG_HEADER = np.dtype(
+    [("signature", "S8"), ("chunk_bytes", ">u4"), ("chunk", "S4"), ("width", ">u4"), ("height", ">u4")]
+)
 PNG_AVERAGE = 3  # the filter that predicts a byte by the mean of those to the left and above
 STRIP_BYTES = 2**22  # of an image, as it is encoded
 
@@ -67,7 +69,15 @@ def read_rgb(path: Path) -> np.ndarray:
     Raises:
         UserError: the file is missing, damaged or no image, or holds neither 8 nor 16 bits per channel.
     """
-    image = read_unchanged(path)
+    return as_rgb(read_unchanged(path), path)
+
+
+def as_rgb(image: np.ndarray, path: Path) -> np.ndarray:
+    """Turn what `read_unchanged` returned for `path`, or a part of it, into RGB, as `read_rgb` says.
+
+    Raises:
+        UserError: it holds neither 8 nor 16 bits per channel.
+    """
     if image.dtype == np.uint16:
         # 257 is odd, so no quotient lies half-way and adding 128 rounds every one to the nearest.
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -75,7 +85,7 @@ def read_rgb(path: Path) -> np.ndarray:
         raise UserError(f"image {path} holds {image.dtype} values; 8 or 16 bits per channel are expected")
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
-    return np.ascontiguousarray(image[:, :, 2::-1])
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
 
 
 class Cancelled(Exception):
@@ -121,7 +131,9 @@ def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3
     assert path.suffix == ".png", path
     if image.dtype not in (np.uint8, np.uint16):  # OpenCV would convert them without a word
         raise UserError(f"cannot write {path}: PNG does not hold {image.dtype} values")
-    _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, compression_level])
+    # Without the filters that take longest to undo, photographs are decoded a quarter faster and 0.5 % larger.
+    how = [cv2.IMWRITE_PNG_COMPRESSION, compression_level, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FAST_FILTERS]
+    _, encoded = cv2.imencode(".png", image, how)
     with atomic_writer(path) as file:
         file.write(encoded)
 
@@ -159,16 +171,49 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with open(path, "rb") as file:
-            header = file.read(PNG_HEADER.size)
-            if len(header) == PNG_HEADER.size:
-                signature, chunk, width, height = PNG_HEADER.unpack(header)
-                if signature == PNG_SIGNATURE and chunk == b"IHDR" and height and width:
-                    return height, width
+            ((height, width),) = _sizes_in([file.read(PNG_HEADER.itemsize)]).tolist()
+            if height and width:
+                return height, width
             with Image.open(file) as image:  # lazy: pixels stay in the file
                 return image.height, image.width
     except Exception as error:  # of broken bytes Pillow's plugins say OSError, SyntaxError, ValueError, RuntimeError...
         reason = getattr(error, "strerror", None) or "it is damaged or not an image"
         raise UserError(f"cannot read the size of {path}: {reason}") from error
+
+
+def png_sizes(folder: Path, names: Iterable[bytes]) -> np.ndarray:
+    """Return (height, width) of PNG images of a folder, from the headers alone; made for very many of them.
+
+    Returns:
+        (images, 2) in pixels; 0, 0 for what cannot be read or is no such image: ask `image_size` about it.
+    """
+    root = os.open(folder, os.O_RDONLY)
+    try:
+        return _sizes_in([_head(root, name) for name in names])
+    finally:
+        os.close(root)
+
+
+def _head(root: int, name: bytes) -> bytes:
+    # The system calls themselves, from the open folder: a file object and a long path take three times as long.
+    try:
+        file = os.open(name, os.O_RDONLY, dir_fd=root)
+    except OSError:
+        return b""
+    try:
+        return os.read(file, PNG_HEADER.itemsize)
+    except OSError:
+        return b""
+    finally:
+        os.close(file)
+
+
+def _sizes_in(heads: Iterable[bytes]) -> np.ndarray:
+    """(files, 2): height and width by the first bytes of each, zeros where they are not those of a PNG file."""
+    whole = (head if len(head) == PNG_HEADER.itemsize else bytes(PNG_HEADER.itemsize) for head in heads)
+    headers = np.frombuffer(b"".join(whole), PNG_HEADER)
+    known = (headers["signature"] == PNG_SIGNATURE) & (headers["chunk"] == b"IHDR")
+    return np.stack((headers["height"], headers["width"]), axis=1).astype(np.int64) * known[:, None]
 
 
 def list_image_names(folder: Path) -> list[str]:
@@ -181,7 +226,8 @@ def list_image_names(folder: Path) -> list[str]:
         names = os.listdir(folder)
     except OSError as error:
         raise UserError(f"cannot read the image folder {folder}: {error.strerror}") from error
-    names = sorted(n for n in names if not n.startswith(".") and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES)
+    suffixes = tuple(IMAGE_SUFFIXES)
+    names = sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
     if not names:
         raise UserError(f"no image in {folder}; files ending in {' '.join(sorted(IMAGE_SUFFIXES))} are expected there")
     return names

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from data.image_folders import first_few
-from data.images import read_rgb
+from data.image_folders import first_few, read_image
 from data.imresize import cubic
 from data.pairs import Pairs
 from utils.errors import UserError
@@ -55,7 +54,7 @@ def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
     """
 
     def compare(index: int) -> np.ndarray | None:
-        hr, lr = (cv2.cvtColor(read_rgb(path), cv2.COLOR_RGB2GRAY).astype(np.float32) for path in pairs[index])
+        hr, lr = (cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY).astype(np.float32) for path in pairs[index])
         return similarity(hr, lr, scale=scale)
 
     sample = _spread(len(pairs), samples, seed)

@@ -2,25 +2,29 @@
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.image_folders import ImageFolder, check_each, first_few, image_folder
-from data.images import image_size, list_image_names, strip_scale_suffix
+import numpy as np
+
+from data.image_folders import ImageFolder, check_each, find_images, first_few, marked, size_of
+from data.images import strip_scale_suffix
+from data.pack import Pack, Tile
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """(HR path, LR path) pairs sorted by HR name, as a sequence."""
+    """(HR image, LR image) pairs sorted by HR name, as a sequence."""
 
-    hr: ImageFolder
-    lr: ImageFolder  # partners of the HR images, in their order
+    hr: ImageFolder | Pack
+    lr: ImageFolder | Pack  # partners of the HR images, in their order
 
     def __len__(self) -> int:
         return len(self.hr)
 
-    def __getitem__(self, index: int) -> tuple[Path, Path]:
+    def __getitem__(self, index: int) -> tuple[Path | Tile, Path | Tile]:
         return self.hr[index], self.lr[index]
 
     def __str__(self) -> str:
@@ -35,17 +39,10 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
     Raises:
         UserError: a folder is missing or empty, an image has no partner, or two images of a folder share a stem.
     """
-    hr_root, lr_root = Path(hr_root), Path(lr_root)
-    hr = {}
-    for name in list_image_names(hr_root):
-        _add(hr, os.path.splitext(name)[0], name, folder=hr_root)
-    lr = {}
-    lr_names = list_image_names(lr_root)
-    # An HR image may itself be called "box4": only when the names differ can the ending be a scale.
-    same_names = hr.keys() == {os.path.splitext(name)[0] for name in lr_names}
-    for name in lr_names:
-        stem = os.path.splitext(name)[0]
-        _add(lr, stem if same_names else strip_scale_suffix(stem), name, folder=lr_root)
+    hr_images, lr_images = find_images(hr_root), find_images(lr_root)
+    hr, lr = _by_stem(hr_images, _stem), _by_stem(lr_images, _stem)
+    if hr.keys() != lr.keys():  # An HR image may itself be called "box4": only then can the ending be a scale.
+        lr = _by_stem(lr_images, lambda name: strip_scale_suffix(_stem(name)))
 
     without_lr = sorted(hr[stem] for stem in hr.keys() - lr.keys())
     without_hr = sorted(lr[stem] for stem in lr.keys() - hr.keys())
@@ -53,13 +50,13 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
         problems = [
             f"{len(names)} of {total} images in {folder} lack an {other} image ({first_few(names)})"
             for names, total, folder, other in (
-                (without_lr, len(hr), hr_root, "LR"),
-                (without_hr, len(lr), lr_root, "HR"),
+                (without_lr, len(hr), hr_images.root, "LR"),
+                (without_hr, len(lr), lr_images.root, "HR"),
             )
             if names
         ]
         raise UserError(f"HR and LR images do not pair by name: {' and '.join(problems)}")
-    return Pairs(image_folder(hr_root, hr.values()), image_folder(lr_root, (lr[stem] for stem in hr)))
+    return Pairs(hr_images.select(hr.values()), lr_images.select(lr[stem] for stem in hr))
 
 
 def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
@@ -70,18 +67,24 @@ def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
     Raises:
         UserError: some pairs do not fit, or a header cannot be read; says how many and shows the first.
     """
+
+    def misfit(indices: range) -> np.ndarray:
+        hr, lr = pairs.hr.sizes(indices), pairs.lr.sizes(indices)
+        return ~(_fit(hr, lr, scale=scale) & (hr // scale >= lr_patch_px)).all(axis=1)
+
+    suspects = [pairs[index] for index in marked(misfit, len(pairs))]
     complaint = functools.partial(_complaint, scale=scale, lr_patch_px=lr_patch_px)
-    check_each([pairs], complaint, what=str(pairs), fault="cannot be used")
+    check_each([suspects], complaint, what=f"{len(pairs)} {pairs}", fault="cannot be used")
 
 
-def pair_sizes(hr_path: Path, lr_path: Path, *, scale: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def pair_sizes(hr_path: Path | Tile, lr_path: Path | Tile, *, scale: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the (height, width) of an HR image and of its LR image, read from their headers.
 
     Raises:
         UserError: an LR side is neither floor nor ceil of HR / scale, or a header cannot be read.
     """
-    hr_size, lr_size = image_size(hr_path), image_size(lr_path)
-    if any(lr not in (hr // scale, -(-hr // scale)) for hr, lr in zip(hr_size, lr_size, strict=True)):
+    hr_size, lr_size = size_of(hr_path), size_of(lr_path)
+    if not _fit(np.array(hr_size), np.array(lr_size), scale=scale).all():
         raise UserError(
             f"{lr_path.name} is {lr_size[1]}x{lr_size[0]}, but {hr_path.name} is {hr_size[1]}x{hr_size[0]} "
             f"and calls for {hr_size[1] // scale}x{hr_size[0] // scale} at scale {scale}"
@@ -89,7 +92,11 @@ def pair_sizes(hr_path: Path, lr_path: Path, *, scale: int) -> tuple[tuple[int, 
     return hr_size, lr_size
 
 
-def _complaint(pair: tuple[Path, Path], *, scale: int, lr_patch_px: int) -> str | None:
+def _fit(hr_sides: np.ndarray, lr_sides: np.ndarray, *, scale: int) -> np.ndarray:
+    return (lr_sides == hr_sides // scale) | (lr_sides == -(-hr_sides // scale))
+
+
+def _complaint(pair: tuple[Path | Tile, Path | Tile], *, scale: int, lr_patch_px: int) -> str | None:
     hr_path, lr_path = pair
     try:
         hr_size, lr_size = pair_sizes(hr_path, lr_path, scale=scale)
@@ -100,7 +107,14 @@ def _complaint(pair: tuple[Path, Path], *, scale: int, lr_patch_px: int) -> str 
     return None
 
 
-def _add(names: dict[str, str], stem: str, name: str, *, folder: Path) -> None:
-    if stem in names:
-        raise UserError(f"{names[stem]} and {name} in {folder} are one image by name; remove one of them")
-    names[stem] = name
+def _by_stem(images: ImageFolder | Pack, stem: Callable[[str], str]) -> dict[str, str]:
+    names = os.fsdecode(b"\0".join(images.names.tolist())).split("\0")
+    by_stem = {stem(name): name for name in names}
+    if len(by_stem) < len(names):
+        one = next(name for name in names if by_stem[stem(name)] != name)
+        raise UserError(f"{one} and {by_stem[stem(one)]} in {images.root} are one image by name; remove one of them")
+    return by_stem
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]

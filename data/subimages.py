@@ -7,9 +7,11 @@ HR images that need no LR can be cut at reduced sizes too, where a sub-image sho
 copies that Real-ESRGAN is trained on.
 """
 
+import collections
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,14 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data import image_jobs, images
+from data import image_jobs, images, pack
 from data.pairs import find_pairs, pair_sizes
 from utils.errors import UserError
 from utils.files import write_text
 
 GRID_RECORD = ".grid"  # in the folder of sub-images: how they were cut
-SUBIMAGE_NAME = r".+_s\d{3,}(_scale\d+of\d+)?\.png"
+WRITTEN_NAME = rf".+_s\d{{3,}}(_scale\d+of\d+)?\.png|{pack.FILE_NAME}"
 FULL_SIZE = Fraction(1)
+WRITERS = 2  # threads of a process: while a file is flushed to disk, the next one is encoded
 FINEST_SIZE = 1000  # largest denominator, which stands in names
 
 
@@ -131,12 +134,22 @@ def paired_jobs(hr: Path, hr_output: Path, *, lr: Path, lr_output: Path, scale: 
 
 
 def extract(
-    jobs: Sequence[Job], grid: Grid, *, compression_level: int, workers: int, overwrite: bool, resume: bool
+    jobs: Sequence[Job],
+    grid: Grid,
+    *,
+    compression_level: int,
+    workers: int,
+    overwrite: bool,
+    resume: bool,
+    packed: bool = False,
 ) -> int:
     """Cut every job's images into sub-images 0001_s001.png ..., numbered row by row, pixels as stored.
 
     Those of reduced sizes are called 0001_s001_scale1of3.png, as none of full size and none of LR is. An image that is
     smaller than a sub-image at a reduced size is not cut at that size.
+
+    Args:
+        packed: make a pack (`data.pack`) of each output folder, of the sub-images that the files would hold.
 
     Returns:
         The exit code: 1 when some images are unreadable, too small or no pair by size (they are named on stderr and the
@@ -151,9 +164,11 @@ def extract(
     cuts, sizes = jobs[0].cuts, jobs[0].sizes  # every job has the same folders and sizes
     outputs = [cut.output for cut in cuts]
     at_sizes = "" if sizes == (FULL_SIZE,) else f", at scales {' '.join(map(str, sizes))}"
+    in_a_pack = ", packed" if packed else ""
     records = {
         cut.output: f"crop_size {grid.crop_px // cut.shrink}, step {grid.step_px // cut.shrink}, "
-        f"thresh_size {grid.thresh_px / cut.shrink:g}, at multiples of {multiple_of // cut.shrink}{at_sizes}\n"
+        f"thresh_size {grid.thresh_px / cut.shrink:g}, at multiples of {multiple_of // cut.shrink}{at_sizes}"
+        f"{in_a_pack}\n"
         for cut in cuts
     }
     if resume:
@@ -162,15 +177,24 @@ def extract(
     image_jobs.prepare_outputs(
         outputs,
         inputs=[cut.source.parent for cut in cuts],
-        pattern=SUBIMAGE_NAME,
+        pattern=WRITTEN_NAME,
         overwrite=overwrite,
         resume=resume,
     )
     for output, settings in records.items():
         write_text(output / GRID_RECORD, settings)
     _tell_what_is_left_out(jobs, grid)
-    work = functools.partial(cut_images, grid=grid, compression_level=compression_level, resume=resume)
-    return image_jobs.run(work, jobs, workers=workers, made=f"sub-images in {' and '.join(map(str, outputs))}")
+    where = " and ".join(map(str, outputs))
+    if not packed:
+        work = functools.partial(cut_images, grid=grid, compression_level=compression_level, resume=resume)
+        return image_jobs.run(work, jobs, workers=workers, made=f"sub-images in {where}")
+    for output in outputs:
+        pack.write_table(output, [])
+    work = functools.partial(pack_images, grid=grid, resume=resume)
+    exit_code = image_jobs.run(work, jobs, workers=workers, made=f"images in {where}")
+    for place, output in enumerate(outputs):
+        pack.write_table(output, _tiles(jobs, grid, place))
+    return exit_code
 
 
 def cut_images(job: Job, *, grid: Grid, compression_level: int, resume: bool) -> int:
@@ -181,14 +205,7 @@ def cut_images(job: Job, *, grid: Grid, compression_level: int, resume: bool) ->
             belong together; nothing has been written then.
         WriteError: a sub-image cannot be written.
     """
-    source, *lr = (cut.source for cut in job.cuts)
-    for lr_source in lr:
-        pair_sizes(source, lr_source, scale=job.multiple_of)
-    boxes = {size: _boxes(job, grid, size) for size in job.sizes}
-    if FULL_SIZE in boxes and not boxes[FULL_SIZE]:
-        height, width = images.image_size(source)
-        raise UserError(f"{source} is {width}x{height}, smaller than a sub-image of {grid.crop_px}x{grid.crop_px}")
-
+    boxes = _checked_boxes(job, grid)
     # Every image is decoded before anything is written: sub-images without their LR would pair with nothing.
     to_write = []
     for cut in job.cuts:
@@ -200,15 +217,42 @@ def cut_images(job: Job, *, grid: Grid, compression_level: int, resume: bool) ->
         missing = [target for target in targets if not (resume and target[1].exists())]
         if missing:
             to_write.append((cut, images.read_unchanged(cut.source), missing))
-    for cut, image, missing in to_write:
-        crop_px = grid.crop_px // cut.shrink
-        for size, of_size in itertools.groupby(missing, key=lambda target: target[0]):
-            copy = image if size == FULL_SIZE else lanczos(image, *_sides(image.shape[:2], size))
-            for _, target, box in of_size:
-                top, left = (offset // cut.shrink for offset in box)
-                subimage = copy[top : top + crop_px, left : left + crop_px]
-                images.write_unchanged(target, subimage, compression_level=compression_level)
+    write = functools.partial(images.write_unchanged, compression_level=compression_level)
+    with ThreadPoolExecutor(WRITERS) as executor:
+        for cut, image, missing in to_write:
+            crop_px = grid.crop_px // cut.shrink
+            for size, of_size in itertools.groupby(missing, key=lambda target: target[0]):
+                copy = _at_size(image, size)
+                targets, subimages = [], []
+                for _, target, box in of_size:
+                    top, left = (offset // cut.shrink for offset in box)
+                    targets.append(target)
+                    subimages.append(copy[top : top + crop_px, left : left + crop_px])
+                collections.deque(executor.map(write, targets, subimages), maxlen=0)
     return sum(len(missing) for _, _, missing in to_write)
+
+
+def pack_images(job: Job, *, grid: Grid, resume: bool) -> int:
+    """Write the pixels of the images of one job, at every size that is cut, and return how many files; with `resume`,
+    those that do not exist yet.
+
+    Raises:
+        UserError, WriteError: as `cut_images`.
+    """
+    boxes = _checked_boxes(job, grid)
+    to_write = []
+    for cut in job.cuts:
+        missing = [
+            (size, target)
+            for size, target in _packed_files(job, cut).items()
+            if boxes[size] and not (resume and target.exists())
+        ]
+        if missing:
+            image = images.read_unchanged(cut.source)
+            to_write += [(target, images.as_rgb(_at_size(image, size), cut.source)) for size, target in missing]
+    for target, rgb in to_write:
+        pack.write_pixels(target, rgb)
+    return len(to_write)
 
 
 def lanczos(image: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
@@ -230,6 +274,27 @@ def _lanczos_channel(channel: np.ndarray, height_px: int, width_px: int) -> np.n
     values = channel if channel.dtype == np.uint8 else channel.astype(np.float32)
     shrunk = np.asarray(Image.fromarray(values).resize((width_px, height_px), Image.Resampling.LANCZOS))
     return shrunk.round().clip(0, 65535).astype(np.uint16) if channel.dtype == np.uint16 else shrunk
+
+
+def _at_size(image: np.ndarray, size: Fraction) -> np.ndarray:
+    return image if size == FULL_SIZE else lanczos(image, *_sides(image.shape[:2], size))
+
+
+def _packed_files(job: Job, cut: Cut) -> dict[Fraction, Path]:
+    # With the size in every name: another image may be called "a_scale1of2".
+    return {size: cut.output / f"{job.stem}{_scale_suffix(size)}.npy" for size in job.sizes}
+
+
+def _tiles(jobs: Sequence[Job], grid: Grid, place: int) -> Iterator[tuple[str, str, int, int, int]]:
+    """The rows of the table of the output that the cuts at `place` have; without images that failed, or whose pair."""
+    for job in jobs:
+        cut = job.cuts[place]
+        files = [_packed_files(job, other) for other in job.cuts]
+        for size in job.sizes:
+            if all(file[size].exists() for file in files):
+                for number, box in enumerate(_boxes(job, grid, size), 1):
+                    top, left = (offset // cut.shrink for offset in box)
+                    yield _name(job.stem, number, size), files[place][size].name, top, left, grid.crop_px // cut.shrink
 
 
 def _check_grid(grid: Grid, *, multiple_of: int) -> None:
@@ -272,6 +337,17 @@ def _fits(job: Job, grid: Grid, size: Fraction) -> bool | None:
         return None
 
 
+def _checked_boxes(job: Job, grid: Grid) -> dict[Fraction, list[tuple[int, int]]]:
+    source, *lr = (cut.source for cut in job.cuts)
+    for lr_source in lr:
+        pair_sizes(source, lr_source, scale=job.multiple_of)
+    boxes = {size: _boxes(job, grid, size) for size in job.sizes}
+    if FULL_SIZE in boxes and not boxes[FULL_SIZE]:
+        height, width = images.image_size(source)
+        raise UserError(f"{source} is {width}x{height}, smaller than a sub-image of {grid.crop_px}x{grid.crop_px}")
+    return boxes
+
+
 def _boxes(job: Job, grid: Grid, size: Fraction) -> list[tuple[int, int]]:
     sides = _sides(images.image_size(job.cuts[0].source), size)
     return grid.boxes(*(side // job.multiple_of * job.multiple_of for side in sides))
@@ -283,8 +359,11 @@ def _sides(full_px: tuple[int, int], size: Fraction) -> tuple[int, int]:
 
 
 def _name(stem: str, number: int, size: Fraction) -> str:
-    copy = "" if size == FULL_SIZE else f"_scale{size.numerator}of{size.denominator}"
-    return f"{stem}_s{number:03d}{copy}.png"
+    return f"{stem}_s{number:03d}{'' if size == FULL_SIZE else _scale_suffix(size)}.png"
+
+
+def _scale_suffix(size: Fraction) -> str:
+    return f"_scale{size.numerator}of{size.denominator}"
 
 
 def _check_earlier_grid(output: Path, settings: str) -> None:

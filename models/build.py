@@ -23,6 +23,7 @@ from utils import checkpoint
 from utils.errors import UserError
 from utils.generator_file import GeneratorFile
 from utils.generator_weights import DERIVED_BUFFERS, load_into, refuse_misfits
+from utils.memory import keep_freed_memory
 from utils.training_pairs import DegradedPairs, GivenPairs
 from utils.weights import locate
 
@@ -181,16 +182,29 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
 
     Raises UserError where a weight file is missing or wrong, or the device cannot do what is asked.
     """
-    if options.train.precision == "fp16" and device.type == "cpu":
-        raise UserError("train.precision is fp16, which needs a GPU; on a CPU take bf16 or fp32")
+    train = options.train
+    if train.precision in ("fp16", "tf32") and device.type == "cpu":
+        raise UserError(f"train.precision is {train.precision}, which needs a GPU; on a CPU take bf16 or fp32")
+    if train.gradient_checkpointing and not hasattr(generator, "checkpointing"):
+        raise UserError(
+            f"train.gradient_checkpointing is true, but {type(generator).__name__} cannot do it: leave it out"
+        )
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = train.precision == "tf32"
+    else:
+        keep_freed_memory()
     extractor, perceptual = build_extractor(options), build_perceptual_loss(options)
     discriminator = build_discriminator(options, extractor)
     for network in filter(None, (generator, discriminator, extractor, perceptual)):
         # the layout in which convolutions run fastest, by far in bfloat16
         network.to(device=device, memory_format=torch.channels_last).train()
+        if train.compile is not None:
+            network.compile(mode=train.compile)
+    if train.gradient_checkpointing:
+        generator.checkpointing = True
 
     def adam(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-        return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=options.optimizer.betas)
+        return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=options.optimizer.betas, fused=True)
 
     adversary = {}
     if discriminator is not None:
@@ -210,6 +224,6 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
         sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),
         schedule=build_schedule(options),
         clip_grad_norm=options.optimizer.clip_grad_norm,
-        ema_decay=options.train.ema_decay,
-        precision=options.train.precision,
+        ema_decay=train.ema_decay,
+        precision=train.precision,
     )

@@ -7,18 +7,24 @@ Source: Wang et al., "ESRGAN", ECCVW 2018, section 3.1 and figure 4. The paramet
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # Residuals are scaled down before they are added, so that 23 blocks without normalisation train stably (section 3.1).
 RESIDUAL_SCALE = 0.2
 
 
 class RRDBNet(nn.Module):
-    """x4 generator. The defaults are the published network, 16.70 M parameters."""
+    """x4 generator. The defaults are the published network, 16.70 M parameters.
+
+    `checkpointing` is set from outside: training then keeps the input of each block alone, and computes the rest again
+    in the backward pass, for less memory and more time (Chen et al. 2016).
+    """
 
     scale = 4
 
     def __init__(self, *, features: int = 64, blocks: int = 23, growth: int = 32):
         super().__init__()
+        self.checkpointing = False
         self.conv_first = nn.Conv2d(3, features, 3, padding=1)
         self.RRDB_trunk = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
         self.trunk_conv = nn.Conv2d(features, features, 3, padding=1)
@@ -30,10 +36,15 @@ class RRDBNet(nn.Module):
     def forward(self, lr: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
         x = self.conv_first(lr)
-        x = x + self.trunk_conv(self.RRDB_trunk(x))
+        x = x + self.trunk_conv(self._trunk(x))
         x = _lrelu(self.upconv1(F.interpolate(x, scale_factor=2, mode="nearest")))  # (B, C, 2H, 2W)
         x = _lrelu(self.upconv2(F.interpolate(x, scale_factor=2, mode="nearest")))  # (B, C, 4H, 4W)
         return self.conv_last(_lrelu(self.HRconv(x)))
+
+    def _trunk(self, x: Tensor) -> Tensor:
+        for block in self.RRDB_trunk:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return x
 
 
 class RRDB(nn.Module):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from utils.errors import UserError
 
@@ -32,6 +33,9 @@ class SwinIR(nn.Module):
     The buffers `attn_mask` and `relative_position_index` follow from the window alone. They are in the state dict
     because other readers expect them there; loading takes no notice of those in the file, so that files trained at
     other patch sizes load too.
+
+    `checkpointing` is set from outside: training then keeps the input of each block alone, and computes the rest again
+    in the backward pass, for less memory and more time (Chen et al. 2016).
 
     Raises UserError if `depths` and `heads` differ in length, a number of heads does not divide `embed_dim`, or
     `upsampler` is another one.
@@ -57,7 +61,7 @@ class SwinIR(nn.Module):
             raise UserError(f"SwinIR was given embed_dim {embed_dim}, but needs a multiple of each of {heads} heads")
         if upsampler not in UPSAMPLERS:
             raise UserError(f"SwinIR was given the upsampler {upsampler!r}, but has only {', '.join(UPSAMPLERS)}")
-        self.window, self.upsampler = window, upsampler
+        self.window, self.upsampler, self.checkpointing = window, upsampler, False
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)
         self.patch_embed = PatchEmbed(embed_dim)
@@ -96,10 +100,10 @@ class SwinIR(nn.Module):
         return sr[..., : self.scale * height, : self.scale * width]
 
     def _body(self, x: Tensor) -> Tensor:
-        mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device)
+        mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device).to(x.dtype)
         x = self.patch_embed(x.permute(0, 2, 3, 1))  # (B, H, W, C), the layout of everything between the convolutions
         for group in self.layers:
-            x = group(x, mask)
+            x = group(x, mask, recomputed=self.checkpointing and self.training)
         return self.norm(x).permute(0, 3, 1, 2)
 
     def _enlarge(self, x: Tensor) -> Tensor:
@@ -123,7 +127,10 @@ class PatchEmbed(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """Residual Swin transformer block, RSTB (SwinIR, equation 7): (B, H, W, dim) and `shift_mask` -> the same shape."""
+    """Residual Swin transformer block, RSTB (SwinIR, equation 7): (B, H, W, dim) and `shift_mask` -> the same shape.
+
+    `recomputed`: its transformer blocks keep nothing but their inputs for the backward pass.
+    """
 
     def __init__(self, dim: int, *, heads: int, window: int, mlp_ratio: float, drop_paths: list[float]):
         super().__init__()
@@ -137,10 +144,10 @@ class ResidualGroup(nn.Module):
         )
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, *, recomputed: bool) -> Tensor:
         body = x
         for block in self.residual_group.blocks:
-            body = block(body, mask)
+            body = checkpoint(block, body, mask, use_reentrant=False) if recomputed else block(body, mask)
         return x + self.conv(body.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -197,17 +204,17 @@ class WindowAttention(nn.Module):
         """x: (B * W, T, dim) for W windows of T tokens; mask: (W, T, T), added to the logits -> (B * W, T, dim)."""
         total, tokens, dim = x.shape
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, T, T)
+        bias = bias.contiguous()  # the logits, which it is added to, would take over its layout
+        # (3, B * W, heads, T, dim / heads)
+        q, k, v = self.qkv(x).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
+        # Written out: F.scaled_dot_product_attention takes three times as long in training, because none of its fast
+        # kernels for CPUs learns a bias (benchmarks/RESULTS.md).
+        logits = torch.add(bias.to(q.dtype), q @ k.transpose(-2, -1), alpha=(dim // self.heads) ** -0.5)
         if mask is not None:
-            # Masks differ between windows, not between images: with windows and heads in one dimension, the batch
-            # broadcasts, and the bias is not repeated for it.
-            bias = (mask[:, None] + bias).flatten(0, 1)  # (W * heads, T, T)
-        q, k, v = (
-            part.view(-1, bias.shape[0], tokens, dim // self.heads)
-            for part in self.qkv(x).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous().unbind()
-        )
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        x = x.view(total, self.heads, tokens, -1).transpose(1, 2).reshape(total, tokens, dim)
-        return self.proj(x)
+            # In place. Masks differ between windows, not between images.
+            logits.unflatten(0, (-1, mask.shape[0])).add_(mask[:, None])
+        x = logits.softmax(dim=-1) @ v
+        return self.proj(x.transpose(1, 2).reshape(total, tokens, dim))
 
 
 class Mlp(nn.Module):

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from models.diagnostics import accuracy, colour_drift, gradient_shares
 from models.losses import GANLoss, PerceptualLoss
 
-AUTOCAST_DTYPE = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPE = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Batch(NamedTuple):
@@ -59,7 +59,7 @@ class TrainStep:
         weights: factor of each term of L_G that is used, among pixel, perceptual and gan.
         sharpened: the terms among them that compare with sharpened HR (Real-ESRGAN); semantics are HR's all the same.
         ema_decay: exponential moving average of G's weights, or None.
-        precision: fp32, bf16 or fp16 (the latter with loss scaling) of the forward passes.
+        precision: fp32, tf32, bf16 or fp16 (the latter with loss scaling) of the forward passes.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TrainStep:
             self.ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
         device = next(generator.parameters()).device
         self.autocast = partial(
-            torch.autocast, device.type, dtype=AUTOCAST_DTYPE[precision], enabled=precision != "fp32"
+            torch.autocast, device.type, dtype=AUTOCAST_DTYPE[precision], enabled=AUTOCAST_DTYPE[precision] is not None
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.distribute(wrap=lambda network: network, add_up=lambda counts: counts)
@@ -126,6 +126,7 @@ class TrainStep:
             The unweighted terms of both objectives, the norms of both gradients before clipping, and what tells how
             the two networks stand (models.diagnostics).
         """
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step left in the memory of CUDA graphs is done with
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         parts = []

@@ -286,7 +286,9 @@ class DegradationOptions(Section):
 class DataLoaderOptions(Section):
     """How batches are made."""
 
-    batch_size: Positive = Field(8, description="pairs per step and process (the paper: 4 processes of 8)")
+    batch_size: Positive | Literal["auto"] = Field(
+        8, description="pairs per step and process (the paper: 4 processes of 8); auto: as many as memory holds"
+    )
     num_workers: Natural = Field(4, description="reading processes of each training process; 0: read in the process")
 
 
@@ -317,7 +319,15 @@ class TrainOptions(Section):
     )
     total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")
     accumulate_batches: Positive = Field(1, description="batches of each process whose gradients make one step")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the forward passes")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of the forward passes; tf32: fp32 with products rounded to 10 bits, on a GPU"
+    )
+    compile: Literal["default", "reduce-overhead"] | None = Field(
+        None, description="torch.compile's mode, with CUDA graphs in the second; null: not compiled"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute the generator's blocks again in the backward pass: less memory, more time"
+    )
     ema_decay: Fraction | None = Field(None, description="exponential moving average of G's weights; null: none")
     max_bad_steps: Positive = Field(
         20, description="steps in a row that may be skipped because a loss or a gradient is not finite"

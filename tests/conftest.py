@@ -176,7 +176,7 @@ def last_state(run: Path) -> dict:
 def figures(run: Path) -> list[dict]:
     """The lines of metrics.jsonl, without what a clock gave."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key not in ("images_per_s", "data_wait")} for line in lines]
+    return [{key: line[key] for key in line if key != "images_per_s"} for line in lines if line["kind"] != "time"]
 
 
 def same(a, b) -> bool:

@@ -24,8 +24,9 @@ LEAVES = {
     "models.train_step": {"models.losses", "models.diagnostics"},
     "data.images": {"utils.errors", "utils.files"},
     "data.imresize": {"utils.errors", "utils.entry", "data.images", "data.image_jobs"},
-    "data.image_folders": {"utils.errors", "data.images"},
-    "data.pairs": {"utils.errors", "data.images", "data.image_folders"},
+    "data.pack": {"utils.errors", "utils.files"},
+    "data.image_folders": {"utils.errors", "data.pack", "utils.signals", "data.images"},
+    "data.pairs": {"utils.errors", "data.pack", "data.images", "data.image_folders"},
     "data.pair_content": {"utils.errors", "data.images", "data.image_folders", "data.imresize", "data.pairs"},
     "data.degradation.jpeg": set(),
     "data.degradation.noise": set(),
@@ -41,7 +42,7 @@ LEAVES = {
         "data.degradation.pipeline",
     },
     "data.degradation.sheet": {"data.images", "data.degradation.kernels", "data.degradation.pipeline"},
-    "data.datasets": {"utils.errors", "utils.signals", "data.images", "data.image_folders", "data.pairs"},
+    "data.datasets": {"utils.errors", "utils.signals", "data.images", "data.image_folders", "data.pack", "data.pairs"},
     "data.benchmarks": {
         "utils.errors",
         "utils.entry",
@@ -82,7 +83,7 @@ KNOW_THE_OPTIONS = {
     "utils.prepare",
     "utils.resume",
     "utils.train_loop",
-    "train",
+    "utils.training_run",
     "test",
 }
 

@@ -39,7 +39,10 @@ class World:
         return self.rank == 0
 
     def device(self, choice: str) -> torch.device:
-        """The device of this process for `auto`, `cpu` or `cuda`. Raises UserError where there is none for it."""
+        """The device of this process for `auto`, `cpu` or `cuda`, on which float32 is float32.
+
+        Raises UserError where there is none for it.
+        """
         count = torch.cuda.device_count()
         if choice == "cpu" or (choice == "auto" and count == 0):
             return torch.device("cpu")
@@ -51,6 +54,7 @@ class World:
                 f"{count} processes here (--nproc_per_node={count}), or set device: cpu"
             )
         torch.cuda.set_device(self.local_rank)
+        torch.backends.cudnn.allow_tf32 = False  # cuDNN's convolutions would use TF32 unless told not to
         return torch.device("cuda", self.local_rank)
 
     @contextmanager
@@ -104,7 +108,10 @@ class World:
         # Buffers are the same on every rank without a broadcast: they are constants (SwinIR), or follow from the
         # weights alone (spectral norm).
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, **{SYNC_BUFFERS: False})
+        # Gradients lie in the buckets that are sent, and not beside them once more.
+        return DistributedDataParallel(
+            network, device_ids=devices, gradient_as_bucket_view=True, **{SYNC_BUFFERS: False}
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How much memory there is, how much a computation takes, and whether it was too much."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -14,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
 # What PyTorch's allocator says on a CPU, on Linux and on Windows, and oneDNN; on a GPU there is a class for it.
 CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
@@ -44,6 +47,18 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of tensors on the CPU that are gone, for those to come.
+
+    A training step takes and frees the same gigabytes again and again, and the C library would have the system clear
+    each large piece anew. For the GNU library; others do without.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_TRIM_THRESHOLD, -1)  # never
+        library.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def total_bytes(device: torch.device) -> int:

@@ -10,15 +10,17 @@ from rich.progress import Progress
 from torch import nn
 
 from data.benchmarks import Benchmark, find_benchmark
-from data.datasets import HRImages, PairedImages
+from data.datasets import BATCHES_AHEAD, HRImages, PairedImages
 from data.image_folders import check_readable
 from data.pair_content import check_content
-from models.build import RANDOM, build_generator, build_train_step, pretrained_weights
+from models.build import RANDOM, build_generator, build_train_step, build_training_pairs, pretrained_weights
 from models.train_step import TrainStep
 from options.schema import Options
+from utils.batch_size import AUTO, largest_batch_size
 from utils.distributed import World
 from utils.errors import UserError
 from utils.generator_weights import load_into
+from utils.memory import free_bytes
 from utils.metrics import Metric, build_metrics, metric_weights
 from utils.preflight import Checklist, check_disk
 from utils.resume import Start, file_to_start_from, find_start
@@ -33,6 +35,7 @@ COMPARED_PAIRS_THOROUGHLY = 256
 class Ready:
     """What a run consists of; None in place of what could not be had, of which `checks` tells."""
 
+    options: Options
     folder: RunFolder
     checks: Checklist
     device: torch.device | None
@@ -63,7 +66,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
         )
         for name in options.validation.benchmarks
     ]
-    ready = Ready(folder, checks, device, dataset, benchmarks)
+    ready = Ready(options, folder, checks, device, dataset, benchmarks)
 
     given = file_to_start_from(resume, options, folder)
     wanted = [*pretrained, given, *metric_weights(options.validation.metrics)]
@@ -84,6 +87,8 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
         checks.look("run folder", partial(folder.check, in_place=ready.start.in_place), lambda _: str(folder.root))
     if not checks.wrong:
         _assemble(ready, options, generator, world)
+    if options.dataloader.batch_size == AUTO:
+        _settle_batch_size(ready, world)
     if checks.wrong:
         checks.left += [what for what in ("scores", "networks", "disk", "memory") if what not in checks.found]
     return ready
@@ -108,6 +113,38 @@ def _assemble(ready: Ready, options: Options, generator: nn.Module, world: World
         steps_left = max(0, options.train.total_steps - start.step)
         check = partial(check_disk, options, ready.folder, ready.train_step, ready.benchmarks)
         checks.look("disk", partial(check, steps_left=steps_left, processes=world.size))
+
+
+def _settle_batch_size(ready: Ready, world: World) -> None:
+    """Put a number in place of `auto`: that of the run that goes on, or what fits on every process."""
+    options, state = ready.options, ready.start and ready.start.state
+    size = None
+    if state is not None:
+        size, why = state["options"]["dataloader"]["batch_size"], "as before"
+    elif ready.train_step is not None:
+        size = ready.checks.look("batch size", partial(_largest_batch_size, ready, world))
+        why = f"the largest that fits, of {len(ready.dataset):,} images"
+    sizes = world.gather(size)
+    if None in sizes:
+        return  # something is wrong there, and was noted
+    ready.checks.found["batch size"] = f"{min(sizes)}, {why}"
+    loader = options.dataloader.model_copy(update={"batch_size": min(sizes)})
+    ready.options = options.model_copy(update={"dataloader": loader})
+
+
+def _largest_batch_size(ready: Ready, world: World) -> int:
+    options, device, sample = ready.options, ready.device, ready.dataset[0, 0]
+    on_cpu = device.type == "cpu"  # where the processes share the memory among them, and with the batches that wait
+    batches = options.dataloader.num_workers * BATCHES_AHEAD + 1
+    return largest_batch_size(
+        ready.train_step,
+        build_training_pairs(options, scale=ready.train_step.generator.scale),
+        sample,
+        accumulate_batches=options.train.accumulate_batches,
+        most=max(1, len(ready.dataset) // world.size),
+        free_bytes=free_bytes(device) // (world.size if on_cpu else 1),
+        waiting_bytes=batches * sum(sample[name].nbytes for name in ("lr", "hr") if name in sample) if on_cpu else 0,
+    )
 
 
 def _look_into(dataset: PairedImages | HRImages, checks: Checklist, *, seed: int, thorough: bool) -> None:

@@ -131,6 +131,8 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
     }
     before, now = _leaves(defaults) | _leaves(state["options"]), _leaves(options.model_dump(mode="json"))
+    if options.dataloader.batch_size == AUTO:  # it stays what was found when the run began
+        now["dataloader.batch_size"] = before["dataloader.batch_size"]
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     fixed = [key for key in changed if f"{key}.".startswith(ARCHITECTURE)]
     if fixed:

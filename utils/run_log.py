@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +48,8 @@ class SilentLog:
 class RunLog(SilentLog):
     """The log of the main process: console, train.log, metrics.jsonl, TensorBoard.
 
-    Figures and curves that a run made beyond the point from which it goes on are dropped: it makes them again.
+    Figures and curves that a run made beyond the point from which it goes on are dropped: it makes them again. Lines
+    may come from any thread. Nothing waits for TensorBoard; where it cannot write, a later call raises its OSError.
 
     Args:
         step: optimisation steps done before.
@@ -61,6 +65,8 @@ class RunLog(SilentLog):
         _drop_figures_beyond(step, validated, folder.metrics)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._shown = deque()  # futures of what the thread has been given
 
     def info(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -76,10 +82,10 @@ class RunLog(SilentLog):
         self._metrics.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._show(self._events.add_scalar, f"{kind}/{name}", value, step)
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
-        self._events.add_image(name, image, step, dataformats="HWC")
+        self._show(partial(self._events.add_image, dataformats="HWC"), name, image, step)
 
     def flush(self) -> None:
         os.fsync(self._metrics.fileno())
@@ -94,10 +100,19 @@ class RunLog(SilentLog):
     def close(self) -> None:
         self._lines.close()
         self._metrics.close()
+        self._thread.shutdown()
         self._events.close()
+        for shown in self._shown:
+            shown.result()
+
+    def _show(self, add: Callable[..., None], *what: object) -> None:
+        # On a thread: pictures take up to a second to encode, and TensorBoard's own queue holds ten events.
+        self._shown.append(self._thread.submit(add, *what))
+        while self._shown and self._shown[0].done():
+            self._shown.popleft().result()
 
     def _line(self, level: int, text: str) -> None:
-        self._lines.emit(logging.LogRecord("train", level, "", 0, text, None, None))
+        self._lines.handle(logging.LogRecord("train", level, "", 0, text, None, None))
         self._lines.flush()
 
 
@@ -110,6 +125,6 @@ def _drop_figures_beyond(step: int, validated: int, metrics: Path) -> None:
             figures = json.loads(line)
         except ValueError:
             continue  # the process was killed while it wrote this line
-        if figures["step"] <= (step if figures["kind"] == "train" else validated):
+        if figures["step"] <= (validated if figures["kind"].startswith("validation/") else step):
             kept.append(line)
     write_text(metrics, "".join(kept))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 FEWEST_IMAGES = 5  # for an interval; fewer do not tell how differences scatter
@@ -34,6 +33,8 @@ def standard_error(values: Sequence[float]) -> float | None:
     """
     if len(values) < 2 or not np.isfinite(values).all():
         return None
+    from scipy import stats  # takes half a second, which a command that never compares need not wait
+
     return float(stats.sem(values))
 
 
@@ -59,6 +60,8 @@ def _bootstrap_interval(differences: np.ndarray) -> tuple[float, float] | None:
         return None
     if np.ptp(differences) == 0:  # which leaves nothing to resample
         return float(differences[0]), float(differences[0])
+    from scipy import stats
+
     result = stats.bootstrap(
         (differences,),
         np.mean,

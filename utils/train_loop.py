@@ -16,6 +16,7 @@ from models.diagnostics import spectral_norms
 from models.train_step import Batch, Outcome, TrainStep
 from options.schema import Options
 from utils import checkpoint
+from utils.background import BackgroundJob
 from utils.distributed import World
 from utils.errors import UserError
 from utils.evaluate import BenchmarkScores, evaluate
@@ -30,6 +31,7 @@ from utils.training_pairs import DegradedPairs, GivenPairs
 from utils.upscaler import Upscaler
 
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
+LEAST_SHARE = 5e-4  # of the time, that a line tells of
 SHOWN_PX = 512  # side of the part of an image in which it is shown what D sees
 
 
@@ -65,6 +67,7 @@ class TrainLoop:
         self.saved = None  # the step and the scored step of the newest state
         self.best: dict[str, Any] | None = None  # score, its metric and benchmark, its step
         self.watch = GanWatch()
+        self.saving = BackgroundJob(warn=log.warning)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loop stands, beside its training step: on every process alike, so all of them have to ask."""
@@ -96,27 +99,33 @@ class TrainLoop:
         clock = _Clock(self.step)
         with (
             wish_to_stop(speak=self.world.main) as wish,
+            self.saving,
             self.log.progress(self.step, total) as advance,
             closing(clock.waiting_for(self.batches)) as batches,
         ):
             if self.world.any(self.world.main and self.step > 0 and not self.folder.weights(self.step).exists()):
-                self._save()  # the run was killed between the state and its weights, or branches off from another one
+                # The run was killed between the state and its weights, or branches off from another one. That is over
+                # before the loader's processes are forked: another thread should not be in the midst of something then.
+                with clock.counting("save"):
+                    self._save()
+                    self._settle()
             stopping = late = False  # asked to stop; behind with a save
             while True:
                 if self._due(self.options.validation.every_steps) and self.validated != self.step and not stopping:
-                    with clock.pause():
+                    with clock.counting("validation"):
                         self._validate(wish)
                         stopping = self.world.any(wish() is not None)
                 late = late or stopping or self._due(train.save_every_steps) or self._best_is_new()
                 if late and (self.bad_steps == 0 or self.step >= total) and self.saved != (self.step, self.validated):
-                    with clock.pause():
+                    with clock.counting("save"):
                         self._save()
                     late = False
                 if stopping or self.step >= total:
                     break
                 self._advance([next(batches) for _ in range(train.accumulate_batches)], clock)
                 advance(self.step)
-                stopping = self.world.any(wish() is not None)
+                stopping = self.world.any(wish() is not None or self.saving.failed)
+            self._settle()
             if self.step < total:
                 self.log.info(
                     f"stopped after step {self.step:,} of {total:,}, as asked; --resume auto goes on from "
@@ -152,14 +161,17 @@ class TrainLoop:
         # Nothing random in a step depends on what came before it, so that a run can go on anywhere.
         torch.manual_seed(_seed(self.options.seed, self.world.rank, self.step))
         watch = (self.step + 1) % self.options.train.watch_every_steps == 0
-        outcome = self._take_step(batches, watch=watch)
+        with clock.counting("step"):
+            outcome = self._take_step(batches, watch=watch)
         self.samples += sum(len(batch["name"]) for batch in batches) * self.world.size
         if outcome.broken:
             self._tell_of_skip(outcome, [name for batch in batches for name in batch["name"]])
         else:
             self.bad_steps = 0
         if watch or self._due(self.options.train.log_every_steps):
-            self._log_terms(self.world.mean(outcome.terms), clock)
+            with clock.counting("step"):  # a GPU may still be at it
+                terms = self.world.mean(outcome.terms)
+            self._log_terms(terms, clock)
         if watch and self.train_step.discriminator is not None:
             self._log_spectral_norms()
 
@@ -196,6 +208,7 @@ class TrainLoop:
             f"({self.bad_steps} in a row; the run ends at {limit})"
         )
         if self.bad_steps >= limit:
+            self._settle()
             with self.world.agree():
                 raise UserError(
                     f"{limit} steps in a row were skipped (not finite: {', '.join(outcome.broken)}): the weights "
@@ -208,21 +221,22 @@ class TrainLoop:
         return newest.name if newest else "none: nothing was saved before"
 
     def _log_terms(self, terms: dict[str, float], clock: "_Clock") -> None:
-        steps_per_s, waiting = clock.lap(self.step)
+        steps_per_s, spent_s = clock.lap(self.step)
+        spent_s = self.world.mean({part: torch.tensor(seconds) for part, seconds in spent_s.items()})
         total = self.options.train.total_steps
         pairs_per_step = self.options.dataloader.batch_size * self.options.train.accumulate_batches * self.world.size
         rates = {
             "learning_rate": self.train_step.learning_rate(),
             "images_per_s": steps_per_s * pairs_per_step,
-            "data_wait": waiting,
         }
         eta = timedelta(seconds=round((total - self.step) / steps_per_s))
         self.log.info(
             f"step {self.step:,}/{total:,}  {_in_words(terms)}"
             f"  | lr {rates['learning_rate']:.3g}  {steps_per_s:.3g} steps/s  {rates['images_per_s']:.3g} images/s"
-            f"  data {waiting:.1%}  ETA {eta}"
+            f"  {_shares_in_words(spent_s)}  ETA {eta}"
         )
         self.log.scalars("train", self.step, {**terms, **rates})
+        self.log.scalars("time", self.step, {f"{part}_s": seconds for part, seconds in spent_s.items()})
         for warning in self.watch.look(self.step, terms):
             self.log.warning(warning)
 
@@ -312,79 +326,110 @@ class TrainLoop:
                 self.log.image(f"discriminator/{name}", self.step, picture)
 
     def _save(self) -> None:
+        """Begin a save, which goes on beside the steps that follow. One that is still under way is waited for."""
         loop = self.state_dict()
-        with self.world.agree():
-            if self.world.main:
-                self._write_files(loop)
+        self._settle()
+        if self.world.main:
+            self.saving.start(self._write_files(checkpoint.snapshot(self._state(loop))))
         self.saved = (self.step, self.validated)
 
-    def _write_files(self, loop: dict[str, Any]) -> None:
-        started_s = time.perf_counter()
-        self.log.flush()  # so that the figures never lag behind the state that a run goes on from
-        weights = {"params": self.train_step.generator.state_dict(), "params_ema": None}
-        if self.train_step.ema is not None:
-            weights["params_ema"] = self.train_step.ema.module.state_dict()
-        about = {
+    def _settle(self) -> None:
+        """Wait until the save under way is on the disk. A UserError where it failed, on every rank alike."""
+        with self.world.agree():
+            self.saving.settle()
+
+    def _state(self, loop: dict[str, Any]) -> dict[str, Any]:
+        """All that a save consists of; the tensors are those that training goes on to change."""
+        ema = self.train_step.ema
+        return {
+            "params": self.train_step.generator.state_dict(),
+            "params_ema": ema.module.state_dict() if ema is not None else None,
             "options": self.options.model_dump(mode="json"),
             "step": self.step,
             "scale": self.train_step.generator.scale,
             "scores": self.scores,
             "scored_step": self.validated,
+            "train_step": self.train_step.state_dict(),
+            "loop": loop,
         }
-        path = checkpoint.state_path(self.folder.states, self.step)
-        state = {"train_step": self.train_step.state_dict(), "loop": loop}
-        checkpoint.save_state(path, {**weights, **about, **state})
-        best = [self.folder.best_weights] if self._best_is_new() else []
+
+    def _write_files(self, state: dict[str, Any]) -> Iterator[None]:
+        """Write a snapshot, file by file. By now the loop may stand elsewhere: all that is written is in `state`."""
+        started_s = time.perf_counter()
+        self.log.flush()  # so that the figures never lag behind the state that a run goes on from
+        step, best = state["step"], state["loop"]["best"]
+        path = checkpoint.state_path(self.folder.states, step)
+        checkpoint.save_state(path, state)
+        yield
+        weights = {key: value for key, value in state.items() if key not in ("train_step", "loop")}
+        best_paths = [self.folder.best_weights] if best is not None and best["step"] == step else []
         # Those of this step last: where they are, all are.
-        for weights_path in (*best, self.folder.latest_weights, self.folder.weights(self.step)):
-            checkpoint.save_generator(weights_path, **weights, **about)
+        for weights_path in (*best_paths, self.folder.latest_weights, self.folder.weights(step)):
+            checkpoint.save_generator(weights_path, **weights)
+            yield
         checkpoint.keep_states(
             self.folder.states,
             self.options.train.keep_states,
-            beside=checkpoint.state_path(self.folder.states, self.best["step"]) if self.best else None,
+            beside=checkpoint.state_path(self.folder.states, best["step"]) if best is not None else None,
         )
         size_mb, took_s = path.stat().st_size / 1e6, time.perf_counter() - started_s
         self.log.info(
-            f"step {self.step:,}  saved {self.folder.latest_weights} and {path.name} ({size_mb:.3g} MB, {took_s:.2g} s)"
+            f"step {step:,}  saved {self.folder.latest_weights} and {path.name} ({size_mb:.3g} MB, {took_s:.2g} s)"
         )
 
 
 class _Clock:
-    """Steps per second, and the share of time spent waiting for data; validation and saving do not count."""
+    """What the main thread spends its time on, and steps per second, for which validation and saving do not count.
+
+    Nothing here waits for a GPU, which works on while the main thread waits for data or copies a state: the time of a
+    step is that until its gradients are there (see TrainStep), and ends with the last step's update at each lap. What
+    is counted as waiting for data, or as saving, is therefore rather too much than too little.
+    """
 
     def __init__(self, step: int) -> None:
-        self._start_s, self._start_step, self._waited_s = time.perf_counter(), step, 0.0
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
+        self._start_s, self._start_step = time.perf_counter(), step
+        self._spent_s = dict.fromkeys(("data_wait", "step", "validation", "save"), 0.0)
+
+    @contextmanager
+    def counting(self, part: str) -> Iterator[None]:
+        """Time in this block is spent on `part`."""
+        entered_s = time.perf_counter()
+        yield
+        self._spent_s[part] += time.perf_counter() - entered_s
 
     def waiting_for(self, batches: Iterable[dict]) -> Iterator[dict]:
         """`batches`, the time until each of them arrives counted as waiting."""
         iterator = iter(batches)
         while True:
-            asked_s = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
+            with self.counting("data_wait"):
+                batch = next(iterator, None)
+            if batch is None:
                 return
-            self._waited_s += time.perf_counter() - asked_s
             yield batch
 
-    def lap(self, step: int) -> tuple[float, float]:
-        """Steps per second and share of waiting since the last lap."""
+    def lap(self, step: int) -> tuple[float, dict[str, float]]:
+        """Steps per second, and the seconds spent on each part and on everything else, since the last lap."""
         elapsed_s = time.perf_counter() - self._start_s
-        rate, waiting = (step - self._start_step) / elapsed_s, self._waited_s / elapsed_s
-        self._start_s, self._start_step, self._waited_s = time.perf_counter(), step, 0.0
-        return rate, waiting
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Time in this block does not count."""
-        paused_s = time.perf_counter()
-        yield
-        self._start_s += time.perf_counter() - paused_s
+        spent_s = {**self._spent_s, "other": elapsed_s - sum(self._spent_s.values())}
+        rate = (step - self._start_step) / (elapsed_s - spent_s["validation"] - spent_s["save"])
+        self._begin(step)
+        return rate, spent_s
 
 
 def _seed(*numbers: int) -> int:
     """One 64-bit seed from several numbers, unrelated for neighbours."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _shares_in_words(spent_s: dict[str, float]) -> str:
+    """Shares of the time since the last line; only those of data and step are told when they are nothing."""
+    total_s = sum(spent_s.values())
+    shares = {part.removesuffix("_wait"): seconds / total_s for part, seconds in spent_s.items()}
+    told = {part: share for part, share in shares.items() if part in ("data", "step") or share >= LEAST_SHARE}
+    return " ".join(f"{part} {share:.1%}" for part, share in told.items())
 
 
 def _in_words(terms: dict[str, float]) -> str:

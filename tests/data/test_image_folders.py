@@ -57,6 +57,14 @@ def test_images_too_small_or_unreadable_are_counted_over_all_folders_and_named(f
     )
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 50])
+def test_what_is_marked_is_found_however_many_processes_look(monkeypatch, at_once):
+    monkeypatch.setattr(data.image_folders, "MARKED_AT_ONCE", at_once)
+    odd = np.random.default_rng(0).random(50) < 0.3
+    found = data.image_folders.marked(lambda indices: odd[indices.start : indices.stop], 50)
+    assert found == np.flatnonzero(odd).tolist()
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 3, 7])
 def test_every_image_is_looked_at_once_however_many_share_a_task(folders, monkeypatch, tasks):
     monkeypatch.setattr(data.image_folders, "TASKS", tasks)

@@ -137,6 +137,16 @@ def test_size_needs_no_pixel(tmp_path, rgb):
     assert images.image_size(tmp_path / "a.png") == (20, 30)
 
 
+def test_sizes_of_many_are_those_of_each_and_0_for_what_is_no_png(tmp_path):
+    for number, mode in enumerate(("1", "L", "LA", "P", "RGB", "RGBA", "I;16")):
+        Image.new(mode, (30 + number, 20)).save(tmp_path / f"{number}.png")
+    Image.new("RGB", (5, 5)).save(tmp_path / "7.png", "JPEG")
+    (tmp_path / "8.png").write_bytes((tmp_path / "0.png").read_bytes()[:23])
+    (tmp_path / "9.png").mkdir()
+    sizes = images.png_sizes(tmp_path, [b"%d.png" % number for number in range(11)])
+    assert sizes.tolist() == [[20, 30 + number] for number in range(7)] + [[0, 0]] * 4
+
+
 @pytest.mark.parametrize("read", [images.read_rgb, images.read_unchanged, images.image_size])
 def test_missing_and_damaged_files_are_named(tmp_path, read):
     (tmp_path / "empty.png").touch()

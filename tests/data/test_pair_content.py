@@ -191,11 +191,11 @@ def test_one_wrong_pair_is_no_evidence_but_two_are(write_pairs):
 
 def test_the_sample_is_spread_over_the_set_and_follows_the_seed(write_pairs, monkeypatch):
     pairs = write_pairs([image[:16, :16] for image in HR[:1] * 40], [image[:4, :4] for image in HR[:1] * 40])
-    read = data.pair_content.read_rgb
+    read = data.pair_content.read_image
 
     def sample(samples, seed):
         seen = set()
-        monkeypatch.setattr(data.pair_content, "read_rgb", lambda path: seen.add(Path(path).name) or read(path))
+        monkeypatch.setattr(data.pair_content, "read_image", lambda path: seen.add(Path(path).name) or read(path))
         check_content(pairs, scale=4, samples=samples, seed=seed)
         return sorted(int(name[:4]) for name in seen if "x4" not in name)
 

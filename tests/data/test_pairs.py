@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from PIL import Image
 
+import data.image_folders
 from data.images import write_image
 from data.pairs import check_pairs, find_pairs
 from utils.errors import UserError
@@ -82,6 +84,19 @@ def test_pairs_of_wrong_size_are_named_with_what_was_given_and_expected(tmp_path
     assert "1x4.png is 10x8, but 1.png is 20x16 and calls for 5x4" in message
     assert "2x4.png is 5x3" in message
     assert "0x4.png" not in message
+
+
+def test_every_pair_is_looked_at_whatever_its_format_and_however_many_there_are(tmp_path, write, monkeypatch):
+    monkeypatch.setattr(data.image_folders, "MARKED_AT_ONCE", 4)
+    for number in range(10):
+        write(f"hr/{number}.png", (16, 20))
+        write(f"lr/{number}.png", (3, 5) if number in (3, 9) else (4, 5))
+    for number, side in ((4, 16), (6, 15), (8, 20)):
+        (tmp_path / f"hr/{number}.png").unlink()
+        Image.new("RGB", (20, side)).save(tmp_path / f"hr/{number}.jpg")
+    with pytest.raises(UserError, match="3 of 10 pairs") as error:
+        check_pairs(find_pairs(tmp_path / "hr", tmp_path / "lr"), scale=4, lr_patch_px=3)
+    assert [name for name in map(str, range(10)) if f"{name}.png is" in str(error.value)] == ["3", "8", "9"]
 
 
 def test_images_smaller_than_the_patch_are_named(tmp_path, write):

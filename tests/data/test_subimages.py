@@ -223,7 +223,7 @@ def photos(tmp_path):
 def cut(folder, output, sizes, *, grid, scale=4):
     """What the command does in its workers; returns how many sub-images were written."""
     jobs = single_jobs(folder, output, scale=scale, sizes=read_sizes(sizes))
-    return sum(cut_images(job, grid=Grid(*grid), compression_level=3, resume=False) for job in jobs)
+    return sum(cut_images(job, grid=Grid(*grid), compression_level=1, resume=False) for job in jobs)
 
 
 SIZES = {"1": "", "0.75": "_scale3of4", "0.5": "_scale1of2", "1/3": "_scale1of3"}

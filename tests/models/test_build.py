@@ -79,6 +79,44 @@ def test_losses_of_real_sr_compare_with_sharpened_hr(recipe, expected):
     assert set(step.sharpened) == expected
 
 
+SMALL = {
+    "generator": {"type": "rrdb", "features": 8, "blocks": 1, "growth": 4},
+    "discriminator__features": 8,
+    "semantic_extractor__weights": "random",
+    "losses__perceptual__vgg_weights": "random",
+}
+
+
+@pytest.mark.parametrize("mode", [None, "default", "reduce-overhead"])
+def test_every_network_of_the_step_is_compiled_when_asked(mode, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda network, mode: compiled.append((type(network).__name__, mode))
+    )
+    options = read("train_rrdb_P+SeD", **SMALL, train__compile=mode)
+    build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+    networks = {"RRDBNet", "PatchDiscriminator", "SemanticExtractor", "PerceptualLoss"}
+    assert set(compiled) == ({(network, mode) for network in networks} if mode is not None else set())
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_generator_recomputes_its_blocks_when_asked(asked):
+    options = read("train_rrdb_P+SeD", **SMALL, train__gradient_checkpointing=asked)
+    generator = build_generator(options)
+    build_train_step(options, generator=generator, device=torch.device("cpu"))
+    assert generator.checkpointing == asked
+
+
+def test_what_the_generator_or_the_device_cannot_do_is_refused():
+    options = read("train_rrdb_P+SeD", **SMALL, train__gradient_checkpointing=True)
+    with pytest.raises(UserError, match=r"train\.gradient_checkpointing is true, but Conv2d cannot do it"):
+        build_train_step(options, generator=torch.nn.Conv2d(3, 3, 1), device=torch.device("cpu"))
+    for precision in ("fp16", "tf32"):
+        options = read("train_rrdb_P+SeD", **SMALL, train__precision=precision)
+        with pytest.raises(UserError, match=f"train.precision is {precision}, which needs a GPU"):
+            build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+
+
 def test_weights_depend_on_the_seed_alone():
     small = {"generator__blocks": 1, "generator__features": 8}
     torch.manual_seed(5)

@@ -5,6 +5,7 @@ import spandrel
 import torch
 
 from models.rrdb import RRDBNet
+from utils.memory import TensorBytes
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (16, 9), (24, 24)])
@@ -48,3 +49,19 @@ def test_gradients_reach_every_parameter(fill_parameters):
     net = fill_parameters(RRDBNet(features=8, blocks=2, growth=4))
     net(torch.rand(1, 3, 6, 6)).square().mean().backward()
     assert all(p.grad.any() for p in net.parameters())
+
+
+def test_checkpointing_keeps_less_and_changes_no_gradient(fill_parameters):
+    net = fill_parameters(RRDBNet(features=16, blocks=6, growth=8))
+    lr = torch.rand(1, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    peaks, gradients = [], []
+    for checkpointing in (False, True):
+        net.checkpointing = checkpointing
+        net.zero_grad()
+        with TensorBytes() as tensors:
+            net(lr).square().mean().backward()
+        peaks.append(tensors.peak)
+        gradients.append([p.grad for p in net.parameters()])
+    assert peaks[1] < 0.6 * peaks[0]
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, kept, rtol=0, atol=0)

@@ -10,6 +10,7 @@ from spandrel.architectures.SwinIR import SwinIR as OtherSwinIR
 
 from models.swinir import SwinIR, reflect_pad, shift_mask
 from utils.errors import UserError
+from utils.memory import TensorBytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in the other implementation
 
@@ -186,3 +187,21 @@ def test_trains_after_validating_the_same_size_under_inference_mode(tiny):
         net(lr)
     net(lr).square().mean().backward()
     assert all(p.grad.any() for p in net.parameters())
+
+
+def test_checkpointing_keeps_less_and_changes_no_gradient(fill_parameters):
+    """Also where blocks are dropped at random, which the second computation has to repeat."""
+    net = fill_parameters(SwinIR(embed_dim=12, depths=(4, 4), heads=(2, 2), drop_path=0.5)).train()
+    lr = lr_image(16, 24, batch=4)
+    peaks, gradients = [], []
+    for checkpointing in (False, True):
+        net.checkpointing = checkpointing
+        net.zero_grad()
+        torch.manual_seed(0)
+        with TensorBytes() as tensors:
+            net(lr).square().mean().backward()
+        peaks.append(tensors.peak)
+        gradients.append([p.grad for p in net.parameters()])
+    assert peaks[1] < 0.6 * peaks[0]
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, kept, rtol=0, atol=0)

@@ -1,4 +1,6 @@
-"""Started by torchrun or alone: takes one step on this rank's share of a fixed batch of 4 and saves the gradients.
+"""Started by torchrun or alone: takes a step on this rank's share of a fixed batch of 4 and saves the gradients.
+
+Then another one, after which the networks of the ranks are compared.
 
 first_gradient.py OUTPUT
 """
@@ -23,9 +25,9 @@ def main() -> int:
         discriminator = UNetDiscriminator(semantic_channels=64, features=16)
         step = TrainStep(
             generator=generator,
-            generator_optimizer=torch.optim.SGD(generator.parameters(), lr=0.0),
+            generator_optimizer=torch.optim.SGD(generator.parameters(), lr=0.1),
             discriminator=discriminator,
-            discriminator_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.0),
+            discriminator_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.1),
             extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 64, 1, 1),
             adversarial=GANLoss("vanilla"),
             weights={"pixel": 1.0, "gan": 1.0},
@@ -34,15 +36,18 @@ def main() -> int:
         lr, hr = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 64, 64)
         share = slice(world.rank * 4 // world.size, (world.rank + 1) * 4 // world.size)
         terms = world.mean(step(Batch(lr[share], hr[share])).terms)
-        gathered = world.gather(world.rank)
+        networks = {"generator": generator, "discriminator": discriminator}
+        gradients = {
+            f"{name}.{key}": parameter.grad.clone()
+            for name, net in networks.items()
+            for key, parameter in net.named_parameters()
+        }
+        step(Batch(lr[share], hr[share]))
+        gathered = world.gather({name: net.state_dict() for name, net in networks.items()})
+        storages = {parameter.grad.untyped_storage().data_ptr() for parameter in generator.parameters()}
         if world.main:
-            networks = {"generator": generator, "discriminator": discriminator}
-            gradients = {
-                f"{name}.{key}": parameter.grad
-                for name, net in networks.items()
-                for key, parameter in net.named_parameters()
-            }
-            torch.save({"gradients": gradients, "terms": terms, "gathered": gathered}, sys.argv[1])
+            report = {"gradients": gradients, "terms": terms, "gathered": gathered, "storages": len(storages)}
+            torch.save(report, sys.argv[1])
     return 0
 
 

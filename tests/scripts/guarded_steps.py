@@ -14,6 +14,7 @@ from models.train_step import Batch, TrainStep
 from utils.distributed import joined_world
 from utils.entry import run
 
+CPU = torch.device("cpu")
 ROUNDS = []  # of communication, one entry for each bucket of gradients
 KEPT = []  # networks with hooks: in PyTorch 2.6 their destruction hangs
 
@@ -27,7 +28,7 @@ def main() -> int:
             generator_optimizer=torch.optim.SGD(generator.parameters(), lr=0.1),
             weights={"pixel": 1.0},
         )
-        step.distribute(wrap=lambda network: counted(DistributedDataParallel(network)), add_up=world.add_up)
+        step.distribute(wrap=lambda network: counted(world.wrap(network, CPU)), add_up=world.add_up)
         lr, hr = torch.rand(2, 1, 3, 8, 8)[world.rank], torch.rand(2, 1, 3, 32, 32)[world.rank]
         step(Batch(lr, hr))  # the first one arranges the buckets
         before = [parameter.detach().clone() for parameter in generator.parameters()]

@@ -22,6 +22,7 @@ from utils.checkpoint import (
     save,
     save_generator,
     save_state,
+    snapshot,
     state_path,
     states,
 )
@@ -107,6 +108,8 @@ def equal(a, b):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
     return a == b
 
 
@@ -213,6 +216,22 @@ def test_training_state_returns_as_it_was_saved(training_state, tmp_path):
     assert loaded["optimizer"]["param_groups"] == training_state["optimizer"]["param_groups"]
     assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], torch.ones(2))
     assert torch.equal(loaded["random"], training_state["random"])
+
+
+def test_snapshot_stays_as_it_is_and_takes_no_more_room_than_its_original(tmp_path):
+    network = nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)).to(memory_format=torch.channels_last)
+    state = {"step": 1, "params": network.state_dict(), "all": [network.state_dict(), (torch.zeros(0),)]}
+    save_state(tmp_path / "original.pth", state)
+    copy = snapshot(state)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.add_(1)
+    save_state(tmp_path / "copy.pth", copy)
+    assert equal(load(tmp_path / "copy.pth"), load(tmp_path / "original.pth"))
+    assert not equal(copy["params"], network.state_dict())
+    assert (tmp_path / "copy.pth").stat().st_size <= (tmp_path / "original.pth").stat().st_size
+    assert copy["params"]._metadata == state["params"]._metadata
+    assert all(copy["params"][name].stride() == value.stride() for name, value in state["params"].items())
 
 
 def test_generator_weights_are_no_training_state(tmp_path):

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from models.losses import GANLoss
 from models.rrdb import RRDBNet
 from models.train_step import TrainStep
 from options.schema import Override, load_options
-from utils import checkpoint
+from tests.conftest import same
+from utils import checkpoint, train_loop
 from utils.distributed import World
 from utils.errors import UserError
 from utils.metrics import Metric
@@ -33,13 +36,17 @@ class Notes(SilentLog):
     """A log that can be read."""
 
     def __init__(self) -> None:
-        self.warnings, self.figures = [], []
+        self.lines, self.warnings, self.figures, self.values = [], [], [], {}
+
+    def info(self, text: str) -> None:
+        self.lines.append(text)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
 
     def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
         self.figures.append((kind, step))
+        self.values[kind, step] = values
 
 
 class Breaking(nn.Module):
@@ -132,6 +139,13 @@ def make_loop(tmp_path):
     return make
 
 
+def wait_until(condition) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
 def steps_of_states(loop: TrainLoop) -> list[int]:
     return [int(path.stem[-9:]) for path in checkpoint.states(loop.folder.states)]
 
@@ -163,6 +177,79 @@ def test_save_that_was_due_in_a_broken_step_is_made_after_the_next_good_one(make
     late.run()
     assert steps_of_states(late) == [6, 5, 2]  # the last step is saved whatever became of it
     assert all(late.folder.weights(step).exists() for step in (6, 5, 2))
+
+
+def test_what_is_written_while_steps_go_on_is_what_a_run_that_ends_there_leaves(make_loop, monkeypatch):
+    def run(name, **settings):
+        torch.manual_seed(0)
+        adversary = PatchDiscriminator(semantic_channels=None, features=8)  # each step moves its spectral norms
+        loop, _ = make_loop(name, adversary=adversary, **settings)
+        loop.run()
+        return loop.folder
+
+    def write_late(path, state):
+        wait_until(lambda: loops[0].step > state["step"] or loops[0].step == 6)
+        save_state(path, state)
+
+    save_state, loops = checkpoint.save_state, []
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", write_late)
+        patch.setattr(TrainLoop, "run", lambda loop, run=TrainLoop.run: loops.append(loop) or run(loop))
+        late = run("late", train__save_every_steps=2)
+    for step in (2, 4, 6):
+        ended = run(f"ended_{step}", train__total_steps=step)
+        ours, theirs = (checkpoint.load(checkpoint.state_path(folder.states, step)) for folder in (late, ended))
+        assert same(ours["train_step"], theirs["train_step"])
+        ours, theirs = (checkpoint.load(folder.weights(step)) for folder in (late, ended))
+        assert same(ours["params"], theirs["params"])
+
+
+def test_save_that_fails_beside_the_steps_ends_the_run_after_the_one_that_it_is_in(make_loop):
+    loop, _ = make_loop(train__save_every_steps=2)
+    loop.folder.latest_weights.mkdir(parents=True)  # no file can be renamed to it
+
+    def batches(loaded):
+        for number, batch in enumerate(loaded, start=1):
+            if number == 3:
+                wait_until(lambda: loop.saving.failed)
+            yield batch
+
+    loop.batches = batches(loop.batches)
+    with pytest.raises(UserError, match=r"cannot write .*generator_latest\.pth"):
+        loop.run()
+    assert loop.step == 3
+    assert steps_of_states(loop) == [2]
+
+
+def test_time_is_counted_where_it_goes(make_loop, benchmark_of_two, monkeypatch):
+    """By a clock that moves on by 3 s while a batch is made, 5 s in a step, 7 s per image, and 8 s in a save."""
+    now_s = [0.0]
+
+    def pass_s(seconds, result=None):
+        now_s[0] += seconds
+        return result
+
+    monkeypatch.setattr(train_loop, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    monkeypatch.setattr(checkpoint, "snapshot", lambda state, copy=checkpoint.snapshot: pass_s(8.0, copy(state)))
+    loop, log = make_loop(
+        benchmarks=[benchmark_of_two],
+        metrics={"psnr": Metric("psnr", "PSNR-Y", lambda sr, hr: pass_s(7.0, 20.0))},
+        validation__every_steps=2,
+        train__save_every_steps=4,
+        train__log_every_steps=1,
+    )
+    loop.batches = (pass_s(3.0, batch) for batch in loop.batches)
+    loop.train_step._shared_generator.register_forward_hook(lambda *_: pass_s(5.0))
+    loop.run()
+    usual = {"data_wait_s": 3.0, "step_s": 5.0, "validation_s": 0.0, "save_s": 0.0, "other_s": 0.0}
+    validated = {**usual, "validation_s": 14.0}
+    assert [log.values["time", step] for step in (1, 2, 3, 4)] == [usual, usual, validated, usual]
+    assert log.values["time", 5] == {**validated, "save_s": 8.0}
+    line_of = {step: line for step in (1, 5) for line in log.lines if line.startswith(f"step {step}/6")}
+    assert "  data 37.5% step 62.5%  ETA 0:00:40" in line_of[1]
+    assert "  data 10.0% step 16.7% validation 46.7% save 26.7%  ETA 0:00:08" in line_of[5]
+    pairs = loop.options.dataloader.batch_size
+    assert all(log.values["train", step]["images_per_s"] == pairs / 8 for step in range(1, 7))
 
 
 def test_weights_that_a_kill_kept_from_being_written_are_written_by_the_run_that_goes_on(make_loop):
@@ -244,7 +331,7 @@ def test_signal_in_a_validation_saves_at_once_and_the_scores_are_made_after_resu
     again, resumed = make_loop(**more, state=state)
     again.run()
     assert again.step == 6
-    assert [figure for figure in resumed.figures if figure[0] != "train"] == [
+    assert [figure for figure in resumed.figures if figure[0].startswith("validation/")] == [
         ("validation/Two", 3),
         ("validation/Two", 6),
     ]

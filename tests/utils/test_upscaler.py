@@ -216,7 +216,7 @@ def test_any_other_error_of_a_network_is_no_lack_of_memory():
 
 
 def test_a_process_that_really_runs_out_of_memory_makes_the_same_image():
-    """The whole image takes some 250 MB for two layers' features, a tile of 88 px 60; 150 MiB are left to the process."""
+    """The whole image takes some 250 MB for two layers' features, a tile of 88 px 60; 150 MiB are left to it."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests/scripts/out_of_memory.py", "150"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -1,0 +1,36 @@
+"""The training step of a recipe with random weights and noise, which change neither its time nor its memory."""
+
+from typing import Any
+
+import torch
+
+from models.build import RANDOM, build_generator, build_train_step
+from models.train_step import Batch, TrainStep
+from options.schema import Options, Override, load_options
+
+
+def random_recipe(opt: str, *chosen: Override, **more: Any) -> Options:
+    """A recipe that needs no pretrained weights.
+
+    Args:
+        opt: the option file.
+        chosen: what --set says.
+        more: options that a benchmark sets, a double underscore for each dot: `train__precision="bf16"`.
+    """
+    more = {key.replace("__", "."): value for key, value in more.items()}
+    more["semantic_extractor.weights"] = RANDOM
+    if load_options(opt, chosen).losses.perceptual is not None:
+        more["losses.perceptual.vgg_weights"] = RANDOM
+    return load_options(opt, [*chosen, *(Override(key, value, f"{key}={value}") for key, value in more.items())])
+
+
+def random_step(options: Options, device: torch.device) -> tuple[TrainStep, Batch]:
+    """The step of such a recipe on `device`, and a batch for it."""
+    generator = build_generator(options)
+    step = build_train_step(options, generator=generator, device=device)
+    side = options.dataset.lr_patch_px
+    lr, hr = (
+        torch.rand(options.dataloader.batch_size, 3, px, px, device=device).to(memory_format=torch.channels_last)
+        for px in (side, side * generator.scale)
+    )
+    return step, Batch(lr, hr, hr if step.sharpened else None)

@@ -1,0 +1,170 @@
+"""Packs: sub-images kept as the pixels of the images that they are cut from, and a table of where they lie there.
+
+Sub-images of DF2K overlap fourfold, so a pack, though it is not compressed, takes less disk than their PNG files. From
+a pack nothing is decoded: the file is mapped into memory, which all processes of a machine share, and of a sub-image
+only what a training crop needs is copied.
+
+A pack stands where a folder of images would stand. It is a folder of `0001_scale1of1.npy` ..., each (H, W, 3) uint8
+RGB in NumPy's format, and `tiles.npy`, which comes last: while it lists nothing, the pack is unfinished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from utils.errors import UserError
+from utils.files import atomic_writer
+
+TABLE = "tiles.npy"
+FILE_NAME = rf"(.+_scale\d+of\d+|{TABLE.removesuffix('.npy')})\.npy"
+COLUMNS = ("name", "image", "top", "left", "side_px")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A sub-image of a pack: a square of an image.
+
+    Args:
+        path: that it would have as a file; there is none.
+        image_path: of the image's pixels.
+        top, left: its corner in the image.
+    """
+
+    path: Path
+    image_path: Path
+    top: int
+    left: int
+    side_px: int
+
+    @property
+    def name(self) -> str:
+        """As of a path."""
+        return self.path.name
+
+    @property
+    def stem(self) -> str:
+        """As of a path."""
+        return self.path.stem
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> np.ndarray:
+        """Return the pixels, (side_px, side_px, 3) uint8 RGB: a view of the file, which cannot be written to.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        image = _map(self.image_path)
+        return image[self.top : self.top + self.side_px, self.left : self.left + self.side_px]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sub-images of a pack, as a sequence of tiles.
+
+    Args:
+        tiles: (sub-images,) a row for each: its name, the file it lies in, and where.
+            Like the names of an `ImageFolder` it is one block of memory: 800,000 rows take some 40 MB.
+    """
+
+    root: Path
+    tiles: np.ndarray
+
+    @property
+    def names(self) -> np.ndarray:
+        """(sub-images,) bytes."""
+        return self.tiles["name"]
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __getitem__(self, index: int) -> Tile:
+        name, image, top, left, side_px = self.tiles[index].item()
+        return Tile(self.root / os.fsdecode(name), self.root / os.fsdecode(image), top, left, side_px)
+
+    def select(self, names: Iterable[str]) -> Pack:
+        """The sub-images of these names, in the order given."""
+        order = np.argsort(self.names)
+        wanted = np.array([os.fsencode(name) for name in names])
+        return Pack(self.root, self.tiles[order[np.searchsorted(self.names, wanted, sorter=order)]])
+
+    def sizes(self, indices: range) -> np.ndarray:
+        """(len(indices), 2): heights and widths of neighbours, in pixels."""
+        return np.repeat(self.tiles["side_px"][indices.start : indices.stop, None], 2, axis=1)
+
+
+def is_pack(root: Path) -> bool:
+    """Whether a folder is a pack, finished or not."""
+    return (root / TABLE).exists()
+
+
+def open_pack(root: Path) -> Pack:
+    """Open a pack, and see that every file of it is as large as its table says.
+
+    Raises:
+        UserError: the pack is unfinished or damaged, or a file is missing.
+    """
+    tiles = _load(root / TABLE)
+    if tiles.dtype.names != COLUMNS:
+        raise UserError(f"{root / TABLE} is no table of sub-images; make the pack again, with --overwrite")
+    if not len(tiles):
+        raise UserError(f"the pack {root} is unfinished; give the command that makes it again, with --resume")
+    images, image_of_tile = np.unique(tiles["image"], return_inverse=True)
+    ends = np.zeros((len(images), 2), int)
+    np.maximum.at(ends, image_of_tile, np.stack((tiles["top"], tiles["left"]), axis=1) + tiles["side_px"][:, None])
+    for image, end in zip(images, ends, strict=True):
+        path = root / os.fsdecode(image)
+        if (_map(path).shape[:2] < end).any():
+            raise UserError(f"{path} is smaller than {TABLE} says; make the pack again, with --overwrite")
+    return Pack(root, tiles)
+
+
+def write_pixels(path: Path, rgb: np.ndarray) -> None:
+    """Write the pixels of an image, (H, W, 3) uint8 RGB.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written for another reason.
+    """
+    rgb = np.ascontiguousarray(rgb)
+    with atomic_writer(path) as file:
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(rgb))
+        file.write(rgb.data)  # np.save would say of a full disk how many bytes it wrote, not that it is full
+
+
+def write_table(root: Path, tiles: Iterable[tuple[str, str, int, int, int]]) -> None:
+    """Write the table of a pack, sorted by name: it is finished, unless there are no tiles.
+
+    Args:
+        tiles: (name, file, top, left, side in pixels) of each sub-image.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written for another reason.
+    """
+    rows = [(os.fsencode(name), os.fsencode(image), *box) for name, image, *box in sorted(tiles)]
+    name_bytes, image_bytes = (max((len(row[column]) for row in rows), default=1) for column in (0, 1))
+    formats = (f"S{name_bytes}", f"S{image_bytes}", "<i4", "<i4", "<i4")
+    with atomic_writer(root / TABLE) as file:
+        np.save(file, np.array(rows, list(zip(COLUMNS, formats, strict=True))))
+
+
+def _map(path: Path) -> np.ndarray:
+    pixels = _load(path, mmap_mode="r")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UserError(f"{path} holds no RGB image of 8 bits; make the pack again, with --overwrite")
+    return np.asarray(pixels)
+
+
+def _load(path: Path, *, mmap_mode: str | None = None) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode=mmap_mode)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:  # a broken header, or less than it announces
+        raise UserError(f"cannot read {path}: it is damaged; make the pack again, with --overwrite") from error

@@ -1,0 +1,151 @@
+"""A batch size that is found: as large as memory allows, without a trace in the networks, and kept by the run."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.build import build_generator, build_train_step, build_training_pairs
+from options.schema import Options, Override, load_options
+from utils import checkpoint
+from utils.batch_size import AUTO, USED_SHARE, largest_batch_size, shrunk_until
+from utils.distributed import World
+from utils.errors import UserError
+from utils.memory import TensorBytes
+from utils.prepare import prepare
+
+CPU = torch.device("cpu")
+FREE_BYTES = 10**8
+RECIPES = Path(__file__).parents[2] / "options"
+TINY = {"generator.features": 8, "generator.blocks": 1, "generator.growth": 4, "train.ema_decay": 0.9}
+GAN = {
+    **TINY,
+    "discriminator.features": 8,
+    "semantic_extractor.weights": "random",
+    "semantic_extractor.batch_statistics": True,
+    "losses.perceptual.vgg_weights": "random",
+}
+SETTINGS = {
+    "train_rrdb_psnr.yml": TINY,
+    "train_rrdb_P+SeD.yml": GAN,
+    "train_rrdb_psnr_real.yml": {**TINY, "dataset.lr_patch_px": 16, "degradation.hr_px": 80},
+}
+
+
+class Found:
+    """What a recipe's step needs, and the batch size that is found for it."""
+
+    def __init__(self, recipe):
+        overrides = [Override(key, value, key) for key, value in SETTINGS[recipe].items()]
+        self.options = load_options(RECIPES / recipe, overrides)
+        self.step = build_train_step(self.options, generator=build_generator(self.options), device=CPU)
+        real = self.options.degradation is not None
+        sides = {"hr": 80} if real else {"hr": 64, "lr": 16}
+        self.sample = {name: torch.randint(256, (3, px, px), dtype=torch.uint8) for name, px in sides.items()}
+
+    def pairs(self):
+        return build_training_pairs(self.options, scale=4)
+
+    def size(self, **arguments):
+        usual = {"accumulate_batches": 1, "most": 10**6, "free_bytes": FREE_BYTES, "waiting_bytes": 0}
+        return largest_batch_size(self.step, self.pairs(), {**self.sample, "name": "a"}, **{**usual, **arguments})
+
+    def bytes_of_a_step(self, batch_size, batches=1):
+        """What a step takes at most, with what the first one has left behind: Adam's moments."""
+        step, pairs = copy.deepcopy(self.step), self.pairs()
+        with TensorBytes() as counted:
+            for size in (1, batch_size):
+                loaded = {name: torch.stack([image] * size) for name, image in self.sample.items()}
+                step(*(pairs(loaded, seed=0, device=CPU) for _ in range(batches)), watch=True)
+        return counted.peak
+
+
+@pytest.mark.parametrize("recipe", SETTINGS)
+def test_the_size_found_fits_and_a_few_more_would_not(recipe):
+    found = Found(recipe)
+    size = found.size()
+    assert found.bytes_of_a_step(size) <= 1.02 * USED_SHARE * FREE_BYTES
+    assert found.bytes_of_a_step(size + 1 + size // 20) > USED_SHARE * FREE_BYTES
+
+
+def test_batches_that_make_one_step_or_wait_for_it_count():
+    found = Found("train_rrdb_psnr.yml")
+    size = found.size(accumulate_batches=4)
+    assert found.bytes_of_a_step(size, batches=4) <= 1.02 * USED_SHARE * FREE_BYTES
+    a_pair = (found.bytes_of_a_step(9) - found.bytes_of_a_step(5)) / 4
+    assert found.size(waiting_bytes=int(a_pair)) == pytest.approx(found.size() / 2, abs=2)
+
+
+def test_it_is_never_more_than_makes_sense():
+    assert Found("train_rrdb_psnr.yml").size(most=3) == 3
+
+
+def test_networks_optimisers_and_random_numbers_stay_as_they_are():
+    def draw(*_):
+        torch.rand(1)
+
+    found = Found("train_rrdb_P+SeD.yml")
+    found.step.generator.register_forward_hook(draw)  # as stochastic depth does
+    frozen = torch.nn.ModuleList([found.step.extractor, found.step.perceptual])
+    before = copy.deepcopy((found.step.state_dict(), frozen.state_dict(), torch.get_rng_state()))
+    found.size()
+    after = (found.step.state_dict(), frozen.state_dict(), torch.get_rng_state())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in found.step.generator.parameters())
+
+
+def test_memory_that_is_too_small_for_a_single_pair_is_told():
+    with pytest.raises(UserError, match=r"batch_size is auto, but .* more than the 0\.001 GB that are free"):
+        Found("train_rrdb_psnr.yml").size(free_bytes=10**6)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 7, 50, 99, 100, 200])
+def test_a_size_that_does_not_fit_shrinks_until_it_does(limit):
+    tried = []
+    size = shrunk_until(lambda size: tried.append(size) or size <= limit, 100)
+    assert min(limit, 100) * 0.94 - 1 < size <= limit
+    assert tried == sorted(set(tried), reverse=True)
+
+
+class Two(World):
+    """A process beside another one, which has found room for 3 pairs less."""
+
+    def gather(self, value):
+        return [value, value - 3 if isinstance(value, int) else value]
+
+
+@pytest.fixture
+def auto(workshop, monkeypatch) -> Options:
+    """Options of a run on a small set, its batch size to be found."""
+    monkeypatch.chdir(workshop)
+    options = load_options(workshop / "rrdb_psnr.yml")
+    return with_batch_size(options, AUTO)
+
+
+def with_batch_size(options, size):
+    return options.model_copy(update={"dataloader": options.dataloader.model_copy(update={"batch_size": size})})
+
+
+def test_a_run_gets_a_number_that_fits_on_every_process(auto):
+    alone, pair = (prepare(auto, resume=None, thorough=False, world=world) for world in (World(), Two(size=2)))
+    assert not alone.checks.wrong
+    images = len(alone.dataset)
+    assert alone.options == with_batch_size(auto, images)  # memory would hold far more than the set has
+    assert pair.options == with_batch_size(auto, images // 2 - 3)
+    assert pair.checks.found["batch size"] == f"{images // 2 - 3}, the largest that fits, of {images} images"
+
+
+def test_a_run_goes_on_with_the_size_that_it_had(auto):
+    begun = prepare(with_batch_size(auto, 5), resume=None, thorough=False, world=World())
+    state = {
+        "step": 1,
+        "params": begun.train_step.generator.state_dict(),
+        "options": begun.options.model_dump(mode="json"),
+        "train_step": begun.train_step.state_dict(),
+        "loop": {"samples": 5, "validated": 0, "processes": 1},
+    }
+    checkpoint.save_state(checkpoint.state_path(begun.folder.states, 1), state)
+    ready = prepare(auto, resume="auto", thorough=False, world=World())
+    assert ready.options == begun.options
+    assert len(ready.start.told) == 1  # of the state alone: nothing has changed since then

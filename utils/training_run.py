@@ -1,0 +1,137 @@
+"""A training run from its options to its end, or to the knowledge that it could start: what `train.py` does."""
+
+from collections.abc import Callable
+from functools import partial
+
+from rich.console import Console
+
+from data.datasets import SampleStream, make_loader
+from models.build import RANDOM, build_training_pairs, pretrained_weights
+from options.schema import Options
+from utils.distributed import World, joined_world
+from utils.errors import UserError
+from utils.files import write_text
+from utils.preflight import Checklist
+from utils.prepare import Ready, prepare
+from utils.run_log import RunLog, SilentLog
+from utils.train_loop import TrainLoop
+
+
+def run_training(
+    read_options: Callable[[], Options], *, resume: str | None, only_check: bool, local_rank: int | None
+) -> None:
+    """Train; or look at everything that the run will need, take one step, and train nothing.
+
+    Args:
+        read_options: called once the processes of the run know each other, so that a mistake is told once.
+        resume, local_rank: as the arguments of `train.py`.
+
+    Raises:
+        UserError: something that the run needs is wrong.
+    """
+    with joined_world(local_rank) as world:
+        with world.agree():
+            options = read_options()
+        ready = prepare(options, resume=resume, thorough=only_check, world=world)
+        if only_check:
+            check(ready, world=world)
+        else:
+            train(ready, world=world)
+
+
+def check(ready: Ready, *, world: World) -> None:
+    """Take one step that counts for nothing, and show what was found by all processes."""
+    options, checks = ready.options, ready.checks
+    share_mistakes(checks, world)
+    if not checks.wrong:
+        ready.train_step.distribute(wrap=partial(world.wrap, device=ready.device), add_up=world.add_up)
+        checks.look(f"memory, process {world.rank}", build_loop(ready, world=world, log=SilentLog()).dry_step)
+        share_mistakes(checks, world)
+    Console(quiet=not world.main, highlight=False, soft_wrap=True).print(checks.table())
+    with world.agree():
+        if checks.wrong:
+            raise UserError(f"{options.name} cannot start before what is marked WRONG above is mended")
+    if world.main:
+        print(f"{options.name} can start")
+
+
+def share_mistakes(checks: Checklist, world: World) -> None:
+    """Let every process know what the others have found."""
+    for found, wrong in world.gather((checks.found, checks.wrong)):
+        checks.found = {**found, **checks.found}
+        checks.wrong = {**wrong, **checks.wrong}
+
+
+def train(ready: Ready, *, world: World) -> None:
+    """Train, after all that was found to be in order."""
+    options, start, folder = ready.options, ready.start, ready.folder
+    with world.agree():
+        ready.checks.settle()
+    with world.agree():
+        if world.main:
+            folder.claim(in_place=start.in_place, damaged=start.damaged)
+            write_text(folder.options, options.as_yaml())
+    ready.train_step.distribute(wrap=partial(world.wrap, device=ready.device), add_up=world.add_up)
+    log = RunLog(folder, step=start.step, validated=start.validated) if world.main else SilentLog()
+    try:
+        announce(log, ready, world=world)
+        build_loop(ready, world=world, log=log).run()
+    except KeyboardInterrupt:
+        log.warning(f"interrupted after step {ready.train_step.step:,}; --resume auto goes on from the newest state")
+        raise
+    finally:
+        log.close()
+
+
+def build_loop(ready: Ready, *, world: World, log: SilentLog) -> TrainLoop:
+    """The loop, standing where the run goes on."""
+    options, start, dataset = ready.options, ready.start, ready.dataset
+    steps_left = max(0, options.train.total_steps - start.step)
+    batches = make_loader(
+        dataset,
+        SampleStream(
+            len(dataset),
+            batch_size=options.dataloader.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            seed=options.seed,
+            first_sample=start.samples,
+            batches=steps_left * options.train.accumulate_batches,
+        ),
+        num_workers=options.dataloader.num_workers,
+        device_type=ready.device.type,
+    )
+    loop = TrainLoop(
+        options=options,
+        train_step=ready.train_step,
+        batches=batches,
+        pairs=build_training_pairs(options, scale=ready.train_step.generator.scale),
+        benchmarks=ready.benchmarks,
+        metrics=ready.metrics,
+        folder=ready.folder,
+        log=log,
+        world=world,
+        device=ready.device,
+    )
+    if start.state is not None:
+        loop.load_state_dict(start.state["loop"])
+    return loop
+
+
+def announce(log: SilentLog, ready: Ready, *, world: World) -> None:
+    """What is about to happen, at the head of the log."""
+    options = ready.options
+    log.info(options.as_yaml().rstrip())
+    for what, found in ready.checks.found.items():
+        log.info(f"{what}: {found}")
+    batch_size, batches = options.dataloader.batch_size, options.train.accumulate_batches
+    processes = f"{world.size} process{'es' if world.size > 1 else ''}"
+    log.info(
+        f"{options.name}: {batch_size * batches * world.size} pairs in a step (batches of {batch_size}, {batches} a "
+        f"step, {processes}), {options.train.precision}"
+    )
+    for network, weights in pretrained_weights(options).items():
+        if weights == RANDOM:
+            log.warning(f"the {network} has random weights, as the options ask; its results mean nothing for the paper")
+    if ready.start.step >= options.train.total_steps:
+        log.info(f"nothing to do: {ready.start.step:,} of {options.train.total_steps:,} steps are done")
