@@ -5,7 +5,7 @@
 Images of 2040x1356 are made of the photographs first. The loop reads with cv2.imread and writes with cv2.imwrite, with
 the same compression, and does not see to it that a file is whole or reaches the disk. Everything is held to as many
 cores as there are workers, the command with all of its processes too; on several cores as many loops share the images.
-`overhead` is the command's time beyond the loops', as a part of that (0.1 is 10 %), its start included.
+`overhead` is the command's time beyond the loops', as a part of that (0.1 is 10 %); both from their start.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> int:
 def plain_loops(source: Path, output: Path, loops: int) -> None:
     output.mkdir()
     paths = list_images(source)
-    with ProcessPoolExecutor(loops, multiprocessing.get_context("fork")) as executor:
+    with ProcessPoolExecutor(loops, multiprocessing.get_context("spawn")) as executor:
         for done in [executor.submit(plain_loop, paths[first::loops], output) for first in range(loops)]:
             done.result()
 
