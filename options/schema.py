@@ -38,6 +38,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _size_or_auto(value: Any) -> Any:
+    value = _whole(value)
+    if value != "auto" and not (type(value) is int and 1 <= value < 2**63):
+        raise ValueError("should be a whole number above 0, or auto")
+    return value
+
+
 def _digits(value: Any) -> Any:
     """A number as text, which is what a layer is called."""
     value = _whole(value)
@@ -61,6 +68,12 @@ def _rising(ends: tuple[float, float]) -> tuple[float, float]:
 # The bounds stand before the validator, or they would be missing from the JSON schema.
 Natural = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
 Positive = Annotated[int, Field(ge=1, lt=2**63), BeforeValidator(_whole)]
+# A union of the two would answer a mistake with a sentence for each.
+SizeOrAuto = Annotated[
+    int | str,
+    BeforeValidator(_size_or_auto),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "exclusiveMaximum": 2**63}, {"const": "auto"}]}),
+]
 TileSide = Annotated[int, Field(ge=64, multiple_of=8), BeforeValidator(_whole)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -286,7 +299,7 @@ class DegradationOptions(Section):
 class DataLoaderOptions(Section):
     """How batches are made."""
 
-    batch_size: Positive | Literal["auto"] = Field(
+    batch_size: SizeOrAuto = Field(
         8, description="pairs per step and process (the paper: 4 processes of 8); auto: as many as memory holds"
     )
     num_workers: Natural = Field(4, description="reading processes of each training process; 0: read in the process")

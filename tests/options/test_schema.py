@@ -158,6 +158,7 @@ MISTAKES = {
     "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
     "dataset.hr={a: 0}": ["dataset.hr.a", "0", "greater than 0"],
     "dataset.hr={a: 101}": ["dataset.hr.a", "101", "less than or equal to 100"],
+    "dataloader.batch_size=many": ["dataloader.batch_size is 'many'; it should be a whole number above 0, or auto"],
     "dataset.lr=null": ["dataset.lr", "degradation is null"],
     "degradation={}": ["degradation.hr_px", "is required"],
     "discriminator.semantic=true": ["discriminator.semantic", "not an option", "fusion"],
