@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from data.images import image_size, list_image_names, png_sizes, read_rgb
-from data.pack import Pack, Tile, is_pack, open_pack
+from data.pack import PIXELS_SUFFIX, Pack, Tile, check_pixels, is_pack, open_pack
 from utils.errors import UserError
 from utils.signals import ignore_wishes
 
@@ -44,6 +44,11 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Path:
         return self.root / os.fsdecode(self.names[index])
+
+    @property
+    def files(self) -> ImageFolder:
+        """As of a pack."""
+        return self
 
     def select(self, names: Iterable[str]) -> ImageFolder:
         """The images of these names, in the order given."""
@@ -102,29 +107,31 @@ def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
 
         return [folder[index] for index in marked(small, len(folder))]
 
-    check_each(list(map(suspects, folders)), complaint, what=_images_in(folders), fault="cannot be used")
+    images = sum(map(len, folders))
+    check_each(list(map(suspects, folders)), complaint, what=_images_in(folders, images), fault="cannot be used")
 
 
 def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[[], None] = lambda: None) -> None:
-    """Decode every image.
+    """Read every file: decode the images of folders, and compare those of packs with their checksums.
 
     Args:
-        on_image: called after each image, from the threads that read.
+        on_image: called after each file, from the threads that read.
 
     Raises:
-        UserError: some images cannot be read; says how many and shows the first.
+        UserError: some files cannot be read; says how many and shows the first.
     """
 
-    def complaint(path: Path | Tile) -> str | None:
+    def complaint(path: Path) -> str | None:
         try:
-            read_image(path)
+            (check_pixels if path.suffix == PIXELS_SUFFIX else read_rgb)(path)
         except UserError as error:
             return str(error)
         finally:
             on_image()
         return None
 
-    check_each(folders, complaint, what=_images_in(folders), fault="cannot be read")
+    files = [folder.files for folder in folders]
+    check_each(files, complaint, what=_images_in(folders, sum(map(len, files))), fault="cannot be read")
 
 
 def marked(mark: Callable[[range], np.ndarray], items: int) -> list[int]:
@@ -191,5 +198,5 @@ def first_few(offenders: list[str], *, separator: str = ", ") -> str:
     return shown if len(offenders) <= OFFENDERS_SHOWN else f"{shown}{separator}..."
 
 
-def _images_in(folders: Sequence[ImageFolder | Pack]) -> str:
-    return f"{sum(map(len, folders))} images in {' and '.join(str(folder.root) for folder in folders)}"
+def _images_in(folders: Sequence[ImageFolder | Pack], images: int) -> str:
+    return f"{images} images in {' and '.join(str(folder.root) for folder in folders)}"

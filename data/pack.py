@@ -5,12 +5,14 @@ a pack nothing is decoded: the file is mapped into memory, which all processes o
 only what a training crop needs is copied.
 
 A pack stands where a folder of images would stand. It is a folder of `0001_scale1of1.npy` ..., each (H, W, 3) uint8
-RGB in NumPy's format, and `tiles.npy`, which comes last: while it lists nothing, the pack is unfinished.
+RGB in NumPy's format with their CRC-32 behind it, and `tiles.npy`, which comes last: while it lists nothing, the pack
+is unfinished.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,11 @@ from numpy.lib import format as npy
 from utils.errors import UserError
 from utils.files import atomic_writer
 
+PIXELS_SUFFIX = ".npy"
 TABLE = "tiles.npy"
 FILE_NAME = rf"(.+_scale\d+of\d+|{TABLE.removesuffix('.npy')})\.npy"
 COLUMNS = ("name", "image", "top", "left", "side_px")
+CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ class Pack:
         """(sub-images,) bytes."""
         return self.tiles["name"]
 
+    @property
+    def files(self) -> list[Path]:
+        """Of the images that the sub-images lie in, each once."""
+        return [self.root / os.fsdecode(image) for image in np.unique(self.tiles["image"])]
+
     def __len__(self) -> int:
         return len(self.tiles)
 
@@ -136,6 +145,23 @@ def write_pixels(path: Path, rgb: np.ndarray) -> None:
     with atomic_writer(path) as file:
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(rgb))
         file.write(rgb.data)  # np.save would say of a full disk how many bytes it wrote, not that it is full
+        file.write(_checksum(rgb))
+
+
+def check_pixels(path: Path) -> None:
+    """Read the pixels of an image, all of them, and compare them with their checksum.
+
+    Raises:
+        UserError: they are not those that were written, or the file cannot be read.
+    """
+    _map(path)
+    try:
+        with open(path, "rb") as file:
+            intact = _checksum(np.load(file)) == file.read()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if not intact:
+        raise _damaged(path)
 
 
 def write_table(root: Path, tiles: Iterable[tuple[str, str, int, int, int]]) -> None:
@@ -156,6 +182,8 @@ def write_table(root: Path, tiles: Iterable[tuple[str, str, int, int, int]]) -> 
 
 def _map(path: Path) -> np.ndarray:
     pixels = _load(path, mmap_mode="r")
+    if path.stat().st_size != pixels.offset + pixels.nbytes + CHECKSUM_BYTES:
+        raise _damaged(path)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(f"{path} holds no RGB image of 8 bits; make the pack again, with --overwrite")
     return np.asarray(pixels)
@@ -167,4 +195,12 @@ def _load(path: Path, *, mmap_mode: str | None = None) -> np.ndarray:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:  # a broken header, or less than it announces
-        raise UserError(f"cannot read {path}: it is damaged; make the pack again, with --overwrite") from error
+        raise _damaged(path) from error
+
+
+def _checksum(pixels: np.ndarray) -> bytes:
+    return zlib.crc32(pixels.data).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"cannot read {path}: it is damaged; make the pack again, with --overwrite")

@@ -10,6 +10,9 @@ copies that Real-ESRGAN is trained on.
 import collections
 import functools
 import itertools
+import math
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ from PIL import Image
 from data import image_jobs, images, pack
 from data.pairs import find_pairs, pair_sizes
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import nearest_folder, write_text
 
 GRID_RECORD = ".grid"  # in the folder of sub-images: how they were cut
 WRITTEN_NAME = rf".+_s\d{{3,}}(_scale\d+of\d+)?\.png|{pack.FILE_NAME}"
@@ -174,6 +177,8 @@ def extract(
     if resume:
         for output, settings in records.items():
             _check_earlier_grid(output, settings)
+    if packed:
+        _check_free_disk(jobs, grid, overwrite=overwrite, resume=resume)
     image_jobs.prepare_outputs(
         outputs,
         inputs=[cut.source.parent for cut in cuts],
@@ -319,6 +324,28 @@ def _check_some_fit(jobs: Sequence[Job], grid: Grid) -> None:
             f"no image in {jobs[0].cuts[0].source.parent} is{at_size} as large as a sub-image of "
             f"{grid.crop_px}x{grid.crop_px}; give another --crop_size (and --step)"
         )
+
+
+def _check_free_disk(jobs: Sequence[Job], grid: Grid, *, overwrite: bool, resume: bool) -> None:
+    # Packs are not compressed: what they will take is known.
+    needed_bytes, free_bytes = collections.Counter(), {}
+    for place, cut in enumerate(jobs[0].cuts):
+        ground = nearest_folder(cut.output)
+        disk = ground.stat().st_dev
+        free_bytes[disk] = shutil.disk_usage(ground).free
+        if overwrite and cut.output.is_dir():
+            written = (path for path in cut.output.iterdir() if re.fullmatch(WRITTEN_NAME, path.name))
+            needed_bytes[disk] -= sum(path.stat().st_size for path in written)
+        for job in jobs:
+            for size, file in _packed_files(job, job.cuts[place]).items():
+                if _fits(job, grid, size) and not (resume and file.exists()):
+                    needed_bytes[disk] += 3 * math.prod(_sides(images.image_size(job.cuts[place].source), size))
+    for disk, needed in needed_bytes.items():
+        if needed > free_bytes[disk]:
+            outputs = " and ".join(str(cut.output) for cut in jobs[0].cuts)
+            raise UserError(
+                f"{outputs} would grow by {needed / 1e9:.3g} GB, but {free_bytes[disk] / 1e9:.3g} GB are free there"
+            )
 
 
 def _tell_what_is_left_out(jobs: Sequence[Job], grid: Grid) -> None:

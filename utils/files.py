@@ -52,6 +52,11 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest one above it that is there: the disk that it will be written to is that one's."""
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text with the guarantees of `atomic_writer`.
 

@@ -150,7 +150,7 @@ def _largest_batch_size(ready: Ready, world: World) -> int:
 def _look_into(dataset: PairedImages | HRImages, checks: Checklist, *, seed: int, thorough: bool) -> None:
     """Decode images: a few, to see that LR is HR downscaled; `thorough`, all of them and more to compare."""
     if thorough:
-        images = sum(map(len, dataset.folders))
+        images = sum(len(folder.files) for folder in dataset.folders)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("reading every image", total=images)
             read = partial(check_readable, dataset.folders, on_image=lambda: progress.advance(task))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import TEMPORARY_SUFFIX
+from utils.files import TEMPORARY_SUFFIX, nearest_folder
 
 
 class RunFolder:
@@ -40,7 +40,7 @@ class RunFolder:
     @property
     def ground(self) -> Path:
         """The folder itself, or the nearest one above it that is there."""
-        return next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        return nearest_folder(self.root)
 
     def check(self, *, in_place: bool) -> None:
         """Raise a UserError where `claim` would refuse, as far as that can be seen without writing anything."""

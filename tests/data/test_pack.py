@@ -1,8 +1,10 @@
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from data.image_folders import check_images, check_readable, find_images, read_i
 from data.images import list_images, read_rgb, write_unchanged
 from data.pair_content import check_content
 from data.pairs import find_pairs
+from data.subimages import Grid, single_jobs
+from data.subimages import extract as extract_jobs
 from utils.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "extract_subimages.py"
@@ -171,13 +175,19 @@ def test_a_killed_packing_is_no_pack_and_can_be_resumed(packed, tmp_path):
     assert contents(out).items() >= whole.items()
 
 
+def of_other_size(content):
+    """The same image with fewer columns than its table says, whole."""
+    return content.replace(b"(80, 96, 3)", b"(80, 63, 3)")[: 3 * 80 * (63 - 96)]
+
+
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
         ("a_scale1of1.npy", lambda content: content[:-1], "is damaged"),
         ("a_scale1of1.npy", lambda content: b"", "is damaged"),
         ("a_scale1of1.npy", lambda content: content.replace(b"|u1", b"|i1"), "holds no RGB image"),
-        ("a_scale1of1.npy", lambda content: content.replace(b"(80, 96, 3)", b"(80, 63, 3)"), "is smaller than"),
+        ("a_scale1of1.npy", lambda content: content.replace(b"(80, 96, 3)", b"(80, 63, 3)"), "is damaged"),
+        ("a_scale1of1.npy", lambda content: of_other_size(content), "is smaller than"),
         ("tiles.npy", lambda content: content[:-1], "is damaged"),
         ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "no table of sub-images"),
     ],
@@ -193,11 +203,44 @@ def test_a_damaged_pack_is_one_sentence(packed, name, change, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("place", [200, 10_000, -5, -1])  # the first pixels, some others, the last, the checksum
+def test_a_flipped_bit_is_found_by_reading_everything(packed, place):
+    out, _ = packed
+    content = bytearray((out / "b_scale1of1.npy").read_bytes())
+    content[place] ^= 4
+    (out / "b_scale1of1.npy").write_bytes(content)
+    pack = find_images(out)
+    check_images([pack])
+    with pytest.raises(UserError, match=f"1 of 2 images in {out} cannot be read: .*b_scale1of1.npy: it is damaged"):
+        check_readable([pack])
+
+
+def test_a_pack_that_will_not_fit_on_the_disk_is_refused_before_anything_is_written_or_removed(packed, monkeypatch):
+    out, _ = packed
+    made, one = contents(out), 80 * 96 * 3
+    (out / "b_scale1of1.npy").unlink()
+    before = contents(out)
+    written = sum(len(content) for name, content in before.items() if name.endswith(".npy"))
+    jobs, grid = single_jobs(out.parent / "in", out, scale=4), Grid(64, 32, 0)
+    for how, needed in (
+        ({"overwrite": True, "resume": False}, 2 * one - written),
+        ({"overwrite": False, "resume": True}, one),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=needed - 1: SimpleNamespace(free=free))
+        with pytest.raises(UserError, match=f"{out} would grow by .* GB, but .* GB are free"):
+            extract_jobs(jobs, grid, compression_level=1, workers=1, packed=True, **how)
+        assert contents(out) == before
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=needed: SimpleNamespace(free=free))
+        assert extract_jobs(jobs, grid, compression_level=1, workers=1, packed=True, **how) == 0
+        assert contents(out) == made
+        (out / "b_scale1of1.npy").unlink()
+
+
 def test_a_file_that_is_lost_while_training_is_one_sentence(packed):
     out, _ = packed
     pack = find_images(out)
     check_images([pack])
     check_readable([pack])
     (out / "a_scale1of1.npy").unlink()
-    with pytest.raises(UserError, match=f"4 of 8 images in {out} cannot be read: cannot read .*a_scale1of1"):
+    with pytest.raises(UserError, match=f"1 of 2 images in {out} cannot be read: cannot read .*a_scale1of1"):
         check_readable([pack])
