@@ -102,6 +102,14 @@ def prepare_outputs(
             print(f"removed {len(old)} images of an earlier run from {output}")
 
 
+def written_bytes(output: Path, pattern: str) -> int:
+    """What the files take that `prepare_outputs` would remove from a folder, which may not be there."""
+    try:
+        return sum(entry.stat().st_size for entry in os.scandir(output) if re.fullmatch(pattern, entry.name))
+    except OSError:
+        return 0
+
+
 def run(work: Callable[[Job], int], jobs: Sequence[Job], *, workers: int, made: str) -> int:
     """Apply `work` to every job in a pool of processes, behind a progress bar on stderr.
 

@@ -11,7 +11,6 @@ import collections
 import functools
 import itertools
 import math
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from PIL import Image
 from data import image_jobs, images, pack
 from data.pairs import find_pairs, pair_sizes
 from utils.errors import UserError
-from utils.files import nearest_folder, write_text
+from utils.files import nearest_existing, write_text
 
 GRID_RECORD = ".grid"  # in the folder of sub-images: how they were cut
 WRITTEN_NAME = rf".+_s\d{{3,}}(_scale\d+of\d+)?\.png|{pack.FILE_NAME}"
@@ -328,24 +327,31 @@ def _check_some_fit(jobs: Sequence[Job], grid: Grid) -> None:
 
 def _check_free_disk(jobs: Sequence[Job], grid: Grid, *, overwrite: bool, resume: bool) -> None:
     # Packs are not compressed: what they will take is known.
+    outputs = [cut.output for cut in jobs[0].cuts]
     needed_bytes, free_bytes = collections.Counter(), {}
-    for place, cut in enumerate(jobs[0].cuts):
-        ground = nearest_folder(cut.output)
+    for place, output in enumerate(outputs):
+        ground = nearest_existing(output)
         disk = ground.stat().st_dev
         free_bytes[disk] = shutil.disk_usage(ground).free
-        if overwrite and cut.output.is_dir():
-            written = (path for path in cut.output.iterdir() if re.fullmatch(WRITTEN_NAME, path.name))
-            needed_bytes[disk] -= sum(path.stat().st_size for path in written)
-        for job in jobs:
-            for size, file in _packed_files(job, job.cuts[place]).items():
-                if _fits(job, grid, size) and not (resume and file.exists()):
-                    needed_bytes[disk] += 3 * math.prod(_sides(images.image_size(job.cuts[place].source), size))
+        needed_bytes[disk] += sum(_packed_bytes(job, grid, place, resume=resume) for job in jobs)
+        if overwrite:
+            needed_bytes[disk] -= image_jobs.written_bytes(output, WRITTEN_NAME)
     for disk, needed in needed_bytes.items():
         if needed > free_bytes[disk]:
-            outputs = " and ".join(str(cut.output) for cut in jobs[0].cuts)
             raise UserError(
-                f"{outputs} would grow by {needed / 1e9:.3g} GB, but {free_bytes[disk] / 1e9:.3g} GB are free there"
+                f"{' and '.join(map(str, outputs))} would grow by {needed / 1e9:.3g} GB, but "
+                f"{free_bytes[disk] / 1e9:.3g} GB are free there"
             )
+
+
+def _packed_bytes(job: Job, grid: Grid, place: int, *, resume: bool) -> int:
+    cut = job.cuts[place]
+    files = _packed_files(job, cut)
+    sizes = [size for size in job.sizes if _fits(job, grid, size) and not (resume and files[size].exists())]
+    try:
+        return sum(3 * math.prod(_sides(images.image_size(cut.source), size)) for size in sizes)
+    except UserError:  # a header that cannot be read is told later, by name
+        return 0
 
 
 def _tell_what_is_left_out(jobs: Sequence[Job], grid: Grid) -> None:

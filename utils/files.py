@@ -52,9 +52,9 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def nearest_folder(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """The path itself, or the nearest one above it that is there: the disk that it will be written to is that one's."""
-    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return next(above for above in (path, *path.absolute().parents) if os.path.exists(above))
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from utils import checkpoint
 from utils.errors import UserError
-from utils.files import TEMPORARY_SUFFIX, nearest_folder
+from utils.files import TEMPORARY_SUFFIX, nearest_existing
 
 
 class RunFolder:
@@ -40,7 +40,7 @@ class RunFolder:
     @property
     def ground(self) -> Path:
         """The folder itself, or the nearest one above it that is there."""
-        return nearest_folder(self.root)
+        return nearest_existing(self.root)
 
     def check(self, *, in_place: bool) -> None:
         """Raise a UserError where `claim` would refuse, as far as that can be seen without writing anything."""

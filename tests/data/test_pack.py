@@ -155,6 +155,19 @@ def test_what_packing_could_not_read_is_left_out_and_named(packed):
     assert {tile.name for tile in find_images(out)} == {f"a_s00{n}.png" for n in (1, 2, 3, 4)}
 
 
+def test_a_pair_whose_lr_cannot_be_read_is_left_out_of_both_packs_and_named(packed):
+    out, _ = packed
+    for stem, level in (("a", 10), ("b", 20)):
+        write_unchanged(out.parent / "in_x4" / f"{stem}x4.png", np.full((20, 24, 3), level, np.uint8))
+    (out.parent / "in_x4/bx4.png").write_bytes(b"no image")
+    words = ("--input", "in", "--output", "hr", "--input_lr", "in_x4", "--output_lr", "lr", "--crop_size", 64)
+    done = extract(out.parent, *words, "--step", 32, "--pack")
+    assert done.returncode == 1
+    assert "bx4.png" in done.stderr
+    for folder in ("hr", "lr"):
+        assert {tile.name[0] for tile in find_images(out.parent / folder)} == {"a"}
+
+
 def test_a_killed_packing_is_no_pack_and_can_be_resumed(packed, tmp_path):
     out, words = packed
     whole = contents(out)
