@@ -33,7 +33,7 @@ Job = TypeVar("Job")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that every command over image files has."""
     parser.add_argument("--n_thread", type=int, default=_usable_cores(), help="worker processes (default: the cores)")
-    # Each further level takes longer to write, and none is smaller by more than some 3 % (benchmarks/RESULTS.md).
+    # Each further level takes longer to write, and none is smaller by more than some 4 % (benchmarks/RESULTS.md).
     parser.add_argument("--compression_level", type=int, default=1, help="of the PNG files, 0 to 9 (default 1)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to the output")

@@ -28,6 +28,7 @@ TABLE = "tiles.npy"
 FILE_NAME = rf"(.+_scale\d+of\d+|{TABLE.removesuffix('.npy')})\.npy"
 COLUMNS = ("name", "image", "top", "left", "side_px")
 CHECKSUM_BYTES = 4
+REMEDY = "remove it and make the pack again, with --resume"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def open_pack(root: Path) -> Pack:
     """
     tiles = _load(root / TABLE)
     if tiles.dtype.names != COLUMNS:
-        raise UserError(f"{root / TABLE} is no table of sub-images; make the pack again, with --overwrite")
+        raise UserError(f"{root / TABLE} is no table of sub-images; {REMEDY}")
     if not len(tiles):
         raise UserError(f"the pack {root} is unfinished; give the command that makes it again, with --resume")
     images, image_of_tile = np.unique(tiles["image"], return_inverse=True)
@@ -131,7 +132,7 @@ def open_pack(root: Path) -> Pack:
     for image, end in zip(images, ends, strict=True):
         path = root / os.fsdecode(image)
         if (_map(path).shape[:2] < end).any():
-            raise UserError(f"{path} is smaller than {TABLE} says; make the pack again, with --overwrite")
+            raise UserError(f"{path} is smaller than {TABLE} says; {REMEDY}")
     return Pack(root, tiles)
 
 
@@ -185,7 +186,7 @@ def _map(path: Path) -> np.ndarray:
     if path.stat().st_size != pixels.offset + pixels.nbytes + CHECKSUM_BYTES:
         raise _damaged(path)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise UserError(f"{path} holds no RGB image of 8 bits; make the pack again, with --overwrite")
+        raise UserError(f"{path} holds no RGB image of 8 bits; {REMEDY}")
     return np.asarray(pixels)
 
 
@@ -203,4 +204,4 @@ def _checksum(pixels: np.ndarray) -> bytes:
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"cannot read {path}: it is damaged; make the pack again, with --overwrite")
+    return UserError(f"cannot read {path}: it is damaged; {REMEDY}")

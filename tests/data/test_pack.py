@@ -205,8 +205,9 @@ def of_other_size(content):
         ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "no table of sub-images"),
     ],
 )
-def test_a_damaged_pack_is_one_sentence(packed, name, change, sentence):
-    out, _ = packed
+def test_a_damaged_pack_is_one_sentence_whose_advice_mends_it(packed, name, change, sentence):
+    out, words = packed
+    whole = contents(out)
     content = (out / name).read_bytes()
     assert change(content) != content
     (out / name).write_bytes(change(content))
@@ -214,6 +215,10 @@ def test_a_damaged_pack_is_one_sentence(packed, name, change, sentence):
         find_images(out)
     assert str(out / name) in str(error.value)
     assert "\n" not in str(error.value)
+    assert str(error.value).endswith("; remove it and make the pack again, with --resume")
+    (out / name).unlink()
+    assert extract(out.parent, *words, "--resume").returncode == 0
+    assert contents(out) == whole
 
 
 @pytest.mark.parametrize("place", [200, 10_000, -5, -1])  # the first pixels, some others, the last, the checksum
