@@ -1,6 +1,7 @@
 """From what a loader yields to the tensors of a training step: pairs as they are, or LR made from HR on the device."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class GivenPairs:
 
     def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
         """Return the batch of {'lr': (B, 3, p, p), 'hr': (B, 3, 4p, 4p)}, uint8, on `device`, float in [0, 1]."""
-        lr, hr = (_for_networks(loaded[key].to(device, non_blocking=True)) for key in ("lr", "hr"))
+        lr, hr = (_for_networks(_copy_batch(loaded[key], device)) for key in ("lr", "hr"))
         return Batch(lr, hr)
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class DegradedPairs:
         LR (B, 3, p, p), HR and sharpened HR (B, 3, 4p, 4p) for p = lr_patch_px; float in [0, 1].
         """
         rng = np.random.default_rng(seed)
-        hr = loaded["hr"].to(device, non_blocking=True)
+        hr = _copy_batch(loaded["hr"], device)
         lr = self.degradation(self._sharpen(to_float(hr)), rng=rng)
         lr = (lr * 255).round().byte()  # no loss: it lies on the 8-bit grid
         lr, hr = self._cut(lr, hr, rng)
@@ -97,6 +98,23 @@ class DegradedPairs:
         """Go on from a `state_dict()`. Pairs of another size are left: the options have changed since then."""
         pairs = [(lr, hr) for lr, hr in state.get("pairs", ()) if lr.shape[-1] == self.lr_patch_px]
         self.pool.load_state_dict({"pairs": pairs})
+
+
+def _copy_batch(images: Tensor, device: torch.device) -> Tensor:
+    """Copy images to a device; on a GPU, from pinned memory, while the step before them still runs."""
+    if device.type != "cuda":
+        return images.to(device)
+    copying, current = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        images = images.to(device, non_blocking=True)
+    current.wait_stream(copying)
+    images.record_stream(current)  # else their memory could be given to the next copy while it is still read
+    return images
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _for_networks(images: Tensor) -> Tensor:

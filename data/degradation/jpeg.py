@@ -6,6 +6,7 @@ left out, because it changes no pixel.
 """
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -48,11 +49,11 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     """Compress and decompress.
 
     Args:
-        images: (B, 3, H, W) float in [0, 1], RGB; a block that reaches over the edge repeats the edge's pixels.
+        images: (B, 3, H, W) float32 in [0, 1], RGB; a block that reaches over the edge repeats the edge's pixels.
         quality: (B,) in [1, 100], libjpeg's; rounded to the nearest whole number.
 
     Returns:
-        (B, 3, H, W) float in [0, 1]; not rounded to 8 bits.
+        (B, 3, H, W) float32 in [0, 1]; not rounded to 8 bits.
     """
     height, width = images.shape[-2:]
     ycc = _mix_channels(images * 255, YCC_OF_RGB).round_()  # a sample has 8 bits, before the transform and after it
@@ -74,12 +75,11 @@ def quantization_table(steps: tuple[tuple[int, ...], ...], quality: Tensor) -> T
         quality: (B,) in [1, 100].
 
     Returns:
-        (B, 8, 8) float, whole numbers in [1, 255].
+        (B, 8, 8) float32, whole numbers in [1, 255].
     """
     quality = quality.float().round()[:, None, None]
     percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
-    steps = torch.tensor(steps, dtype=torch.float, device=quality.device)
-    return ((steps * percent + 50) / 100).floor().clamp(1, 255)
+    return ((_table(steps, quality.device) * percent + 50) / 100).floor().clamp(1, 255)
 
 
 def _code(planes: Tensor, table: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def _code(planes: Tensor, table: Tensor) -> Tensor:
     batch, channels, height, width = planes.shape
     planes = F.pad(planes, (0, -width % BLOCK_PX, 0, -height % BLOCK_PX), mode="replicate")
     rows, columns = planes.shape[2] // BLOCK_PX, planes.shape[3] // BLOCK_PX
-    dct = _dct_matrix().to(planes)
+    dct = _dct_matrix(planes.device)
     step = table[:, None, None, :, None]  # (B, 1, 1, 8, 1, 8)
     vertical = dct @ planes.reshape(batch, channels, rows, BLOCK_PX, -1)
     coefficients = vertical.reshape(batch, channels, rows, BLOCK_PX, columns, BLOCK_PX) @ dct.T
@@ -101,14 +101,24 @@ def _code(planes: Tensor, table: Tensor) -> Tensor:
     return decoded[..., :height, :width].round_().clamp_(-128, 127)
 
 
-def _dct_matrix() -> Tensor:
-    """(8, 8): orthonormal DCT-II, frequency k down, place n to the right (T.81, A.3.3)."""
+@cache
+def _dct_matrix(device: torch.device) -> Tensor:
+    """(8, 8) float32: orthonormal DCT-II, frequency k down, place n to the right (T.81, A.3.3).
+
+    It is copied to a device once.
+    """
     k, n = torch.arange(BLOCK_PX).double()[:, None], torch.arange(BLOCK_PX)
     matrix = torch.cos((2 * n + 1) * k * math.pi / (2 * BLOCK_PX)) * math.sqrt(2 / BLOCK_PX)
     matrix[0] /= math.sqrt(2)
-    return matrix
+    return matrix.float().to(device)
 
 
 def _mix_channels(images: Tensor, weights: tuple[tuple[float, ...], ...]) -> Tensor:
     """(B, 3, H, W) -> (B, 3, H, W): every pixel's channels multiplied by a 3x3 matrix."""
-    return (torch.tensor(weights).to(images) @ images.flatten(2)).view_as(images)
+    return (_table(weights, images.device) @ images.flatten(2)).view_as(images)
+
+
+@cache
+def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """A table of this file as float32, copied to a device once."""
+    return torch.tensor(rows, dtype=torch.float, device=device)

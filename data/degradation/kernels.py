@@ -58,11 +58,11 @@ def identity_kernel() -> np.ndarray:
     return np.ones((1, 1))
 
 
-def stack_kernels(kernels: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """Kernels with odd sides -> (B, k, k) float32 on `device`, zeros around all but the largest."""
+def stack_kernels(kernels: Sequence[np.ndarray]) -> np.ndarray:
+    """Kernels with odd sides -> (B, k, k) float32, zeros around all but the largest."""
     side = max(len(kernel) for kernel in kernels)
     padded = [np.pad(kernel, (side - len(kernel)) // 2) for kernel in kernels]
-    return torch.from_numpy(np.stack(padded)).float().to(device)
+    return np.stack(padded).astype(np.float32)
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     # image) of the time of F.conv2d; of lengths with large prime factors they would take four times as long.
     size = [next_fast_len(side + 2 * reach, real=True) for side in (height, width)]
     rows, columns = (
-        _mirrored(side, start=-reach, length=length).to(images.device)
+        _mirrored(side, start=-reach, length=length, device=images.device)
         for side, length in zip((height, width), size, strict=True)
     )
     mirrored = images.index_select(2, rows).index_select(3, columns)
@@ -91,10 +91,10 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     return torch.fft.irfft2(spectrum, s=size)[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
 
 
-def _mirrored(side: int, *, start: int, length: int) -> Tensor:
+def _mirrored(side: int, *, start: int, length: int, device: torch.device) -> Tensor:
     """Places of an axis of `side` pixels that lie at start, start + 1, ... when it is mirrored for ever."""
     period = max(2 * (side - 1), 1)
-    places = torch.arange(start, start + length) % period
+    places = torch.arange(start, start + length, device=device) % period
     return torch.minimum(places, period - places)
 
 

@@ -3,6 +3,8 @@
 Every sample of a batch has its own strength; the random fields are drawn on the images' device.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def gaussian_noise(images: Tensor, *, sigma: Tensor, grey: Tensor, generator: to
     """Add normally distributed noise, independent of the image.
 
     Args:
-        images: (B, 3, H, W) float in [0, 1].
+        images: (B, 3, H, W) float32 in [0, 1].
         sigma: (B,) float, standard deviation in levels of 255.
         grey: (B,) bool; True: all channels of the sample get the same noise.
         generator: of the images' device.
@@ -33,7 +35,7 @@ def poisson_noise(images: Tensor, *, scale: Tensor, grey: Tensor, generator: tor
     v is the number of different values in the sample (in its luminance if grey), rounded up to a power of two.
 
     Args:
-        images: (B, 3, H, W) float in [0, 1]; counts are drawn of the image rounded to 8 bits.
+        images: (B, 3, H, W) float32 in [0, 1]; counts are drawn of the image rounded to 8 bits.
         scale: (B,) float, factor of the noise.
         grey: (B,) bool; True: the noise is that of the luminance, and the same in all channels of the sample.
         generator: of the images' device.
@@ -42,7 +44,7 @@ def poisson_noise(images: Tensor, *, scale: Tensor, grey: Tensor, generator: tor
         (B, 3, H, W) float, clipped to [0, 1].
     """
     grey = _per_sample(grey)
-    luminance = (torch.tensor(LUMINANCE).to(images) @ images.flatten(2)).view_as(images[:, 0]).unsqueeze(1)
+    luminance = (_luminance_weights(images.device) @ images.flatten(2)).view_as(images[:, 0]).unsqueeze(1)
     levels = (torch.where(grey, luminance, images).clamp(0, 1) * (LEVELS - 1)).round_()
     photons = _per_sample(different_values(levels).log2().ceil().exp2())
     clean = levels / (LEVELS - 1)
@@ -56,6 +58,12 @@ def different_values(levels: Tensor) -> Tensor:
     # torch.unique would make the CPU wait for the GPU, once for each sample.
     seen = torch.zeros(len(levels), LEVELS, device=levels.device)
     return seen.scatter_(1, levels.flatten(1).long(), 1).sum(1)
+
+
+@cache
+def _luminance_weights(device: torch.device) -> Tensor:
+    """(3,) float32: `LUMINANCE`, copied to a device once."""
+    return torch.tensor(LUMINANCE, device=device)
 
 
 def _per_sample(values: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """The second-order degradation: what is drawn in each stage, and what is done with it.
 
 All choices are drawn before the first of them is carried out, per sample where samples do not have to be of one size:
-sizes, interpolations, the kind of noise and the order of the end are a batch's, kernels and strengths a sample's.
+sizes, interpolations, the kind of noise and the order of the end are a batch's, kernels and strengths a sample's. What
+the device needs of them goes there in one copy, so that the host never waits for a GPU.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -111,6 +112,19 @@ class StageDraw:
     noise_strength: np.ndarray
     grey: np.ndarray
     jpeg_quality: np.ndarray
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The fields of `StageTensors`, on the host."""
+        return _stack(self.kernels), self.noise_strength, self.grey, self.jpeg_quality
+
+
+class StageTensors(NamedTuple):
+    """What a stage needs of its `StageDraw` on the device, float32: (B, k, k) kernels, the others (B,)."""
+
+    kernels: Tensor
+    noise_strength: Tensor
+    grey: Tensor
+    jpeg_quality: Tensor
 
 
 @dataclass(frozen=True)
@@ -235,6 +249,8 @@ class Degradation:
         end = draw_end(self.second, rng, sinc_probability=self.final_sinc_probability, batch=batch)
         generator = torch.Generator(hr.device).manual_seed(int(rng.integers(2**63)))
         lr_size = height // self.scale, width // self.scale
+        end_kernels, *tensors = _to_device([_stack(end.kernels), *first.arrays(), *second.arrays()], hr.device)
+        stages = {"first": StageTensors(*tensors[:4]), "second": StageTensors(*tensors[4:])}
 
         def done(title: str, images: Tensor) -> Tensor:
             trace(title, images)
@@ -242,25 +258,31 @@ class Degradation:
 
         def blur_resize_noise(name: str, images: Tensor, draw: StageDraw, size: tuple[int, int]) -> Tensor:
             height, width = (max(1, round(side * draw.resize_factor)) for side in size)
-            images = done(f"{name} blur ({_kinds(draw.kernels)})", _blur(images, draw.kernels))
+            images = done(f"{name} blur ({_kinds(draw.kernels)})", blur(images, stages[name].kernels))
             images = done(
                 f"{name} resize ({draw.interpolation}, {height}x{width})",
                 _resize(images, (height, width), draw.interpolation),
             )
             strengths = ", ".join(f"{strength:.2g}" for strength in draw.noise_strength)
-            return done(f"{name} noise ({draw.noise}, {strengths})", _add_noise(images, draw, generator))
+            return done(f"{name} noise ({draw.noise}, {strengths})", add_noise(name, images, draw))
+
+        def add_noise(name: str, images: Tensor, draw: StageDraw) -> Tensor:
+            strength, grey = stages[name].noise_strength, stages[name].grey.bool()
+            if draw.noise == "Gaussian":
+                return gaussian_noise(images, sigma=strength, grey=grey, generator=generator)
+            return poisson_noise(images, scale=strength, grey=grey, generator=generator)
 
         def shrink(images: Tensor) -> Tensor:
             images = done(
                 "final resize ({}, {}x{})".format(end.interpolation, *lr_size),
                 _resize(images, lr_size, end.interpolation),
             )
-            return done(f"final sinc ({_kinds(end.kernels)})", _blur(images, end.kernels))
+            return done(f"final sinc ({_kinds(end.kernels)})", blur(images, end_kernels))
 
         def compress(name: str, images: Tensor, draw: StageDraw) -> Tensor:
-            quality = torch.from_numpy(draw.jpeg_quality).to(images)
             qualities = ", ".join(f"{each:.0f}" for each in draw.jpeg_quality)
-            return done(f"{name} JPEG (quality {qualities})", jpeg(images.clamp(0, 1), quality))
+            compressed = jpeg(images.clamp(0, 1), stages[name].jpeg_quality)
+            return done(f"{name} JPEG (quality {qualities})", compressed)
 
         images = blur_resize_noise("first", hr, first, (height, width))
         images = compress("first", images, first)
@@ -276,18 +298,19 @@ def _kinds(kernels: Sequence[Kernel]) -> str:
     return ", ".join(kernel.kind.replace("_", " ") for kernel in kernels)
 
 
-def _blur(images: Tensor, kernels: Sequence[Kernel]) -> Tensor:
-    return blur(images, stack_kernels([kernel.weights() for kernel in kernels], images.device))
+def _stack(kernels: Sequence[Kernel]) -> np.ndarray:
+    return stack_kernels([kernel.weights() for kernel in kernels])
+
+
+def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Arrays -> float32 tensors of the same shapes, views of one buffer; the host does not wait for its copy."""
+    packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float32))
+    if device.type == "cuda":
+        packed = packed.pin_memory()
+    parts = packed.to(device, non_blocking=True).split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
 def _resize(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     # without antialiasing, as published
     return F.interpolate(images, size, mode=interpolation)
-
-
-def _add_noise(images: Tensor, draw: StageDraw, generator: torch.Generator) -> Tensor:
-    strength = torch.from_numpy(draw.noise_strength).to(images)
-    grey = torch.from_numpy(draw.grey).to(images.device)
-    if draw.noise == "Gaussian":
-        return gaussian_noise(images, sigma=strength, grey=grey, generator=generator)
-    return poisson_noise(images, scale=strength, grey=grey, generator=generator)

@@ -27,12 +27,14 @@ class PairPool:
         Of a batch that is larger than the pool, or than the room left while it fills, the rest goes straight out.
 
         Args:
-            lr: (B, 3, h, w) uint8. hr: (B, 3, 4h, 4w) uint8. Of one size and device in all calls.
+            lr: (B, 3, h, w) uint8. hr: (B, 3, 4h, 4w) uint8. Of one size and on one device in all calls.
             rng: chooses the pairs that go out.
 
         Returns:
             lr, hr: as given.
         """
+        if self._pairs and self._pairs[0][0].device != lr.device:  # loaded from a state, on the CPU
+            self._pairs = [(lr_image.to(lr.device), hr_image.to(hr.device)) for lr_image, hr_image in self._pairs]
         batch = [(lr_image.clone(), hr_image.clone()) for lr_image, hr_image in zip(lr, hr, strict=True)]
         room = self.capacity - len(self._pairs)
         if room:
@@ -41,11 +43,7 @@ class PairPool:
         for number, place in enumerate(rng.permutation(self.capacity)[: len(batch)]):
             batch[number], self._pairs[place] = self._pairs[place], batch[number]
         lr_images, hr_images = zip(*batch, strict=True)
-        # What a resumed run has read lies on the CPU.
-        return (
-            torch.stack([image.to(lr.device) for image in lr_images]),
-            torch.stack([image.to(hr.device) for image in hr_images]),
-        )
+        return torch.stack(lr_images), torch.stack(hr_images)
 
     def state_dict(self) -> dict[str, Any]:
         """All that later batches depend on, on the CPU, for `torch.load(weights_only=True)`."""

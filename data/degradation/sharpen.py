@@ -1,5 +1,7 @@
 """Unsharp masking of HR with a soft mask, which leaves smooth areas alone."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,15 @@ def sharpen(hr: Tensor, *, kernel_px: int, weight: float, threshold: float) -> T
     Returns:
         (B, 3, H, W) float in [0, 1].
     """
-    sigma_px = 0.3 * ((kernel_px - 1) * 0.5 - 1) + 0.8  # cv2.getGaussianKernel
-    kernel = gaussian_kernel(kernel_px, sigma_px=(sigma_px, sigma_px))
-    kernels = stack_kernels([kernel], hr.device)
+    kernels = _kernels(kernel_px, hr.device)
     detail = hr - blur(hr, kernels)
     mask = blur((detail.abs() * 255 > threshold).to(hr), kernels)
     return torch.lerp(hr, (hr + weight * detail).clamp(0, 1), mask).clamp(0, 1)
+
+
+@cache
+def _kernels(kernel_px: int, device: torch.device) -> Tensor:
+    """(1, k, k) float32: one Gaussian kernel for all images, copied to a device once."""
+    sigma_px = 0.3 * ((kernel_px - 1) * 0.5 - 1) + 0.8  # cv2.getGaussianKernel
+    kernel = gaussian_kernel(kernel_px, sigma_px=(sigma_px, sigma_px))
+    return torch.from_numpy(stack_kernels([kernel])).to(device)

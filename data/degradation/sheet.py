@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -110,7 +109,7 @@ def _kernels(name: str, stage: Stage, rng: np.random.Generator, *, room_px: int)
     drawn = [draw_kernel(stage, rng) for _ in range((room_px + GAP_PX) // (KERNEL_CELL_PX + GAP_PX))]
     weights = [kernel.weights() for kernel in drawn]
     cells = []
-    for kernel, own, padded in zip(drawn, weights, stack_kernels(weights, torch.device("cpu")).numpy(), strict=True):
+    for kernel, own, padded in zip(drawn, weights, stack_kernels(weights), strict=True):
         # The root makes weights of a hundredth of the largest visible.
         shade = np.sign(padded) * np.sqrt(np.abs(padded) / np.abs(padded).max())
         picture = Image.fromarray((127.5 + 127.5 * shade).round().astype(np.uint8)).convert("RGB")

@@ -2,7 +2,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data.degradation.sharpen import sharpen
 
@@ -61,10 +60,8 @@ def test_each_image_of_a_batch_is_sharpened_alone():
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-6, rtol=0)
 
 
-def test_stays_on_the_device_of_its_images():
-    # Fake tensors claim a device, and refuse to be mixed with those of another.
-    with FakeTensorMode():
-        hr = torch.empty(2, 3, 60, 64, device="cuda")
-        sharp = sharpen(hr, kernel_px=51, weight=0.5, threshold=10)
+def test_stays_on_the_device_of_its_images(fake_gpu):
+    hr = torch.empty(2, 3, 60, 64, device=fake_gpu)
+    sharp = sharpen(hr, kernel_px=51, weight=0.5, threshold=10)
     assert sharp.device == hr.device
     assert sharp.shape == hr.shape
