@@ -13,6 +13,7 @@ from data.degradation.pipeline import Degradation, Stage
 from data.degradation.sharpen import sharpen
 from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from models.losses import GANLoss, PerceptualLoss
+from models.precision import keep_in_autocast_type, resolved, use_deterministic_algorithms
 from models.rrdb import RRDBNet
 from models.schedules import cosine, stepwise, warmup
 from models.semantic_extractor import SemanticExtractor, load_extractor_weights, published_weights
@@ -183,28 +184,41 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
     Raises UserError where a weight file is missing or wrong, or the device cannot do what is asked.
     """
     train = options.train
-    if train.precision in ("fp16", "tf32") and device.type == "cpu":
-        raise UserError(f"train.precision is {train.precision}, which needs a GPU; on a CPU take bf16 or fp32")
+    precision = resolved(train.precision, device)
+    if precision in ("fp16", "tf32") and device.type == "cpu":
+        raise UserError(f"train.precision is {precision}, which needs a GPU; on a CPU take bf16 or fp32")
+    if train.cuda_graph is True and device.type == "cpu":
+        raise UserError("train.cuda_graph is true, which needs a GPU; on a CPU take auto or false")
     if train.gradient_checkpointing and not hasattr(generator, "checkpointing"):
         raise UserError(
             f"train.gradient_checkpointing is true, but {type(generator).__name__} cannot do it: leave it out"
         )
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = train.precision == "tf32"
-    else:
+    if device.type == "cpu":
         keep_freed_memory()
+    elif train.deterministic:
+        use_deterministic_algorithms()
     extractor, perceptual = build_extractor(options), build_perceptual_loss(options)
     discriminator = build_discriminator(options, extractor)
     for network in filter(None, (generator, discriminator, extractor, perceptual)):
         # the layout in which convolutions run fastest, by far in bfloat16
         network.to(device=device, memory_format=torch.channels_last).train()
-        if train.compile is not None:
-            network.compile(mode=train.compile)
+    for frozen in filter(None, (extractor, perceptual)):
+        keep_in_autocast_type(frozen, precision)
+    if train.compile:
+        compile_blocks(generator)
+        if discriminator is not None:
+            discriminator.compile(dynamic=False)
     if train.gradient_checkpointing:
         generator.checkpointing = True
 
     def adam(network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-        return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=options.optimizer.betas, fused=True)
+        return torch.optim.Adam(
+            network.parameters(),
+            lr=learning_rate,
+            betas=options.optimizer.betas,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
 
     adversary = {}
     if discriminator is not None:
@@ -221,9 +235,26 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
         **adversary,
         perceptual=perceptual,
         weights={name: term.weight for name, term in terms.items() if term is not None},
+        batches_per_step=train.accumulate_batches,
         sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),
         schedule=build_schedule(options),
         clip_grad_norm=options.optimizer.clip_grad_norm,
         ema_decay=train.ema_decay,
-        precision=train.precision,
+        precision=precision,
+        deterministic=train.deterministic,
     )
+
+
+def records_graphs(options: Options, device: torch.device) -> bool:
+    """Whether steps on this device are recorded as CUDA graphs."""
+    chosen = options.train.cuda_graph
+    return device.type == "cuda" if chosen == "auto" else chosen
+
+
+def compile_blocks(generator: nn.Module) -> None:
+    """Compile the block that a generator repeats, once for all of them; the whole of one that has no such block.
+
+    To compile the whole of RRDB or SwinIR takes minutes and makes steps hardly faster.
+    """
+    for block in getattr(generator, "repeated_blocks", [generator]):
+        block.compile(dynamic=False)

@@ -20,7 +20,7 @@ SQUARINGS = 9
 def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> dict[str, Tensor]:
     """How much of a network's gradient comes from each term of its objective.
 
-    The gradients may be those of one process alone, also behind DistributedDataParallel: nothing is synchronised.
+    They are the gradients of this process alone: nothing is summed over processes.
 
     Args:
         terms: scalars, weighted as in the objective, with their graph, which is kept for the backward pass to come. A
@@ -48,7 +48,7 @@ def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -
 def spectral_norms(network: nn.Module) -> dict[str, Tensor]:
     """The largest singular value of the weight of each convolution and linear layer, at most 1 % too large.
 
-    It is that of the weight as it is used, after `parametrizations.spectral_norm` where there is one, as a matrix of
+    It is that of the weight as it is used, after `spectral_norm` where there is one, as a matrix of
     shape (out, in * k * k) (Miyato et al., ICLR 2018, section 2.1). Keys are names of modules.
     """
     return {

@@ -6,6 +6,9 @@ U: the same networks without `fusion` and `merge`.
 
 Semantic features may come from any extractor: `semantic_channels` of them, for every `semantic_stride` pixels of the
 image in each direction, on whatever grid that makes. 1024 and 16 are those of CLIP RN50, the paper's.
+
+Several images may share their semantics, such as the real and the fake one: of k * B images and B semantics, image n
+goes with semantics n mod B. Layers that see the semantics alone run once for all of them.
 """
 
 from functools import partial
@@ -15,12 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Of torch's two spectral norms this is the one that can be deep-copied after a forward pass in training mode: the older
-# keeps the normalised weight, a non-leaf tensor, as an attribute. Both live with DDP, frozen parameters, torch.compile
-# and autocast. Power iterations advance in training mode only, so also when G is trained through D.
-from torch.nn.utils.parametrizations import spectral_norm
-
 from models.semantic_fusion import SemanticConcatenation, SemanticFusionBlock
+from models.spectral_norm import spectral_norm
 from utils.errors import UserError
 
 SIDE_MULTIPLE_PX = 16  # of the images
@@ -68,8 +67,9 @@ class PatchDiscriminator(nn.Module):
     def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
         """Logits, one for each patch, not squashed.
 
-        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32; semantic: (B, semantic_channels, h,
-        w) of any grid, or None for the plain discriminator. Returns (B, 1, H/8 - 2, W/8 - 2): 30x30 for 256x256.
+        image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32; semantic: (B, semantic_channels,
+        h, w) of any grid, for the images n mod B, or None for the plain discriminator. Returns (k * B, 1, H/8 - 2,
+        W/8 - 2): 30x30 for 256x256.
 
         Raises UserError for images of other sizes.
         """
@@ -122,8 +122,8 @@ class UNetDiscriminator(nn.Module):
     def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
         """Logits, one for each pixel, not squashed.
 
-        image: (B, 3, H, W) float in [0, 1], H and W multiples of 16; semantic: (B, semantic_channels, h, w) of any
-        grid, or None for the plain discriminator. Returns (B, 1, H, W).
+        image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16; semantic: (B, semantic_channels, h, w) of any
+        grid, for the images n mod B, or None for the plain discriminator. Returns (k * B, 1, H, W).
 
         Raises UserError for images of other sizes.
         """
@@ -179,7 +179,7 @@ def _check_inputs(image: Tensor, semantic: Tensor | None, semantic_channels: int
         )
     assert (semantic is None) == (semantic_channels is None), "semantics go to semantic discriminators only"
     # Both come with the extractor that the discriminator was built for, so no option can get them wrong.
-    assert semantic is None or semantic.shape[:2] == (batch, semantic_channels), (
+    assert semantic is None or (batch % semantic.shape[0] == 0 and semantic.shape[1] == semantic_channels), (
         f"semantics of shape {tuple(semantic.shape)} for {batch} images and {semantic_channels} channels"
     )
 

@@ -34,6 +34,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def l1_loss(a: Tensor, b: Tensor) -> Tensor:
+    """The mean absolute difference of two tensors of one shape, in float32.
+
+    Its gradient has the layout of the tensors. That of F.l1_loss is always contiguous, so that channels_last
+    convolutions have to copy it.
+    """
+    return (a.float() - b.float()).abs().sum() / a.numel()
+
+
 class PerceptualLoss(nn.Module):
     """Weighted sum of L1 distances between VGG19 features of SR and HR, taken before the ReLU.
 
@@ -68,9 +77,7 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             hr_features = self._extract(hr)
         sr_features = self._extract(sr)
-        return sum(
-            weight * F.l1_loss(sr_features[i].float(), hr_features[i].float()) for i, weight in self.weights.items()
-        )
+        return sum(weight * l1_loss(sr_features[i], hr_features[i]) for i, weight in self.weights.items())
 
     def _extract(self, image: Tensor) -> dict[int, Tensor]:
         x = (image - self.mean) / self.std

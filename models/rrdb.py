@@ -33,6 +33,11 @@ class RRDBNet(nn.Module):
         self.HRconv = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
 
+    @property
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The blocks that differ in nothing but their weights."""
+        return list(self.RRDB_trunk)
+
     def forward(self, lr: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
         x = self.conv_first(lr)
@@ -43,7 +48,11 @@ class RRDBNet(nn.Module):
 
     def _trunk(self, x: Tensor) -> Tensor:
         for block in self.RRDB_trunk:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+            if self.checkpointing and self.training:
+                # There is no random state to preserve: nothing in a block is random.
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
         return x
 
 

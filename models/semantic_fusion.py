@@ -7,6 +7,7 @@ what, it stands in the picture.
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,16 +55,17 @@ class SemanticFusionBlock(nn.Module):
         _silence(self.semantic_out)
 
     def forward(self, semantic: Tensor, image: Tensor) -> Tensor:
-        """Semantics (B, semantic_channels, h, w), image features (B, image_channels, H, W) -> (B, out_channels, H, W).
+        """Semantics (B, semantic_channels, h, w), image features (kB, channels, H, W) -> (kB, out_channels, H, W).
 
-        Tokens are the positions of each grid, row by row: those of the semantics ask, those of the image answer.
+        Image n goes with semantics n mod B. Tokens are the positions of each grid, row by row: those of the semantics
+        ask, those of the image answer.
         """
-        answers = self.image_in(image).flatten(2).transpose(1, 2)  # (B, HW, inner)
+        answers = self.image_in(image).flatten(2).transpose(1, 2)  # (kB, HW, inner)
         # PyTorch 2.6 crashes in the backward pass of GroupNorm on a channels_last input that wants no gradient.
         x = self.semantic_in(self.norm(semantic.contiguous())).flatten(2).transpose(1, 2)  # (B, hw, inner)
         x = self.self_attention_norm(x)
         x = self.self_attention(x, x)
-        x = self.cross_attention(self.cross_attention_norm(x), answers)
+        x = self.cross_attention(self.cross_attention_norm(x), answers)  # (kB, hw, inner)
         x = self.feed_forward(self.feed_forward_norm(x))
         x = self.semantic_out(x.transpose(1, 2).unflatten(2, semantic.shape[-2:]))
         return self.refine(_resample_for(self.refine, self.shuffle(x), image))
@@ -97,11 +99,15 @@ class SemanticConcatenation(nn.Module):
         x = self.semantic_in(self.norm(semantic.contiguous())).movedim(1, -1)  # (B, h, w, inner)
         x = self.feed_forward(self.feed_forward_norm(x))
         x = self.semantic_out(x.movedim(-1, 1))
-        return self.refine(_resample_for(self.refine, self.shuffle(x), image))
+        x = self.refine(_resample_for(self.refine, self.shuffle(x), image))
+        return _repeat(x, len(image) // len(x))
 
 
 class Attention(nn.Module):
-    """Single-head attention: (B, N, dim) asking (B, M, dim) -> (B, N, dim)."""
+    """Single-head attention: queries (B, N, dim), context (kB, M, dim) -> (kB, N, dim).
+
+    Context n is asked by queries n mod B.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
@@ -111,9 +117,9 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        q, k, v = _repeat(self.to_q(query), len(context) // len(query)), self.to_k(context), self.to_v(context)
         # The head has a dimension of its own because PyTorch's fast attention kernels take four dimensions only.
-        q, k, v = self.to_q(query)[:, None], self.to_k(context)[:, None], self.to_v(context)[:, None]
-        return self.to_out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        return self.to_out(F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0])
 
 
 class FeedForward(nn.Module):
@@ -138,6 +144,11 @@ def _silence(layer: nn.Conv2d) -> None:
     """A block starts by saying nothing; it earns its influence on the discriminator."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    """(B, ...) -> (times * B, ...): entry n is that of n mod B. The memory format stays, unlike with Tensor.repeat."""
+    return x if times == 1 else torch.cat([x] * times)
 
 
 def _resample_for(refine: nn.Conv2d, x: Tensor, image: Tensor) -> Tensor:

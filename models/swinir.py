@@ -10,7 +10,6 @@ No branch of the forward pass depends on the size of an image: a program made of
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -65,10 +64,11 @@ class SwinIR(nn.Module):
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)
         self.patch_embed = PatchEmbed(embed_dim)
-        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(depths)
+        self.depths = depths
+        self.register_buffer("keep_probability", 1 - torch.linspace(0, drop_path, sum(depths)), persistent=False)
         self.layers = nn.ModuleList(
-            ResidualGroup(embed_dim, heads=n, window=window, mlp_ratio=mlp_ratio, drop_paths=group_rates.tolist())
-            for n, group_rates in zip(heads, rates, strict=True)
+            ResidualGroup(embed_dim, depth=depth, heads=n, window=window, mlp_ratio=mlp_ratio)
+            for depth, n in zip(depths, heads, strict=True)
         )
         self.norm = nn.LayerNorm(embed_dim)
         self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
@@ -90,6 +90,11 @@ class SwinIR(nn.Module):
         self.apply(_init_linear)
         self.register_load_state_dict_pre_hook(_keep_derived_buffers)
 
+    @property
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The blocks that differ in nothing but their weights, and whether their windows are shifted."""
+        return [block for group in self.layers for block in group.residual_group.blocks]
+
     def forward(self, lr: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
         height, width = lr.shape[-2:]
@@ -101,10 +106,20 @@ class SwinIR(nn.Module):
 
     def _body(self, x: Tensor) -> Tensor:
         mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device).to(x.dtype)
+        factors = self._draw_residual_factors(len(x)).split(self.depths) if self.training else [None] * len(self.depths)
         x = self.patch_embed(x.permute(0, 2, 3, 1))  # (B, H, W, C), the layout of everything between the convolutions
-        for group in self.layers:
-            x = group(x, mask, recomputed=self.checkpointing and self.training)
+        for group, group_factors in zip(self.layers, factors, strict=True):
+            x = group(x, mask, group_factors, recomputed=self.checkpointing and self.training)
         return self.norm(x).permute(0, 3, 1, 2)
+
+    def _draw_residual_factors(self, batch: int) -> Tensor:
+        """(blocks, 2, B, 1, 1, 1): 0 where a residual is left out for a sample, else 1 / the probability of keeping it.
+
+        Stochastic depth (Huang et al., ECCV 2016). They are drawn here at once, and not in the blocks, so that blocks
+        can be compiled together and computed again without a random state.
+        """
+        keep = self.keep_probability.view(-1, 1, 1, 1, 1, 1).expand(-1, 2, batch, 1, 1, 1)
+        return torch.bernoulli(keep) / keep.clamp(min=torch.finfo(keep.dtype).tiny)
 
     def _enlarge(self, x: Tensor) -> Tensor:
         """(B, 64, H, W) -> (B, 64, 4H, 4W)."""
@@ -129,50 +144,56 @@ class PatchEmbed(nn.Module):
 class ResidualGroup(nn.Module):
     """Residual Swin transformer block, RSTB (SwinIR, equation 7): (B, H, W, dim) and `shift_mask` -> the same shape.
 
+    `factors`: (blocks, 2, B, 1, 1, 1), of the residuals of its transformer blocks; None: 1.
     `recomputed`: its transformer blocks keep nothing but their inputs for the backward pass.
     """
 
-    def __init__(self, dim: int, *, heads: int, window: int, mlp_ratio: float, drop_paths: list[float]):
+    def __init__(self, dim: int, *, depth: int, heads: int, window: int, mlp_ratio: float):
         super().__init__()
         self.residual_group = nn.Module()  # this level exists in the released names only
         self.residual_group.blocks = nn.Sequential(
             *(
                 # Every other block shifts its windows by half, so that neighbouring windows exchange information.
-                SwinBlock(dim, heads=heads, window=window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio, drop_path=rate)
-                for i, rate in enumerate(drop_paths)
+                SwinBlock(dim, heads=heads, window=window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio)
+                for i in range(depth)
             )
         )
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x: Tensor, mask: Tensor, *, recomputed: bool) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, factors: Tensor | None, *, recomputed: bool) -> Tensor:
         body = x
-        for block in self.residual_group.blocks:
-            body = checkpoint(block, body, mask, use_reentrant=False) if recomputed else block(body, mask)
+        for i, block in enumerate(self.residual_group.blocks):
+            inputs = body, mask, None if factors is None else factors[i]
+            if recomputed:
+                body = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                body = block(*inputs)
         return x + self.conv(body.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SwinBlock(nn.Module):
     """(Shifted-)window attention and an MLP, each residual: (B, H, W, dim) and `shift_mask` -> the same shape.
 
-    The window divides H and W.
+    The window divides H and W. `factors`: (2, B, 1, 1, 1), of the two residuals; None: 1.
     """
 
-    def __init__(self, dim: int, *, heads: int, window: int, shifted: bool, mlp_ratio: float, drop_path: float):
+    def __init__(self, dim: int, *, heads: int, window: int, shifted: bool, mlp_ratio: float):
         super().__init__()
         self.window = window
         self.shift = window // 2 if shifted else 0
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
-        self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
         side = _round_up(TRAINING_PX, window)
         # Only to be saved: images have other sizes, and other masks.
         self.register_buffer("attn_mask", shift_mask(side, side, window) if shifted else None)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.drop_path(self._attend(self.norm1(x), mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, mask: Tensor, factors: Tensor | None = None) -> Tensor:
+        attended = self._attend(self.norm1(x), mask)
+        x = x + (attended if factors is None else attended * factors[0].to(attended.dtype))
+        transformed = self.mlp(self.norm2(x))
+        return x + (transformed if factors is None else transformed * factors[1].to(transformed.dtype))
 
     def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, height, width, dim = x.shape

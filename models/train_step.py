@@ -7,25 +7,27 @@ the HR image, which a frozen vision model extracts:
     L_D = L_real(D(hr, s)) + L_fake(D(G(lr), s))
 
 Without a discriminator this is PSNR-oriented training.
+
+A step has two parts, `_backward` and `_update`, with one sum over processes between them. Neither waits for the device,
+so that both can be recorded as CUDA graphs (models/cuda_graph.py).
 """
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from functools import partial
+import copy
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.cuda_graph import GraphedFunction, Recorder
 from models.diagnostics import accuracy, colour_drift, gradient_shares
-from models.losses import GANLoss, PerceptualLoss
+from models.gradients import FlatGradients
+from models.losses import GANLoss, PerceptualLoss, l1_loss
+from models.precision import AUTOCAST_DTYPE, convolutions
 
-AUTOCAST_DTYPE = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FIGURES = 32  # room for the terms of a step, and for one number that says whether a process wants to stop
 
 
 class Batch(NamedTuple):
@@ -33,33 +35,74 @@ class Batch(NamedTuple):
 
     lr: Tensor  # (B, 3, H, W)
     hr: Tensor  # (B, 3, 4H, 4W)
-    sharp: Tensor | None = None  # the same, sharpened, where some losses compare with it
+    sharp: Tensor | None = None  # HR sharpened, where some losses compare with it
 
 
-@dataclass(frozen=True)
 class Outcome:
-    """What came of one step."""
+    """What came of one step. Its numbers are on their way from the device; reading them waits for that step alone."""
 
-    terms: dict[str, Tensor]  # scalars on the device, means over this process's batches
-    broken: tuple[str, ...]  # terms that were not finite on some process; where there are any, nothing was moved
+    def __init__(self, report: Tensor, *, terms: Sequence[str], losses: Collection[str], norms: Sequence[str]) -> None:
+        self._terms, self._losses, self._norms = terms, losses, norms
+        self._report = report.to("cpu", non_blocking=True, copy=True)
+        self._copied = None
+        if report.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    @cached_property
+    def _numbers(self) -> tuple[list[float], list[float], list[float]]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        here, everywhere, rest = self._report.split((FIGURES, FIGURES, len(self._norms) + 1))
+        return here.tolist(), everywhere.tolist(), rest.tolist()
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Means over all batches of all processes, and the norms of both networks' gradients before clipping."""
+        _, everywhere, rest = self._numbers
+        return dict(zip((*self._terms, *self._norms), (*everywhere[1 : 1 + len(self._terms)], *rest[:-1]), strict=True))
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Losses and gradient norms that are not finite on some process. Where there are any, nothing was updated.
+
+        Not among them: gradients alone that overflowed under a loss scale (fp16) above 1, which is lowered then.
+        """
+        broken = tuple(name for name in (*self._losses, *self._norms) if not _is_finite(self.terms[name]))
+        _, _, (*_, loss_scale) = self._numbers
+        return () if loss_scale > 1 and set(broken) <= set(self._norms) else broken
+
+    @property
+    def broken_here(self) -> tuple[str, ...]:
+        """The losses among `broken` that are not finite on this process."""
+        here = dict(zip(self._terms, self._numbers[0][1:], strict=False))
+        return tuple(name for name in self.broken if name in here and not _is_finite(here[name]))
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether some process gave `stop` to this step."""
+        return self._numbers[1][0] > 0
 
 
 class TrainStep:
-    """Two networks, their objectives and optimisers, and the step that moves them.
+    """Two networks, their objectives and optimisers, and the step that updates them.
 
     Args:
         generator: G, maps (B, 3, H, W) in [0, 1] to (B, 3, 4H, 4W).
-        generator_optimizer, discriminator_optimizer: over the parameters of G and of D.
+        generator_optimizer, discriminator_optimizer: over the parameters of G and of D; PyTorch's with `fused=True`,
+            which skip an update by their attribute `found_inf` without waiting for the device.
+        batches_per_step: how many batches of this process make one step.
         schedule: factor of both learning rates after so many steps.
-        clip_grad_norm: the longest that the gradient of a network may be, over all its parameters.
+        clip_grad_norm: the largest norm of a network's gradient, over all its parameters.
         discriminator: D(image, semantic) -> logits; None for PSNR-oriented training.
         extractor: frozen; (B, 3, 4H, 4W) in [0, 1] -> semantic features; None for a plain discriminator.
         perceptual: L_VGG(sr, hr), where it is one of the terms.
         adversarial: formulas of the adversarial loss, where there is a discriminator.
         weights: factor of each term of L_G that is used, among pixel, perceptual and gan.
         sharpened: the terms among them that compare with sharpened HR (Real-ESRGAN); semantics are HR's all the same.
-        ema_decay: exponential moving average of G's weights, or None.
-        precision: fp32, tf32, bf16 or fp16 (the latter with loss scaling) of the forward passes.
+        ema_decay: of the exponential moving average of G's weights, which starts from G's first weights; None: none.
+        precision: fp32, tf32, bf16 or fp16 (the latter with loss scaling) of the networks.
+        deterministic: do not let the speed of this GPU's convolutions decide how they are computed.
     """
 
     def __init__(
@@ -68,6 +111,7 @@ class TrainStep:
         generator: nn.Module,
         generator_optimizer: Optimizer,
         weights: dict[str, float],
+        batches_per_step: int = 1,
         sharpened: Collection[str] = (),
         discriminator: nn.Module | None = None,
         discriminator_optimizer: Optimizer | None = None,
@@ -78,96 +122,123 @@ class TrainStep:
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
         precision: str = "fp32",
+        deterministic: bool = False,
     ) -> None:
         self.step = 0  # optimisation steps done
         self.generator, self.discriminator = generator, discriminator
         self.extractor, self.perceptual, self.adversarial, self.weights = extractor, perceptual, adversarial, weights
-        self.sharpened = sharpened
+        self.batches_per_step, self.sharpened = batches_per_step, sharpened
+        self.schedule, self.clip_grad_norm = schedule, clip_grad_norm
+        self.ema, self.ema_decay = (copy.deepcopy(generator) if ema_decay is not None else None), ema_decay
         self.optimizers = {"generator": generator_optimizer}
         if discriminator is not None:
             self.optimizers["discriminator"] = discriminator_optimizer
-        self.base_learning_rates = {name: adam.param_groups[0]["lr"] for name, adam in self.optimizers.items()}
-        self.schedule, self.clip_grad_norm = schedule, clip_grad_norm
-        self.ema = None
-        if ema_decay is not None:
-            self.ema = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        self._losses = (*weights, *(["d_loss"] if discriminator is not None else ()))
+        self._norms = tuple(f"{name}_gradient" for name in self.optimizers)
+
         device = next(generator.parameters()).device
         self.autocast = partial(
             torch.autocast, device.type, dtype=AUTOCAST_DTYPE[precision], enabled=AUTOCAST_DTYPE[precision] is not None
         )
+        self._convolutions = partial(convolutions, tf32=precision == "tf32", autotune=not deterministic)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.distribute(wrap=lambda network: network, add_up=lambda counts: counts)
+        groups = {name: optimizer.param_groups for name, optimizer in self.optimizers.items()}
+        assert all(group["fused"] for networks in groups.values() for group in networks)
+        self.base_learning_rates = {name: group["lr"] for name, (group, *_) in groups.items()}
+        for group in (group for networks in groups.values() for group in networks):
+            group["lr"] = torch.tensor(group["lr"], device=device)  # which changes without a new recording
+        self._gradients = FlatGradients(
+            {
+                name: [p for group in networks for p in group["params"] if p.requires_grad]
+                for name, networks in groups.items()
+            },
+            figures=FIGURES,
+        )
+        self._report = torch.zeros(2 * FIGURES + len(self._norms) + 1, device=device)
+        self._terms = {}  # watched or not -> names of the terms, in the order of the figures
+        self._run_backward, self._run_update = self._backward, self._update
+        self.distribute(add_up=lambda values: values, processes=1)
 
-    def distribute(self, *, wrap: Callable[[nn.Module], nn.Module], add_up: Callable[[Tensor], Tensor]) -> None:
-        """Share the work with other processes.
-
-        Gradients that come through the wrapped networks are averaged over the processes. The generator's step goes
-        through the bare discriminator, whose gradients nobody wants.
+    def distribute(self, *, add_up: Callable[[Tensor], Tensor], processes: int) -> None:
+        """Share each step with other processes, whose networks are the same: gradients are averaged over all of them.
 
         Args:
-            wrap: makes a DistributedDataParallel of a network.
-            add_up: sums a tensor over the processes.
+            add_up: sums a tensor over the processes, in its place.
+            processes: how many there are.
         """
-        self._shared_generator = wrap(self.generator)
-        self._shared_discriminator = wrap(self.discriminator) if self.discriminator is not None else None
-        self._add_up = add_up
+        self._add_up, self._share = add_up, 1 / (self.batches_per_step * processes)
 
-    def __call__(self, *batches: Batch, watch: bool = False) -> Outcome:
-        """Move G (and D) by one step on the mean gradient of one batch or several.
-
-        If a loss or a gradient is not finite on any process, nothing moves on any of them; the step counts all the
-        same. A loss scale (fp16) that was too large for the gradients is lowered, which is not an accident.
+    def record(self, recorder: Recorder, *, warn: Callable[[str], None]) -> None:
+        """From now on, replay both parts of a step as CUDA graphs. Watched steps run as they are.
 
         Args:
-            batches: every process gives as many.
-            watch: measure how much of G's gradient comes from each term of its objective, on the last batch.
+            warn: called with one sentence if a part cannot be recorded.
+        """
+        self._run_backward = GraphedFunction(self._backward, recorder=recorder, warn=warn)
+        self._run_update = GraphedFunction(self._update, recorder=recorder, warn=warn)
+
+    def __call__(self, *batches: Batch, watch: bool = False, stop: bool = False) -> Outcome:
+        """Update G (and D) once, by the mean gradient of all batches of all processes.
+
+        If a loss or a gradient is not finite on any process, nothing is updated on any of them; the step counts all the
+        same. Nothing here waits for the device.
+
+        Args:
+            batches: `batches_per_step` of them.
+            watch: measure how much of G's gradient comes from each term of its objective.
+            stop: this process wants the run to end.
 
         Returns:
-            The unweighted terms of both objectives, the norms of both gradients before clipping, and what tells how
-            the two networks stand (models.diagnostics).
+            The unweighted terms of both objectives, the norms of both gradients, and measures of the state of both
+            networks (models.diagnostics).
         """
-        torch.compiler.cudagraph_mark_step_begin()  # what the last step left in the memory of CUDA graphs is done with
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        parts = []
-        for number, batch in enumerate(batches, start=1):
-            last = number == len(batches)
-            with self._synchronised(last):
-                parts.append(self._backward(batch, part=1 / len(batches), watch=watch and last))
-        terms = {name: torch.stack([part[name] for part in parts if name in part]).mean() for name in parts[-1]}
-        norms = {f"{name}_gradient": self._gradient_norm(name) for name in self.optimizers}
-        losses = {name: terms[name] for name in (*self.weights, "d_loss") if name in terms}
-        broken = self._not_finite({**losses, **norms})
-        if not broken:
-            self._descend(norms)
-        elif self.scaler.is_enabled() and self.scaler.get_scale() > 1 and set(broken) <= norms.keys():
-            broken = ()
-        self.scaler.update()
+        assert len(batches) == self.batches_per_step
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"].fill_(self.learning_rate(name))
+        self._gradients.clear()
+        self._gradients.figures[0].fill_(float(stop))
+        for batch in batches:
+            tensors = [value for value in batch if value is not None]
+            if watch:
+                # Compiled code frees what the gradients of single terms would need.
+                with torch.compiler.set_stance("force_eager"):
+                    self._backward(*tensors, watch=True)
+            else:
+                self._run_backward(*tensors)
+        self._report[:FIGURES].copy_(self._gradients.figures)
+        self._add_up(self._gradients.all)
+        self._run_update()
         self.step += 1
-        return Outcome({**terms, **norms}, broken)
+        return Outcome(self._report, terms=self._terms[watch], losses=self._losses, norms=self._norms)
 
-    def _backward(self, batch: Batch, *, part: float, watch: bool) -> dict[str, Tensor]:
-        """Add `part` of the gradients of both objectives on a batch to those of G and D; return their terms."""
-        with self.autocast():
-            semantic = self.extractor(batch.hr) if self.extractor is not None else None
-        sr, terms = self._generator_backward(batch, semantic, part=part, watch=watch)
-        terms |= colour_drift(sr, batch.hr)
-        if self.discriminator is not None:
-            terms |= self._discriminator_backward(sr, self._target("gan", batch), semantic, part=part)
-        return {name: term.detach().float() for name, term in terms.items()}
+    def _backward(self, lr: Tensor, hr: Tensor, sharp: Tensor | None = None, *, watch: bool = False) -> None:
+        """Add this process's share of the gradients of both objectives on a batch, and of their terms."""
+        batch = Batch(lr, hr, sharp)
+        with self._convolutions():
+            with self.autocast():
+                semantic = self.extractor(hr) if self.extractor is not None else None
+            sr, terms = self._generator_backward(batch, semantic, watch=watch)
+            terms |= colour_drift(sr, hr)
+            if self.discriminator is not None:
+                terms |= self._discriminator_backward(sr, self._target("gan", batch), semantic)
+        names = (*self._losses, *(name for name in terms if name not in self._losses))
+        self._terms[watch] = names
+        values = torch.stack([terms[name].detach().float() for name in names])
+        self._gradients.figures[1 : 1 + len(names)].add_(values, alpha=self._share)
 
     def _target(self, term: str, batch: Batch) -> Tensor:
         """What SR is compared with in a term."""
         return batch.sharp if term in self.sharpened else batch.hr
 
     def _generator_backward(
-        self, batch: Batch, semantic: Tensor | None, *, part: float, watch: bool
+        self, batch: Batch, semantic: Tensor | None, *, watch: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         terms = {}
         with self.autocast():
-            sr = self._shared_generator(batch.lr).float()
+            sr = self.generator(batch.lr).float()
             if "pixel" in self.weights:
-                terms["pixel"] = F.l1_loss(sr, self._target("pixel", batch))
+                terms["pixel"] = l1_loss(sr, self._target("pixel", batch))
             if "perceptual" in self.weights:
                 terms["perceptual"] = self.perceptual(sr, self._target("perceptual", batch))
             if "gan" in self.weights:
@@ -175,53 +246,49 @@ class TrainStep:
                 target = self._target("gan", batch)
                 real = self.discriminator(target, semantic) if self.adversarial.needs_real else None
                 terms["gan"] = self.adversarial.generator(self.discriminator(sr, semantic), real)
-        weighted = {name: self.scaler.scale(self.weights[name] * term * part) for name, term in terms.items()}
+        weighted = {name: self.scaler.scale(self.weights[name] * term * self._share) for name, term in terms.items()}
         shares = gradient_shares(weighted, self.generator.parameters()) if watch and len(weighted) > 1 else {}
-        sum(weighted.values()).backward()
+        self._gradients.add("generator", sum(weighted.values()))
         return sr.detach(), {**terms, **{f"share_{name}": share for name, share in shares.items()}}
 
-    def _discriminator_backward(
-        self, sr: Tensor, hr: Tensor, semantic: Tensor | None, *, part: float
-    ) -> dict[str, Tensor]:
+    def _discriminator_backward(self, sr: Tensor, hr: Tensor, semantic: Tensor | None) -> dict[str, Tensor]:
         self.discriminator.requires_grad_(True)
         with self.autocast():
-            # Real and fake in one batch: one pass, one synchronisation of gradients.
-            twice = None if semantic is None else torch.cat((semantic, semantic))
-            real, fake = self._shared_discriminator(torch.cat((hr, sr)), twice).chunk(2)
+            # Real and fake in one batch, with the semantics that they share.
+            real, fake = self.discriminator(torch.cat((hr, sr)), semantic).chunk(2)
             loss = self.adversarial.discriminator(real, fake)
-        self.scaler.scale(loss * part).backward()
+        self._gradients.add("discriminator", self.scaler.scale(loss * self._share))
         means = {"d_loss": loss, "d_real": real.float().mean(), "d_fake": fake.float().mean()}
         return {**means, **accuracy(real.detach(), fake.detach(), self.adversarial.boundary)}
 
-    def _synchronised(self, last: bool) -> AbstractContextManager:
-        """Gradients are averaged over the processes once a step, with those of the last batch."""
-        quiet = ExitStack()
-        for network in (self._shared_generator, self._shared_discriminator):
-            if not last and hasattr(network, "no_sync"):
-                quiet.enter_context(network.no_sync())
-        return quiet
-
-    def _gradient_norm(self, name: str) -> Tensor:
-        self.scaler.unscale_(self.optimizers[name])
-        return get_total_norm([p.grad for p in self._parameters(name) if p.grad is not None])
-
-    def _not_finite(self, values: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Names of the values that are not finite here or elsewhere: one reduction, and the one wait for the device."""
-        counts = self._add_up((~torch.stack(tuple(values.values())).isfinite()).float())
-        return tuple(name for name, count in zip(values, counts.tolist(), strict=True) if count)
-
-    def _descend(self, norms: Mapping[str, Tensor]) -> None:
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(name)
+    def _update(self) -> None:
+        """Update both networks and the average, unless a loss or a gradient is not finite; report what the step was."""
+        gradients = self._gradients
+        gradients.hand_over()
+        loss_scale = self.scaler.scale(torch.ones((), device=gradients.all.device))
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
+        norms = torch.stack([gradients.norm(name) for name in self.optimizers])
+        losses = gradients.figures[1 : 1 + len(self._losses)]
+        skip = (~torch.cat((losses, norms)).isfinite()).any().float()
+        self._report[FIGURES:].copy_(torch.cat((gradients.figures, norms, loss_scale[None])))
+        for (name, optimizer), norm in zip(self.optimizers.items(), norms, strict=True):
             if self.clip_grad_norm is not None:
-                clip_grads_with_norm_(self._parameters(name), self.clip_grad_norm, norms[f"{name}_gradient"])
-            self.scaler.step(optimizer)
+                gradients.scale(name, (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1))
+            optimizer.grad_scale, optimizer.found_inf = None, skip
+            optimizer.step()
         if self.ema is not None:
-            self.ema.update_parameters(self.generator)
+            self._update_average(skip)
+        self.scaler.update()
 
-    def _parameters(self, name: str) -> list[nn.Parameter]:
-        return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
+    @torch.no_grad()
+    def _update_average(self, skip: Tensor) -> None:
+        average, weights = list(self.ema.parameters()), list(self.generator.parameters())
+        change = torch._foreach_sub(weights, average)
+        torch._foreach_mul_(change, (1 - self.ema_decay) * (1 - skip))
+        torch._foreach_add_(average, change)
+        for averaged, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            averaged.copy_(buffer)
 
     def learning_rate(self, name: str = "generator") -> float:
         """Of the generator or the discriminator, at the step that comes."""
@@ -230,7 +297,7 @@ class TrainStep:
     @property
     def deployed_generator(self) -> nn.Module:
         """The generator that is validated and that others will use: the averaged one where there is one."""
-        return self.ema.module if self.ema is not None else self.generator
+        return self.ema if self.ema is not None else self.generator
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, but for the batch and the options."""
@@ -250,8 +317,17 @@ class TrainStep:
             optimizer.load_state_dict({"state": state["moments"][name], "param_groups": groups})
         for name, part in self._parts().items():
             if state.get(name) or part not in (self.ema, self.scaler):
-                part.load_state_dict(state[name])
+                part.load_state_dict(_without_wrapper(state[name]) if part is self.ema else state[name])
 
     def _parts(self) -> dict[str, Any]:
         parts = {"generator": self.generator, "discriminator": self.discriminator, "ema": self.ema}
         return {name: part for name, part in {**parts, "scaler": self.scaler}.items() if part is not None}
+
+
+def _without_wrapper(average: dict[str, Any]) -> dict[str, Any]:
+    """The state dict of an averaged generator, also of one that an earlier version saved as torch's AveragedModel."""
+    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")

@@ -38,6 +38,18 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _switch_or_auto(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError("should be true, false or auto")
+    return value
+
+
+def _compile_switch(value: Any) -> Any:
+    if value in ("default", "reduce-overhead", None):  # of an earlier version
+        raise ValueError("should be true or false; CUDA graphs have an option of their own, train.cuda_graph")
+    return value
+
+
 def _size_or_auto(value: Any) -> Any:
     value = _whole(value)
     if value != "auto" and not (type(value) is int and 1 <= value < 2**63):
@@ -68,7 +80,12 @@ def _rising(ends: tuple[float, float]) -> tuple[float, float]:
 # The bounds stand before the validator, or they would be missing from the JSON schema.
 Natural = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
 Positive = Annotated[int, Field(ge=1, lt=2**63), BeforeValidator(_whole)]
-# A union of the two would answer a mistake with a sentence for each.
+# Unions of the two would answer a mistake with a sentence for each.
+SwitchOrAuto = Annotated[
+    bool | str,
+    BeforeValidator(_switch_or_auto),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "auto"}]}),
+]
 SizeOrAuto = Annotated[
     int | str,
     BeforeValidator(_size_or_auto),
@@ -332,11 +349,19 @@ class TrainOptions(Section):
     )
     total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")
     accumulate_batches: Positive = Field(1, description="batches of each process whose gradients make one step")
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
-        "fp32", description="arithmetic of the forward passes; tf32: fp32 with products rounded to 10 bits, on a GPU"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        "auto",
+        description="arithmetic of the networks. auto: tf32 on a GPU that has it, else fp32; tf32: fp32 whose "
+        "convolutions round their inputs to 10 bits, which is PyTorch's default on such GPUs",
     )
-    compile: Literal["default", "reduce-overhead"] | None = Field(
-        None, description="torch.compile's mode, with CUDA graphs in the second; null: not compiled"
+    cuda_graph: SwitchOrAuto = Field(
+        "auto", description="record a step once and replay it, which saves launching kernels one by one; auto: on a GPU"
+    )
+    compile: Annotated[bool, BeforeValidator(_compile_switch)] = Field(
+        False, description="torch.compile the generator's repeated block and the discriminator; useful on a GPU"
+    )
+    deterministic: bool = Field(
+        False, description="use deterministic algorithms on a GPU, so that a resumed run equals an undisturbed one"
     )
     gradient_checkpointing: bool = Field(
         False, description="compute the generator's blocks again in the backward pass: less memory, more time"

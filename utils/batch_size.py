@@ -25,7 +25,6 @@ def largest_batch_size(
     make_pairs: GivenPairs | DegradedPairs,
     sample: dict[str, Any],
     *,
-    accumulate_batches: int,
     most: int,
     free_bytes: int,
     waiting_bytes: int,
@@ -37,7 +36,6 @@ def largest_batch_size(
     Args:
         make_pairs: from samples to training pairs; another one than the run's, whose pool it would fill.
         sample: of the training set: 'hr' and perhaps 'lr', (3, H, W) uint8.
-        accumulate_batches: of a step.
         most: the largest batch that makes sense.
         free_bytes: what this process may take.
         waiting_bytes: what each pair of a batch takes of it in the batches that wait for their step.
@@ -53,7 +51,8 @@ def largest_batch_size(
         def step(batch_size: int) -> None:
             loaded = {name: torch.stack([image] * batch_size) for name, image in images.items()}
             # watched, as some steps of the run are: it takes more
-            trial(*(make_pairs(loaded, seed=seed, device=device) for seed in range(accumulate_batches)), watch=True)
+            pairs = (make_pairs(loaded, seed=seed, device=device) for seed in range(trial.batches_per_step))
+            trial(*pairs, watch=True)
 
         def measured(batch_size: int) -> int | None:
             return unless_out_of_memory(lambda: peak_bytes(partial(step, batch_size)))

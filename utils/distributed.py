@@ -5,23 +5,19 @@ Without one there is a single process, and every operation here is trivial.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from inspect import signature
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from utils.entry import EXIT_USER_ERROR
 from utils.errors import UserError
 
-# PyTorch 2.15 warns of the old name, earlier releases do not know the new one.
-SYNC_BUFFERS = max({"broadcast_buffers", "forward_sync_buffers"} & set(signature(DistributedDataParallel).parameters))
 TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for each other: a slow download, a long validation
 
 
@@ -84,11 +80,9 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Means over the ranks of scalars that every rank has under the same names; one transfer for all of them."""
-        if not values:
-            return {}
-        total = self.add_up(torch.stack([value.detach().float() for value in values.values()]))
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over the ranks of numbers that every rank has under the same names; one transfer for all of them."""
+        total = self.add_up(torch.tensor(list(values.values()), dtype=torch.double))
         return dict(zip(values, (total / self.size).tolist(), strict=True))
 
     def add_up(self, values: Tensor) -> Tensor:
@@ -101,17 +95,11 @@ class World:
         """Whether something is so on some rank. No GPU is waited for."""
         return bool(self.add_up(torch.tensor(int(here))))
 
-    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network in DistributedDataParallel where there are several processes."""
-        if self.size == 1:
-            return network
-        # Buffers are the same on every rank without a broadcast: they are constants (SwinIR), or follow from the
-        # weights alone (spectral norm).
-        devices = [device] if device.type == "cuda" else None
-        # Gradients lie in the buckets that are sent, and not beside them once more.
-        return DistributedDataParallel(
-            network, device_ids=devices, gradient_as_bucket_view=True, **{SYNC_BUFFERS: False}
-        )
+    def spread(self, values: Iterable[Tensor]) -> None:
+        """Copy the main process's tensors to those of all others, which have the same shapes."""
+        if self.size > 1:
+            for value in values:
+                dist.broadcast(value.detach(), src=0)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The loop around the training step: batches in; log lines, scores, pictures, weights and states out."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,14 @@ from utils.upscaler import Upscaler
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
 LEAST_SHARE = 5e-4  # of the time, that a line tells of
 SHOWN_PX = 512  # side of the part of an image in which it is shown what D sees
+
+
+class Taken(NamedTuple):
+    """A step that was taken, of which the loop has not learnt yet how it went."""
+
+    number: int
+    outcome: Outcome
+    names: list[str]  # of the images
 
 
 class TrainLoop:
@@ -66,6 +75,10 @@ class TrainLoop:
         self.scores: dict[str, dict[str, float]] = {}  # those: benchmark -> metric -> mean
         self.saved = None  # the step and the scored step of the newest state
         self.best: dict[str, Any] | None = None  # score, its metric and benchmark, its step
+        self.stopping = False  # some process was asked to stop, or could not save
+        # On a GPU the loop looks at a step when the next one has been launched, so that the GPU need not wait for it.
+        self.steps_behind = 1 if device.type == "cuda" else 0
+        self.taken: deque[Taken] = deque()
         self.watch = GanWatch()
         self.saving = BackgroundJob(warn=log.warning)
 
@@ -101,7 +114,7 @@ class TrainLoop:
             wish_to_stop(speak=self.world.main) as wish,
             self.saving,
             self.log.progress(self.step, total) as advance,
-            closing(clock.waiting_for(self.batches)) as batches,
+            closing(clock.waiting_for(self.batches)) as loaded,
         ):
             if self.world.any(self.world.main and self.step > 0 and not self.folder.weights(self.step).exists()):
                 # The run was killed between the state and its weights, or branches off from another one. That is over
@@ -109,22 +122,27 @@ class TrainLoop:
                 with clock.counting("save"):
                     self._save()
                     self._settle()
-            stopping = late = False  # asked to stop; behind with a save
+            late = False  # behind with a save
             while True:
-                if self._due(self.options.validation.every_steps) and self.validated != self.step and not stopping:
-                    with clock.counting("validation"):
-                        self._validate(wish)
-                        stopping = self.world.any(wish() is not None)
-                late = late or stopping or self._due(train.save_every_steps) or self._best_is_new()
+                if self._due(self.options.validation.every_steps) and self.validated != self.step:
+                    self._learn(clock)
+                    if not self.stopping:
+                        # Compiled code is for the shapes of training; images of other sizes would compile it anew.
+                        with clock.counting("validation"), torch.compiler.set_stance("force_eager"):
+                            self._validate(wish)
+                            self.stopping = self.world.any(wish() is not None)
+                late = late or self.stopping or self._due(train.save_every_steps) or self._best_is_new()
+                if late:
+                    self._learn(clock)
                 if late and (self.bad_steps == 0 or self.step >= total) and self.saved != (self.step, self.validated):
                     with clock.counting("save"):
                         self._save()
                     late = False
-                if stopping or self.step >= total:
+                if self.stopping or self.step >= total:
                     break
-                self._advance([next(batches) for _ in range(train.accumulate_batches)], clock)
+                batches = [next(loaded) for _ in range(train.accumulate_batches)]
+                self._advance(batches, clock, stop=wish() is not None or self.saving.failed)
                 advance(self.step)
-                stopping = self.world.any(wish() is not None or self.saving.failed)
             self._settle()
             if self.step < total:
                 self.log.info(
@@ -156,28 +174,26 @@ class TrainLoop:
         """Whether what is done every so many steps, and after the last one, is to be done now."""
         return self.step > 0 and (self.step % every_steps == 0 or self.step == self.options.train.total_steps)
 
-    def _advance(self, batches: list[dict], clock: "_Clock") -> None:
+    def _advance(self, batches: list[dict], clock: "_Clock", *, stop: bool) -> None:
         """One step, and what there is to tell of it."""
         # Nothing random in a step depends on what came before it, so that a run can go on anywhere.
         torch.manual_seed(_seed(self.options.seed, self.world.rank, self.step))
         watch = (self.step + 1) % self.options.train.watch_every_steps == 0
         with clock.counting("step"):
-            outcome = self._take_step(batches, watch=watch)
-        self.samples += sum(len(batch["name"]) for batch in batches) * self.world.size
-        if outcome.broken:
-            self._tell_of_skip(outcome, [name for batch in batches for name in batch["name"]])
-        else:
-            self.bad_steps = 0
+            outcome = self._take_step(batches, watch=watch, stop=stop)
+        names = [name for batch in batches for name in batch["name"]]
+        self.samples += len(names) * self.world.size
+        self.taken.append(Taken(self.step, outcome, names))
+        self._learn(clock, leave=self.steps_behind)
         if watch or self._due(self.options.train.log_every_steps):
-            with clock.counting("step"):  # a GPU may still be at it
-                terms = self.world.mean(outcome.terms)
-            self._log_terms(terms, clock)
+            self._learn(clock)
+            self._log_terms(outcome.terms, clock)
         if watch and self.train_step.discriminator is not None:
             self._log_spectral_norms()
 
-    def _take_step(self, batches: list[dict], *, watch: bool) -> Outcome:
+    def _take_step(self, batches: list[dict], *, watch: bool, stop: bool = False) -> Outcome:
         try:
-            return self.train_step(*self._pairs_of(batches), watch=watch)
+            return self.train_step(*self._pairs_of(batches), watch=watch, stop=stop)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -192,26 +208,36 @@ class TrainLoop:
             seed = _seed(self.options.seed, self.world.rank, self.step, number)
             yield self.pairs(batch, seed=seed, device=self.device)
 
-    def _tell_of_skip(self, outcome: Outcome, names: list[str]) -> None:
+    def _learn(self, clock: "_Clock", *, leave: int = 0) -> None:
+        """Learn how the steps went that were taken, but for so many of the last ones, which may still be under way."""
+        while len(self.taken) > leave:
+            taken = self.taken.popleft()
+            with clock.counting("step"):  # waits for a GPU
+                broken = taken.outcome.broken
+            self.stopping |= taken.outcome.stop_requested
+            if broken:
+                self._tell_of_skip(taken)
+            else:
+                self.bad_steps = 0
+
+    def _tell_of_skip(self, taken: Taken) -> None:
         """Say what was not finite and on which files; end the run where that has become the rule."""
         self.bad_steps += 1
-        limit = self.options.train.max_bad_steps
-        here = [name for name in outcome.broken if not outcome.terms[name].isfinite()]
+        limit, broken = self.options.train.max_bad_steps, ", ".join(taken.outcome.broken)
         # Gradients are averaged over the processes: a broken one shows on all of them, a broken loss where it arose.
-        losses = [name for name in here if not name.endswith("_gradient")]
-        shares = self.world.gather((losses, names))
+        shares = self.world.gather((taken.outcome.broken_here, taken.names))
         culprits = [share for share in shares if share[0]] or shares
         files = ", ".join(name for _, share in culprits for name in share)
         files += " or earlier ones, from the pool of pairs" * self.pairs.mixes_batches
         self.log.warning(
-            f"step {self.step:,} was skipped: {', '.join(outcome.broken)} not finite, with the images {files} "
+            f"step {taken.number:,} was skipped: {broken} not finite, with the images {files} "
             f"({self.bad_steps} in a row; the run ends at {limit})"
         )
         if self.bad_steps >= limit:
             self._settle()
             with self.world.agree():
                 raise UserError(
-                    f"{limit} steps in a row were skipped (not finite: {', '.join(outcome.broken)}): the weights "
+                    f"{limit} steps in a row were skipped (not finite: {broken}): the weights "
                     f"have probably diverged. The last good state is {self._newest()}; go on from there with a lower "
                     "optimizer.learning_rate or with optimizer.clip_grad_norm, or look at the images named above"
                 )
@@ -222,7 +248,7 @@ class TrainLoop:
 
     def _log_terms(self, terms: dict[str, float], clock: "_Clock") -> None:
         steps_per_s, spent_s = clock.lap(self.step)
-        spent_s = self.world.mean({part: torch.tensor(seconds) for part, seconds in spent_s.items()})
+        spent_s = self.world.mean(spent_s)
         total = self.options.train.total_steps
         pairs_per_step = self.options.dataloader.batch_size * self.options.train.accumulate_batches * self.world.size
         rates = {
@@ -314,7 +340,8 @@ class TrainLoop:
         if min(hr.shape[:2]) < LEAST_PX:
             return
         discriminator, extractor = self.train_step.discriminator, self.train_step.extractor
-        seen = views(discriminator, extractor, hr=hr, sr={"SR": to_array(to_uint8(sr))})
+        with self.train_step.autocast():  # the extractor's weights are kept in the type of the forward passes
+            seen = views(discriminator, extractor, hr=hr, sr={"SR": to_array(to_uint8(sr))})
         pictures = {
             "semantics": seen.semantics,
             "attention": seen.attention,
@@ -343,7 +370,7 @@ class TrainLoop:
         ema = self.train_step.ema
         return {
             "params": self.train_step.generator.state_dict(),
-            "params_ema": ema.module.state_dict() if ema is not None else None,
+            "params_ema": ema.state_dict() if ema is not None else None,
             "options": self.options.model_dump(mode="json"),
             "step": self.step,
             "scale": self.train_step.generator.scale,

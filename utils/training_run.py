@@ -1,12 +1,14 @@
 """A training run from its options to its end, or to the knowledge that it could start: what `train.py` does."""
 
 from collections.abc import Callable
-from functools import partial
 
 from rich.console import Console
 
 from data.datasets import SampleStream, make_loader
-from models.build import RANDOM, build_training_pairs, pretrained_weights
+from models.build import RANDOM, build_training_pairs, pretrained_weights, records_graphs
+from models.cuda_graph import CudaRecorder
+from models.precision import resolved
+from models.train_step import TrainStep
 from options.schema import Options
 from utils.distributed import World, joined_world
 from utils.errors import UserError
@@ -44,7 +46,7 @@ def check(ready: Ready, *, world: World) -> None:
     options, checks = ready.options, ready.checks
     share_mistakes(checks, world)
     if not checks.wrong:
-        ready.train_step.distribute(wrap=partial(world.wrap, device=ready.device), add_up=world.add_up)
+        share_step(ready.train_step, world)
         checks.look(f"memory, process {world.rank}", build_loop(ready, world=world, log=SilentLog()).dry_step)
         share_mistakes(checks, world)
     Console(quiet=not world.main, highlight=False, soft_wrap=True).print(checks.table())
@@ -71,8 +73,10 @@ def train(ready: Ready, *, world: World) -> None:
         if world.main:
             folder.claim(in_place=start.in_place, damaged=start.damaged)
             write_text(folder.options, options.as_yaml())
-    ready.train_step.distribute(wrap=partial(world.wrap, device=ready.device), add_up=world.add_up)
+    share_step(ready.train_step, world)
     log = RunLog(folder, step=start.step, validated=start.validated) if world.main else SilentLog()
+    if records_graphs(options, ready.device):
+        ready.train_step.record(CudaRecorder(), warn=log.warning)
     try:
         announce(log, ready, world=world)
         build_loop(ready, world=world, log=log).run()
@@ -81,6 +85,13 @@ def train(ready: Ready, *, world: World) -> None:
         raise
     finally:
         log.close()
+
+
+def share_step(train_step: TrainStep, world: World) -> None:
+    """Let all processes take each step together, from the main process's networks."""
+    for network in filter(None, (train_step.generator, train_step.discriminator, train_step.ema)):
+        world.spread(network.state_dict().values())
+    train_step.distribute(add_up=world.add_up, processes=world.size)
 
 
 def build_loop(ready: Ready, *, world: World, log: SilentLog) -> TrainLoop:
@@ -128,7 +139,7 @@ def announce(log: SilentLog, ready: Ready, *, world: World) -> None:
     processes = f"{world.size} process{'es' if world.size > 1 else ''}"
     log.info(
         f"{options.name}: {batch_size * batches * world.size} pairs in a step (batches of {batch_size}, {batches} a "
-        f"step, {processes}), {options.train.precision}"
+        f"step, {processes}), {resolved(options.train.precision, ready.device)} on {ready.device}"
     )
     for network, weights in pretrained_weights(options).items():
         if weights == RANDOM:

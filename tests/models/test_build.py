@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.random_step import random_recipe, random_step
 from models.build import (
     build_discriminator,
     build_extractor,
@@ -13,6 +14,7 @@ from models.build import (
     build_train_step,
     load_generator,
     pretrained_weights,
+    records_graphs,
 )
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
@@ -87,16 +89,42 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("mode", [None, "default", "reduce-overhead"])
-def test_every_network_of_the_step_is_compiled_when_asked(mode, monkeypatch):
-    compiled = []
+COMPILED = {
+    "train_rrdb_P+SeD": {"generator__blocks": 3, "generator__features": 8, "generator__growth": 4},
+    "train_rrdb_U": {"generator__blocks": 3, "generator__features": 8, "generator__growth": 4},
+    "train_swinir_P_real": {"generator__embed_dim": 12, "generator__depths": (2, 2), "generator__heads": (2, 2)},
+    "train_swinir_U+SeD": {"generator__embed_dim": 12, "generator__depths": (2, 2), "generator__heads": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("recipe", COMPILED)
+def test_compiled_step_is_the_step_and_compiles_each_kind_of_block_once(recipe, monkeypatch):
+    """By a compiler that traces forward and backward as the real one does, and leaves the machine code out."""
+    compile_module = torch.nn.Module.compile
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda network, mode: compiled.append((type(network).__name__, mode))
+        torch.nn.Module, "compile", lambda module, **named: compile_module(module, backend="aot_eager", **named)
     )
-    options = read("train_rrdb_P+SeD", **SMALL, train__compile=mode)
-    build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
-    networks = {"RRDBNet", "PatchDiscriminator", "SemanticExtractor", "PerceptualLoss"}
-    assert set(compiled) == ({(network, mode) for network in networks} if mode is not None else set())
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    small = {"discriminator__features": 8, "dataset__lr_patch_px": 16, "dataloader__batch_size": 2}
+    terms = []
+    for compiled in (False, True):
+        overrides = {**small, **COMPILED[recipe], "train__compile": compiled}
+        options = random_recipe(f"{RECIPES / recipe}.yml", **overrides)
+        torch.manual_seed(0)
+        step, batch = random_step(options, torch.device("cpu"))
+        outcomes = []
+        for number in range(4):  # the third one is watched, for which the graph is kept over several backward passes
+            torch.manual_seed(number)
+            outcomes.append(step(batch, watch=number == 2).terms)
+        terms.append(outcomes)
+    for plain, same in zip(*terms, strict=True):
+        assert same == pytest.approx(plain, rel=1e-4, abs=1e-5)
+    kinds_of_blocks = 2 if "swinir" in recipe else 1  # windows that are shifted, and that are not
+    batches_of_the_discriminator = 2  # fake alone, frozen; real and fake, trained
+    counted = torch._dynamo.utils.counters
+    assert counted["stats"]["unique_graphs"] == kinds_of_blocks + batches_of_the_discriminator
+    assert not counted["graph_break"]
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -111,10 +139,24 @@ def test_what_the_generator_or_the_device_cannot_do_is_refused():
     options = read("train_rrdb_P+SeD", **SMALL, train__gradient_checkpointing=True)
     with pytest.raises(UserError, match=r"train\.gradient_checkpointing is true, but Conv2d cannot do it"):
         build_train_step(options, generator=torch.nn.Conv2d(3, 3, 1), device=torch.device("cpu"))
+    options = read("train_rrdb_P+SeD", **SMALL, train__cuda_graph=True)
+    with pytest.raises(UserError, match=r"train\.cuda_graph is true, which needs a GPU"):
+        build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
     for precision in ("fp16", "tf32"):
         options = read("train_rrdb_P+SeD", **SMALL, train__precision=precision)
         with pytest.raises(UserError, match=f"train.precision is {precision}, which needs a GPU"):
             build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+
+
+def test_steps_are_recorded_on_a_gpu_unless_told_otherwise():
+    on = {
+        chosen: [
+            records_graphs(read("train_rrdb_psnr", train__cuda_graph=chosen), torch.device(kind))
+            for kind in ("cpu", "cuda")
+        ]
+        for chosen in ("auto", False, True)
+    }
+    assert on == {"auto": [False, True], False: [False, False], True: [True, True]}
 
 
 def test_weights_depend_on_the_seed_alone():

@@ -241,6 +241,24 @@ def test_gradients_reach_the_image_through_each_fusion_block(cls, stage, fill_pa
 
 
 @BOTH
+@FUSIONS
+def test_real_and_fake_that_share_semantics_equal_repeated_semantics(cls, fusion, fill_parameters):
+    discriminator = fill_parameters(tiny(cls, fusion=fusion)).eval()
+    converge_power_iterations(discriminator)
+    (real, semantic), fake = inputs(), torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    outputs, gradients = [], []
+    for given in (semantic, torch.cat((semantic, semantic))):
+        image = torch.cat((real, fake)).requires_grad_()
+        discriminator.zero_grad()
+        outputs.append(discriminator(image, given))
+        (outputs[-1].square() * torch.tensor([1, -2, 3, -4]).view(-1, 1, 1, 1)).mean().backward()
+        gradients.append([image.grad, *(parameter.grad for parameter in discriminator.parameters())])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5 * outputs[1].abs().max().item())
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
+
+
+@BOTH
 def test_frozen_in_the_g_step_and_trained_in_the_d_step(cls):
     discriminator = speak_up(tiny(cls))
     image, semantic = inputs()
@@ -292,7 +310,7 @@ def test_sizes_that_do_not_fit_are_refused_with_a_sentence(cls):
 @BOTH
 def test_semantics_of_other_images_or_another_extractor_are_refused(cls):
     image, semantic = inputs()
-    for wrong in (semantic[:1], semantic[:, :32]):
+    for wrong in (torch.cat((semantic, semantic)), torch.cat((semantic, semantic[:1])), semantic[:, :32]):
         with pytest.raises(AssertionError, match="for 2 images and 64 channels"):
             tiny(cls)(image, wrong)
     with pytest.raises(AssertionError, match="semantic discriminators only"):

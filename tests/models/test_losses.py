@@ -4,8 +4,9 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
-from models.losses import GAN_LOSSES, VGG19_LAYERS, GANLoss, PerceptualLoss
+from models.losses import GAN_LOSSES, VGG19_LAYERS, GANLoss, PerceptualLoss, l1_loss
 from utils.errors import UserError
 
 KINDS = pytest.mark.parametrize("kind", list(GAN_LOSSES))
@@ -31,6 +32,19 @@ def test_perceptual_loss_equals_the_reference(vgg19, fill, reference):
     sr, hr = (torch.from_numpy(fill.image(name, (2, 3, 64, 64))) for name in ("sr", "hr"))
     loss = PerceptualLoss(state=state)(sr, hr)
     assert loss.item() == pytest.approx(reference("perceptual_vgg19")["loss"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_l1_loss_is_torchs_with_a_gradient_in_the_layout_of_its_input(dtype):
+    a, b = (torch.rand(2, 4, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    gradients = []
+    for function in (l1_loss, lambda a, b: F.l1_loss(a.float(), b.float())):
+        leaf = a.clone().requires_grad_()
+        value = function(leaf, b)
+        torch.testing.assert_close(value, F.l1_loss(a.float(), b.float()))
+        gradients.append(torch.autograd.grad(value, leaf)[0])
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_layer_names_count_convolutions_between_poolings(vgg19):

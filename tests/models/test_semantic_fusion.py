@@ -116,6 +116,41 @@ def test_images_of_a_batch_do_not_mix(block):
     torch.testing.assert_close(block(semantic[1:], image[1:]), block(semantic, image)[1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_images_that_share_semantics_equal_repeated_semantics(block, times, layout):
+    draw = torch.Generator().manual_seed(1)
+    image = torch.randn(2 * times, 8, 6, 10, generator=draw).contiguous(memory_format=layout)
+    weights = torch.randn(2 * times, block.out_channels, 6, 10, generator=draw)  # of the images' outputs in the loss
+    outputs, gradients = [], []
+    for repeat in (False, True):
+        semantic, features = inputs()[0].requires_grad_(), image.clone().requires_grad_()
+        block.zero_grad()
+        outputs.append(block(torch.cat([semantic] * times) if repeat else semantic, features))
+        (outputs[-1] * weights).sum().backward()
+        tensors = {"semantic": semantic, "image": features, **dict(block.named_parameters())}
+        gradients.append({name: x.grad for name, x in tensors.items() if x.grad is not None})
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_layers_that_see_semantics_alone_run_once_for_all_images(block, times):
+    """How many pictures each layer gets, where there are two semantics and `times` as many images."""
+    batches = {}
+    for name, part in block.named_modules():
+        part.register_forward_pre_hook(lambda _, given, name=name: batches.update({name: len(given[0])}))
+    semantic, image = inputs()
+    assert len(block(semantic, torch.cat([image] * times))) == 2 * times
+    alone = {"norm", "semantic_in", "feed_forward", "refine"}
+    if isinstance(block, SemanticFusionBlock):
+        alone = {"norm", "semantic_in", "self_attention", "cross_attention.to_q"}
+        assert batches["refine"] == 2 * times
+    assert {name: batches[name] for name in alone} == dict.fromkeys(alone, 2)
+
+
 def test_gradients_reach_semantics_image_and_every_parameter(attentive):
     semantic, image = (x.requires_grad_() for x in inputs())
     attentive.zero_grad()

@@ -140,8 +140,12 @@ def test_padding_mirrors_like_numpy(height, width, below, right):
 
 def test_blocks_are_dropped_in_training_only_and_more_often_in_depth(fill_parameters):
     net = fill_parameters(SwinIR(**TINY, drop_path=0.4))
-    rates = [block.drop_path.drop_prob for group in net.layers for block in group.residual_group.blocks]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    torch.manual_seed(0)
+    factors = net._draw_residual_factors(batch=20_000).flatten(2)
+    dropped = (factors == 0).float().mean(dim=2)
+    expected = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4])[:, None].expand(-1, 2)
+    torch.testing.assert_close(dropped, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(factors.mean(dim=2), torch.ones(5, 2), rtol=0, atol=0.02)
     lr = lr_image(8, 8, batch=8)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -150,14 +154,18 @@ def test_blocks_are_dropped_in_training_only_and_more_often_in_depth(fill_parame
 
 
 @torch.no_grad()
-def test_a_dropped_block_passes_its_input_on(fill_parameters):
-    net = fill_parameters(SwinIR(embed_dim=12, depths=(2,), heads=(2,), drop_path=1.0))
-    first, last = net.layers[0].residual_group.blocks
-    x = torch.randn(1, 8, 8, 12, generator=torch.Generator().manual_seed(0))
-    mask = shift_mask(8, 8, 8)
-    assert torch.equal(last.train()(x, mask), x)
-    assert not torch.equal(first.train()(x, mask), x)
-    assert not torch.equal(last.eval()(x, mask), x)
+def test_a_dropped_block_passes_its_input_on_sample_by_sample(fill_parameters):
+    net = fill_parameters(SwinIR(embed_dim=12, depths=(2,), heads=(2,)))
+    for block in net.repeated_blocks:
+        x = torch.randn(3, 8, 8, 12, generator=torch.Generator().manual_seed(0))
+        mask = shift_mask(8, 8, 8)
+        factors = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1, 1).repeat(2, 1, 1, 1, 1)
+        factors[1, 2] = 0
+        dropped, kept, doubled = block(x, mask, factors).split(1)
+        whole = block(x, mask)
+        assert torch.equal(dropped, x[:1])
+        torch.testing.assert_close(kept, whole[1:2])
+        torch.testing.assert_close(doubled, x[2:] + 2 * block._attend(block.norm1(x), mask)[2:])
 
 
 def test_linear_layers_start_from_a_truncated_normal_of_0_02():

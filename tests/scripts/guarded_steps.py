@@ -1,58 +1,82 @@
-"""Started by torchrun: takes steps on batches of which one rank's is broken, and on several batches a step.
+"""Started by torchrun: takes steps of which one is broken on the last rank, and one step on several batches.
 
-guarded_steps.py OUTPUT
+guarded_steps.py OUTPUT loss|gradient
 """
 
+import copy
 import sys
 
 import torch
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.nn.parallel import DistributedDataParallel
 
+from models.discriminators import PatchDiscriminator
+from models.losses import GANLoss
 from models.rrdb import RRDBNet
 from models.train_step import Batch, TrainStep
-from utils.distributed import joined_world
+from tests.conftest import same
+from utils.distributed import World, joined_world
 from utils.entry import run
+from utils.training_run import share_step
 
-CPU = torch.device("cpu")
-ROUNDS = []  # of communication, one entry for each bucket of gradients
-KEPT = []  # networks with hooks: in PyTorch 2.6 their destruction hangs
+
+def make_step(world: World, **more) -> TrainStep:
+    torch.manual_seed(0)
+    generator = RRDBNet(features=8, blocks=1, growth=4)
+    discriminator = PatchDiscriminator(semantic_channels=None, features=8)
+    step = TrainStep(
+        generator=generator,
+        generator_optimizer=torch.optim.Adam(generator.parameters(), fused=True),
+        discriminator=discriminator,
+        discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), fused=True),
+        adversarial=GANLoss("vanilla"),
+        weights={"pixel": 1.0, "gan": 0.1},
+        ema_decay=0.9,
+        **more,
+    )
+    share_step(step, world)
+    return step
+
+
+def updated(step: TrainStep) -> dict:
+    """All that an update changes; the power iteration of D's spectral norm goes on with every look at D."""
+    state = copy.deepcopy(step.state_dict())
+    discriminator = {name: value for name, value in state["discriminator"].items() if "._" not in name}
+    return {**state, "discriminator": discriminator, "step": 0}
 
 
 def main() -> int:
     with joined_world() as world:
-        torch.manual_seed(0)
-        generator = RRDBNet(features=8, blocks=1, growth=4)
-        step = TrainStep(
-            generator=generator,
-            generator_optimizer=torch.optim.SGD(generator.parameters(), lr=0.1),
-            weights={"pixel": 1.0},
-        )
-        step.distribute(wrap=lambda network: counted(world.wrap(network, CPU)), add_up=world.add_up)
+        step = make_step(world)
         lr, hr = torch.rand(2, 1, 3, 8, 8)[world.rank], torch.rand(2, 1, 3, 32, 32)[world.rank]
-        step(Batch(lr, hr))  # the first one arranges the buckets
-        before = [parameter.detach().clone() for parameter in generator.parameters()]
-        broken = step(Batch(lr, hr * (float("nan") if world.rank == 1 else 1.0))).broken
-        kept = all(torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
-        rounds = []
-        for batches in (1, 3):
-            ROUNDS.clear()
-            step(*[Batch(lr, hr)] * batches)
-            rounds.append(len(ROUNDS))
-        gathered = world.gather({"broken": list(broken), "kept": kept, "rounds": rounds})
+        step(Batch(lr, hr))
+        before = updated(step)
+        poison = []
+        if world.rank == 1 and sys.argv[2] == "loss":
+            poison = [step.generator.register_forward_hook(lambda _, inputs, output: output * float("nan"))]
+        elif world.rank == 1:
+            weight = step.generator.conv_last.weight
+            poison = [weight.register_hook(lambda gradient: gradient * float("inf"))]
+        outcome = step(Batch(lr, hr))
+        kept = same(before, updated(step))
+        for handle in poison:
+            handle.remove()
+        step(Batch(lr, hr))
+        moves_again = not same(before, updated(step))
+
+        sums, thrice = [], make_step(world, batches_per_step=3)
+        add_up = thrice._add_up
+        thrice._add_up = lambda values: sums.append(values) or add_up(values)
+        thrice(*[Batch(lr, hr)] * 3)
+        report = {
+            "broken": list(outcome.broken),
+            "broken_here": list(outcome.broken_here),
+            "kept": kept,
+            "moves_again": moves_again,
+            "sums_of_three_batches": len(sums),
+        }
+        gathered = world.gather(report)
         if world.main:
             torch.save(gathered, sys.argv[1])
     return 0
-
-
-def counted(network: DistributedDataParallel) -> DistributedDataParallel:
-    def hook(group, bucket):
-        ROUNDS.append(bucket.index())
-        return allreduce_hook(group, bucket)
-
-    network.register_comm_hook(None, hook)
-    KEPT.append(network)
-    return network
 
 
 run(main)

@@ -36,8 +36,9 @@ SETTINGS = {
 class Found:
     """What a recipe's step needs, and the batch size that is found for it."""
 
-    def __init__(self, recipe):
-        overrides = [Override(key, value, key) for key, value in SETTINGS[recipe].items()]
+    def __init__(self, recipe, **more):
+        settings = {**SETTINGS[recipe], **{key.replace("__", "."): value for key, value in more.items()}}
+        overrides = [Override(key, value, key) for key, value in settings.items()]
         self.options = load_options(RECIPES / recipe, overrides)
         self.step = build_train_step(self.options, generator=build_generator(self.options), device=CPU)
         real = self.options.degradation is not None
@@ -48,16 +49,16 @@ class Found:
         return build_training_pairs(self.options, scale=4)
 
     def size(self, **arguments):
-        usual = {"accumulate_batches": 1, "most": 10**6, "free_bytes": FREE_BYTES, "waiting_bytes": 0}
+        usual = {"most": 10**6, "free_bytes": FREE_BYTES, "waiting_bytes": 0}
         return largest_batch_size(self.step, self.pairs(), {**self.sample, "name": "a"}, **{**usual, **arguments})
 
-    def bytes_of_a_step(self, batch_size, batches=1):
+    def bytes_of_a_step(self, batch_size):
         """What a step takes at most, with what the first one has left behind: Adam's moments."""
         step, pairs = copy.deepcopy(self.step), self.pairs()
         with TensorBytes() as counted:
             for size in (1, batch_size):
                 loaded = {name: torch.stack([image] * size) for name, image in self.sample.items()}
-                step(*(pairs(loaded, seed=0, device=CPU) for _ in range(batches)), watch=True)
+                step(*(pairs(loaded, seed=0, device=CPU) for _ in range(step.batches_per_step)), watch=True)
         return counted.peak
 
 
@@ -70,9 +71,9 @@ def test_the_size_found_fits_and_a_few_more_would_not(recipe):
 
 
 def test_batches_that_make_one_step_or_wait_for_it_count():
+    found = Found("train_rrdb_psnr.yml", train__accumulate_batches=4)
+    assert found.bytes_of_a_step(found.size()) <= 1.02 * USED_SHARE * FREE_BYTES
     found = Found("train_rrdb_psnr.yml")
-    size = found.size(accumulate_batches=4)
-    assert found.bytes_of_a_step(size, batches=4) <= 1.02 * USED_SHARE * FREE_BYTES
     a_pair = (found.bytes_of_a_step(9) - found.bytes_of_a_step(5)) / 4
     assert found.size(waiting_bytes=int(a_pair)) == pytest.approx(found.size() / 2, abs=2)
 

@@ -39,7 +39,7 @@ def test_two_ranks_of_two_images_have_the_gradients_of_one_rank_of_four_and_stay
     assert one["gradients"].keys() == two["gradients"].keys()
     for name, gradient in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
-    assert two["storages"] == 1, "gradients lie beside the bucket that is sent, and not in it"
+    assert two["sums"] == 1, "all gradients of a step are summed at once"
     first, second = two["gathered"]
     for name, network in first.items():
         for key, tensor in network.items():  # the vectors of spectral norm among them, which no rank sends
@@ -53,15 +53,20 @@ def test_mistake_of_one_rank_ends_all_of_them_and_is_told_once():
     assert "went on" not in done.stdout
 
 
-def test_broken_batch_of_one_rank_is_skipped_by_all_and_accumulation_communicates_once(tmp_path):
-    done = run_script("guarded_steps.py", tmp_path / "steps.pth", processes=2)
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_broken_batch_of_one_rank_is_skipped_by_all(tmp_path, broken):
+    """Both networks, their moments and counters, and the average stay as they were on both ranks."""
+    done = run_script("guarded_steps.py", tmp_path / "steps.pth", broken, processes=2)
     assert done.returncode == 0, done.stderr
     ranks = torch.load(tmp_path / "steps.pth", weights_only=True)
-    assert all("pixel" in rank["broken"] for rank in ranks)
-    assert all(rank["kept"] for rank in ranks)
+    named = {"loss": {"pixel", "generator_gradient"}, "gradient": {"generator_gradient"}}[broken]
     for rank in ranks:
-        once, thrice = rank["rounds"]
-        assert thrice == once >= 1
+        assert named <= set(rank["broken"])
+        assert ("pixel" in rank["broken"]) == ("pixel" in named)
+        assert rank["kept"]
+        assert rank["moves_again"]
+        assert rank["sums_of_three_batches"] == 1
+    assert [rank["broken_here"] for rank in ranks] == [[], ["pixel", "gan", "d_loss"] if broken == "loss" else []]
 
 
 def test_restarted_process_does_not_see_what_those_before_it_have_said(monkeypatch):
@@ -89,9 +94,7 @@ def test_restarted_process_does_not_see_what_those_before_it_have_said(monkeypat
 def test_single_process_needs_no_group():
     world = World()
     assert world.gather("x") == ["x"]
-    assert world.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
-    network = torch.nn.Linear(1, 1)
-    assert world.wrap(network, torch.device("cpu")) is network
+    assert world.mean({"a": 2.0}) == {"a": 2.0}
     with pytest.raises(UserError, match="sentence"), world.agree():
         raise UserError("sentence")
 

@@ -60,7 +60,7 @@ def needed_bytes(tmp_path, monkeypatch):
 
 def test_states_and_weights_are_foreseen(needed_bytes, tmp_path):
     search, step = needed_bytes
-    weights = {"params": step.generator.state_dict(), "params_ema": step.ema.module.state_dict()}
+    weights = {"params": step.generator.state_dict(), "params_ema": step.ema.state_dict()}
     about = {"options": {}, "step": 1, "scale": 4, "scores": {}, "scored_step": 0}
     checkpoint.save_generator(tmp_path / "weights.pth", **weights, **about)
     checkpoint.save_state(tmp_path / "state.pth", {**weights, "step": 1, "train_step": step.state_dict()})

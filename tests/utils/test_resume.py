@@ -100,7 +100,7 @@ def test_what_changed_is_listed_and_another_network_is_refused(folder, save):
     found = start(AUTO, options_with(train__precision="bf16", optimizer__warmup_steps=5), folder, processes=4)
     changes = [line for line in found.told if line.startswith("changed since then")]
     assert len(changes) == 3
-    assert 'train.precision was "fp32", is "bf16"' in changes[1] + changes[0]
+    assert 'train.precision was "auto", is "bf16"' in changes[1] + changes[0]
     assert "there were 1 processes, now 4" in changes[2]
     with pytest.raises(UserError, match=r"generator\.features 4, the options say 8"):
         start(AUTO, options_with(generator__features=8), folder)

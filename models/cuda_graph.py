@@ -1,0 +1,94 @@
+"""CUDA graphs: the kernels of a function are recorded once and then replayed by a single call.
+
+Launching a kernel from Python takes longer than most kernels of a training step run. A replay launches all of them.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+WARM_UP_CALLS = 3  # libraries choose kernels and allocate workspaces in the first calls, which cannot be recorded
+MAX_GRAPHS = 8  # of one function; inputs of further shapes are computed without a graph
+
+
+class Recorder(Protocol):
+    """What records a function of tensors: `CudaRecorder`, or a stand-in for it in tests on a CPU."""
+
+    def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+        """Call the function as it is and return its result."""
+
+    def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
+        """Return what computes the function on the memory of `inputs`, and the memory of its result."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one memory pool, so that they must not run at the same time."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            result = function(*inputs)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return result
+
+    def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the threads of the loader and of saves go on calling CUDA.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            result = function(*inputs)
+        return graph.replay, result
+
+
+class GraphedFunction:
+    """A function of tensors that is recorded for each signature of its inputs, and replayed from then on.
+
+    The first calls with a signature run the function as it is. They are ordinary calls, whose effects count: a function
+    that changes weights changes them once a call, whether it is recorded or not. Inputs are copied into the memory that
+    was recorded; a result stays valid until the next call.
+
+    What the function does besides device work, in Python, happens while it is recorded and not in replays.
+
+    Args:
+        function: takes tensors; returns a tensor or nothing. It must not wait for the device.
+        recorder: records it. Functions with one recorder share memory and must not run at the same time.
+        warn: called with one sentence if the function cannot be recorded. It then runs as it is.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, recorder: Recorder, warn: Callable[[str], None]) -> None:
+        self._function, self._recorder, self._warn = function, recorder, warn
+        self._calls = Counter()  # by signature
+        self._recordings = {}  # signature -> inputs, replay, result
+        self._possible = True
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        signature = tuple((value.shape, value.stride(), value.dtype) for value in inputs)
+        if signature not in self._recordings:
+            if not self._possible or len(self._recordings) == MAX_GRAPHS:
+                return self._function(*inputs)
+            if self._calls[signature] < WARM_UP_CALLS:
+                self._calls[signature] += 1
+                return self._recorder.warm_up(self._function, inputs)
+            self._record(signature, inputs)
+            if not self._possible:
+                return self._function(*inputs)
+        recorded_inputs, replay, result = self._recordings[signature]
+        for recorded, given in zip(recorded_inputs, inputs, strict=True):
+            recorded.copy_(given, non_blocking=True)
+        replay()
+        return result
+
+    def _record(self, signature: tuple, inputs: tuple[Tensor, ...]) -> None:
+        inputs = tuple(value.clone() for value in inputs)
+        try:
+            self._recordings[signature] = (inputs, *self._recorder.record(self._function, inputs))
+        except RuntimeError as error:
+            self._possible = False
+            reason = str(error).strip().partition("\n")[0]
+            self._warn(f"no CUDA graph could be recorded, which makes steps slower; they go on without it ({reason})")

@@ -1,0 +1,53 @@
+"""The arithmetic of training and of upscaling: what `precision` means."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+AUTOCAST_DTYPE = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TF32_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with TF32 (Ampere)
+
+
+def resolved(precision: str, device: torch.device) -> str:
+    """The precision that `auto` stands for on a device: tf32 on a GPU that has it, else fp32; others as they are."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) >= TF32_CAPABILITY:
+        return "tf32"
+    return "fp32"
+
+
+@contextmanager
+def convolutions(*, tf32: bool, autotune: bool) -> Iterator[None]:
+    """A block with its own settings of cuDNN, which hold in forward and backward passes.
+
+    Args:
+        tf32: float32 convolutions may round their inputs to TF32 (10 bits). Matrix products stay float32.
+        autotune: time the algorithms for each new shape and take the fastest, which may differ from run to run.
+    """
+    settings = torch.backends.cudnn
+    before = settings.allow_tf32, settings.benchmark
+    settings.allow_tf32, settings.benchmark = tf32, autotune
+    try:
+        yield
+    finally:
+        settings.allow_tf32, settings.benchmark = before
+
+
+def use_deterministic_algorithms() -> None:
+    """Let everything that this process computes on a GPU from now on be the same in each run, bit for bit."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read before the first matrix product
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # takes time, and nothing reads such memory
+
+
+def keep_in_autocast_type(frozen: nn.Module, precision: str) -> None:
+    """Convert the weights of a frozen network's convolutions and linear layers as autocast would at every use."""
+    dtype = AUTOCAST_DTYPE[precision]
+    if dtype is not None:
+        for module in frozen.modules():
+            if type(module) in (nn.Conv2d, nn.Linear):  # a subclass may do more with its weight
+                module.to(dtype)

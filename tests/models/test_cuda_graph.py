@@ -1,0 +1,201 @@
+"""What is recorded computes what it would as it is, with nothing of it baked in that changes from call to call.
+
+A GPU is not needed: a tape stands in for CUDA graphs, which notes operations and repeats them on the same memory.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.random_step import random_recipe, random_step
+from models.cuda_graph import MAX_GRAPHS, WARM_UP_CALLS, GraphedFunction
+from models.discriminators import PatchDiscriminator, UNetDiscriminator
+from models.losses import GANLoss
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+from models.train_step import Batch, TrainStep
+from tests.conftest import same
+
+
+class Tape(TorchDispatchMode):
+    """Notes every operation of a block; `play` repeats them, in Python's absence, on the memory that they had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def play(self) -> None:
+        for func, args, kwargs, result in self.operations:
+            if func._schema.is_mutable:
+                func(*args, **kwargs)
+            elif not func.is_view:
+                again = func(*args, **kwargs)
+                for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                    if isinstance(old, torch.Tensor):
+                        old.copy_(new)
+
+
+class TapeRecorder:
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def warm_up(self, function, inputs):
+        return function(*inputs)
+
+    def record(self, function, inputs):
+        self.recorded += 1
+        with Tape() as tape:
+            result = function(*inputs)
+        played = [True]  # by the recording itself, on the same inputs; a GPU records without computing
+
+        def replay():
+            if not played[0]:
+                tape.play()
+            played[0] = False
+
+        return replay, result
+
+
+def never(sentence: str) -> None:
+    raise AssertionError(sentence)
+
+
+def test_function_is_replayed_without_python_and_with_its_effects():
+    calls, total = [], torch.zeros(3)
+
+    def accumulate(x):
+        calls.append(len(calls))
+        total.add_(x)
+        return 2 * total
+
+    graphed = GraphedFunction(accumulate, recorder=TapeRecorder(), warn=never)
+    for number in range(1, 8):
+        result = graphed(torch.full((3,), float(number)))
+        expected = number * (number + 1) / 2
+        assert total.tolist() == [expected] * 3
+        assert result.tolist() == [2 * expected] * 3
+    assert len(calls) == WARM_UP_CALLS + 1
+
+
+def test_each_shape_is_recorded_once_and_not_more_than_there_is_room_for():
+    recorder = TapeRecorder()
+    graphed = GraphedFunction(lambda x: x + 1, recorder=recorder, warn=never)
+    for _ in range(WARM_UP_CALLS + 2):
+        for size in range(1, MAX_GRAPHS + 3):
+            assert torch.equal(graphed(torch.arange(size)), torch.arange(size) + 1)
+    assert recorder.recorded == MAX_GRAPHS
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once():
+    class Refuses(TapeRecorder):
+        def record(self, function, inputs):
+            self.recorded += 1
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    recorder, sentences = Refuses(), []
+    graphed = GraphedFunction(lambda x: x + 1, recorder=recorder, warn=sentences.append)
+    for _ in range(WARM_UP_CALLS + 5):
+        assert graphed(torch.zeros(1)).item() == 1
+    assert recorder.recorded == len(sentences) == 1
+    assert sentences[0].endswith("(operation not permitted when stream is capturing)")
+
+
+def make_step(generator, discriminator, kind="vanilla", **more) -> TrainStep:
+    torch.manual_seed(0)
+    generator, adversary = generator(), discriminator(semantic_channels=8, features=8)
+    return TrainStep(
+        generator=generator,
+        generator_optimizer=torch.optim.Adam(generator.parameters(), lr=1e-3, fused=True),
+        discriminator=adversary,
+        discriminator_optimizer=torch.optim.Adam(adversary.parameters(), lr=1e-3, fused=True),
+        extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 8, 1, 1),
+        adversarial=GANLoss(kind),
+        weights={"pixel": 1.0, "gan": 0.5},
+        ema_decay=0.5,
+        clip_grad_norm=0.1,
+        schedule=lambda steps_done: 0.5**steps_done,
+        **more,
+    )
+
+
+def rrdb() -> RRDBNet:
+    return RRDBNet(features=8, blocks=1, growth=4)
+
+
+def swinir() -> SwinIR:
+    return SwinIR(embed_dim=8, depths=(2,), heads=(2,), window=4, drop_path=0.5)
+
+
+@pytest.mark.parametrize(
+    ("generator", "discriminator", "more"),
+    [
+        (rrdb, PatchDiscriminator, {}),
+        (swinir, UNetDiscriminator, {"kind": "relativistic", "sharpened": ("pixel",)}),
+        (rrdb, UNetDiscriminator, {"batches_per_step": 2, "precision": "bf16"}),
+    ],
+)
+def test_recorded_step_equals_the_step_as_it_is(generator, discriminator, more):
+    """Bit for bit, over changing learning rates, a watched step, a step that is skipped, and requests to stop."""
+    recorder = TapeRecorder()
+    plain, recorded = make_step(generator, discriminator, **more), make_step(generator, discriminator, **more)
+    recorded.record(recorder, warn=never)
+    draw = torch.Generator().manual_seed(1)
+    for number in range(1, 10):
+        batches = [
+            Batch(*(torch.rand(2, 3, side, side, generator=draw) for side in (8, 32, 32)))
+            for _ in range(plain.batches_per_step)
+        ]
+        if not plain.sharpened:
+            batches = [batch._replace(sharp=None) for batch in batches]
+        if number == 7:
+            batches[0].hr[0, 0, 0, 0] = float("nan")
+        outcomes = []
+        for step in (plain, recorded):
+            torch.manual_seed(number)
+            outcomes.append(step(*batches, watch=number == 6, stop=number == 8))
+        assert str(outcomes[0].terms) == str(outcomes[1].terms)  # as text, nan equals nan
+        assert bool(outcomes[1].broken) == (number == 7)
+        assert outcomes[1].stop_requested == (number == 8)
+        assert same(plain.state_dict(), recorded.state_dict()), number
+    assert recorder.recorded == 2  # backward and update
+
+
+RECIPES = [
+    f"train_{generator}_{objective}"
+    for generator in ("rrdb", "swinir")
+    for objective in ("psnr", "P", "U", "P+SeD", "U+SeD", "U+SeD_real")
+]
+TINY = {
+    "rrdb": {"generator__blocks": 1},
+    "swinir": {"generator__embed_dim": 12, "generator__depths": (2,), "generator__heads": (2,)},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_step_waits_for_the_device(recipe, precision):
+    """Tensors without content: whatever asks for a number in them raises."""
+    options = random_recipe(
+        f"options/{recipe}.yml",
+        train__precision=precision,
+        train__ema_decay=0.999,
+        optimizer__clip_grad_norm=1.0,
+        dataloader__batch_size=2,
+        dataset__lr_patch_px=16,
+        **({"discriminator__features": 8} if "psnr" not in recipe else {}),
+        **TINY[recipe.split("_")[1]],
+    )
+    step, batch = random_step(options, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        step(batch)
+        outcome = step(batch, watch=True)
+        with pytest.raises(DataDependentOutputException):
+            outcome.broken  # noqa: B018

@@ -1,0 +1,88 @@
+"""What `precision` means, and that it holds where it is meant to and nowhere else."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.discriminators import PatchDiscriminator
+from models.losses import GANLoss
+from models.precision import convolutions, keep_in_autocast_type, resolved
+from models.rrdb import RRDBNet
+from models.train_step import Batch, TrainStep
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "capability", "expected"),
+    [
+        ("cpu", "13.0", (9, 0), "fp32"),
+        ("cuda", "13.0", (9, 0), "tf32"),
+        ("cuda", "13.0", (8, 0), "tf32"),
+        ("cuda", "13.0", (7, 5), "fp32"),
+        ("cuda", None, (9, 0), "fp32"),  # of AMD
+    ],
+)
+def test_auto_is_tf32_on_gpus_that_have_it(monkeypatch, device, cuda, capability, expected):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert resolved("auto", torch.device(device)) == expected
+    assert resolved("bf16", torch.device(device)) == "bf16"
+
+
+def settings_of_cudnn() -> tuple[bool, bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_tf32_is_for_the_convolutions_of_the_networks_alone(monkeypatch, precision, deterministic):
+    """Forward and backward; not for matrix products, the optimiser, nor whatever runs between steps."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    seen = {}
+
+    def note(where):
+        seen.setdefault(where, set()).add(settings_of_cudnn())
+
+    generator = RRDBNet(features=8, blocks=1, growth=4)
+    discriminator = PatchDiscriminator(semantic_channels=None, features=8)
+    for name, network in (("G", generator), ("D", discriminator)):
+        network.register_forward_pre_hook(lambda *_, name=name: note(f"{name} forward"))
+        first = next(parameter for parameter in network.parameters() if parameter.dim() == 4)
+        first.register_hook(lambda _, name=name: note(f"{name} backward"))
+    optimizer = torch.optim.Adam(generator.parameters(), fused=True)
+    optimizer.register_step_pre_hook(lambda *_: note("elsewhere"))
+    step = TrainStep(
+        generator=generator,
+        generator_optimizer=optimizer,
+        discriminator=discriminator,
+        discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), fused=True),
+        adversarial=GANLoss("vanilla"),
+        weights={"pixel": 1.0, "gan": 0.1},
+        precision=precision,
+        deterministic=deterministic,
+    )
+    step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))
+    note("elsewhere")
+    inside = {(precision == "tf32", not deterministic, False)}
+    networks = {f"{name} {direction}": inside for name in "GD" for direction in ("forward", "backward")}
+    assert seen == {**networks, "elsewhere": {(False, False, False)}}
+
+
+def test_settings_are_what_they_were_after_an_error():
+    before = settings_of_cudnn()
+    with pytest.raises(ValueError, match="inside"), convolutions(tf32=not before[0], autotune=not before[1]):
+        raise ValueError("inside")
+    assert settings_of_cudnn() == before
+
+
+def test_frozen_weights_in_the_autocast_type_change_no_result():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(x)
+        keep_in_autocast_type(network, "bf16")
+        assert torch.equal(network(x), expected)
+    assert {name: value.dtype for name, value in network.named_parameters()} == {
+        **{f"{layer}.{part}": torch.bfloat16 for layer in (0, 3) for part in ("weight", "bias")},
+        **{f"1.{part}": torch.float32 for part in ("weight", "bias")},
+    }
