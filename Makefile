@@ -21,7 +21,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# Goes on where it was stopped; results/gpu.jsonl keeps what was measured.
+# At most 8 minutes a call; goes on where it was stopped. results/gpu.jsonl keeps what was measured.
 benchmark-gpu: $(READY)
 	$(VENV)/bin/python benchmarks/gpu.py
 

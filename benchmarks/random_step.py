@@ -26,11 +26,16 @@ def random_recipe(opt: str, *chosen: Override, **more: Any) -> Options:
 
 def random_step(options: Options, device: torch.device) -> tuple[TrainStep, Batch]:
     """The step of such a recipe on `device`, and a batch for it."""
-    generator = build_generator(options)
-    step = build_train_step(options, generator=generator, device=device)
+    step = build_train_step(options, generator=build_generator(options), device=device)
+    batch = random_batch(options, device, scale=step.generator.scale)
+    return step, batch._replace(sharp=batch.hr if step.sharpened else None)
+
+
+def random_batch(options: Options, device: torch.device, *, scale: int) -> Batch:
+    """Noise of the sizes of a recipe, in channels_last."""
     side = options.dataset.lr_patch_px
     lr, hr = (
         torch.rand(options.dataloader.batch_size, 3, px, px, device=device).to(memory_format=torch.channels_last)
-        for px in (side, side * generator.scale)
+        for px in (side, side * scale)
     )
-    return step, Batch(lr, hr, hr if step.sharpened else None)
+    return Batch(lr, hr)

@@ -1,18 +1,17 @@
 """Weak scaling of a training step: several processes against one, each with a batch of its own.
 
     torchrun --standalone --nproc_per_node=2 benchmarks/scaling.py --opt options/train_rrdb_P+SeD.yml --precision bf16
-    python benchmarks/scaling.py --opt options/train_rrdb_P+SeD.yml --batch 8 --predict
+    python benchmarks/scaling.py --opt options/train_rrdb_P+SeD.yml --batch 8 --step-seconds 0.05 --predict
 
-The first prints one line of JSON. The networks are wrapped as `train.py` wraps them; weights are random and images are
-noise. Three ways take turns in the same processes: one process `alone` while the others sleep; all of them `apart`, at
-the same time, but without a word to each other; all of them `together`, as in training. What `apart` loses is the
-machine's (memory bandwidth and caches that cores share), so alone / apart bounds what communication can leave. On a CPU
-every process keeps to one core; torchrun gives it one thread.
+The first prints one line of JSON. Weights are random and images are noise. Three ways take turns in the same processes:
+one process `alone` while the others sleep; all of them `apart`, at the same time, but without a word to each other; all
+of them `together`, as in training. What `apart` loses is the machine's (memory bandwidth and caches that cores share),
+so alone / apart bounds what communication can leave. On a CPU every process keeps to one core; torchrun gives it one
+thread.
 
-The second prints what is to be expected of GPUs, as a table in Markdown: the sizes of the gradients are counted, the
-time of a step on one GPU is `--step-seconds`, or follows from its operations and an assumed rate. Gradients are added
-up in buckets, as DistributedDataParallel does, as soon as the backward pass has made them; what is not done when the
-backward pass of a network ends is waited for.
+The second prints what is to be expected of GPUs, as a table in Markdown: the time of a step on one GPU is
+`--step-seconds`, or follows from its operations and an assumed rate. All gradients are summed at once between the
+backward passes and the update, so that their way is added to the step.
 """
 
 import argparse
@@ -24,23 +23,26 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
+from benchmarks.operations import operations
 from benchmarks.random_step import random_recipe, random_step
-from models.train_step import TrainStep
+from models.build import records_graphs
+from models.cuda_graph import CudaRecorder
+from models.precision import AUTOCAST_DTYPE, resolved
+from models.train_step import Batch, TrainStep
 from options.schema import Options, Override
 from utils.distributed import World, joined_world
 from utils.entry import run
 from utils.errors import UserError
 
-WARM_UP_STEPS = 2  # of each way; in the first, DistributedDataParallel arranges its buckets
-FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20  # of DistributedDataParallel
+WARM_UP_ROUNDS = 2  # on a GPU, the step is recorded within them
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1, help="images in a batch of each process (1)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way, one step each (3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--precision", choices=("auto", *AUTOCAST_DTYPE), default="auto")
     parser.add_argument("--predict", action="store_true", help="compute what GPUs will do instead")
     parser.add_argument("--step-seconds", type=float, help="of one GPU (predicted from the two below)")
     parser.add_argument("--peak-tflops", type=float, default=989.0, help="matrix rate of a GPU (989: H100, bf16)")
@@ -106,32 +108,28 @@ def keep_to_one_core() -> None:
 def measure(options: Options, *, rounds: int, device: torch.device, world: World) -> dict[str, object]:
     """Seconds of a step each way, and what follows from them. All processes call it, and the main one reports."""
     step, batch = random_step(options, device)
-    shared = {network: world.wrap(network, device) for network in networks(step)}
-    by_itself = {"wrap": lambda network: network, "add_up": lambda counts: counts}
-    ways = {
-        "alone": by_itself,
-        "apart": by_itself,
-        "together": {"wrap": shared.__getitem__, "add_up": world.add_up},
-    }
+    gradients = torch.zeros(sent_bytes(step, batch) // 4, device=device)
+    if records_graphs(options, device):
+        step.record(CudaRecorder(), warn=partial(print, file=sys.stderr))
+    ways = {"alone": itself, "apart": itself, "together": world.add_up}
     seconds = {way: [] for way in (*ways, "communication")}
-    gradients = torch.zeros(sum(map(gradient_bytes, shared)) // 4, device=device)
 
     def turn(way: str, once: Callable[[], object]) -> None:
         world.any(False)  # all processes are here
         here_s = duration_s(once, device) if way != "alone" or world.main else 0.0
         seconds[way].append(max(world.gather(here_s)))
 
-    for _ in range(WARM_UP_STEPS + rounds):
-        for way, how in ways.items():
-            step.distribute(**how)
+    for _ in range(WARM_UP_ROUNDS + rounds):
+        for way, add_up in ways.items():
+            step.distribute(add_up=add_up, processes=world.size)
             turn(way, lambda: step(batch))
         turn("communication", lambda: world.add_up(gradients))
-    alone, apart, together, communication = (statistics.median(each[WARM_UP_STEPS:]) for each in seconds.values())
+    alone, apart, together, communication = (statistics.median(each[WARM_UP_ROUNDS:]) for each in seconds.values())
     return {
         "recipe": options.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}",
         "processes": world.size,
-        "precision": options.train.precision,
+        "precision": resolved(options.train.precision, device),
         "batch": options.dataloader.batch_size,
         "seconds_alone": round(alone, 4),
         "seconds_apart": round(apart, 4),
@@ -141,8 +139,25 @@ def measure(options: Options, *, rounds: int, device: torch.device, world: World
         "efficiency_of_bound": round(apart / together, 3),
         "gradient_mb": round(gradients.nbytes / 1e6, 1),
         "seconds_of_communication": round(communication, 4),
-        "seconds_not_hidden": round(together - apart, 4),
     }
+
+
+def itself(values: Tensor) -> Tensor:
+    """The sum over this process alone."""
+    return values
+
+
+def sent_bytes(step: TrainStep, batch: Batch) -> int:
+    """What a step sums over the processes."""
+    sizes = []
+
+    def add_up(values: Tensor) -> Tensor:
+        sizes.append(values.nbytes)
+        return values
+
+    step.distribute(add_up=add_up, processes=1)
+    step(batch)
+    return sum(sizes)
 
 
 def duration_s(once: Callable[[], object], device: torch.device) -> float:
@@ -151,15 +166,6 @@ def duration_s(once: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started_s
-
-
-def networks(step: TrainStep) -> list[nn.Module]:
-    """Those that are trained: the generator, and the discriminator where there is one."""
-    return [network for network in (step.generator, step.discriminator) if network is not None]
-
-
-def gradient_bytes(network: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in network.parameters())
 
 
 def prediction(options: Options, *, batch: int, rate: float, step_s: float | None) -> str:
@@ -172,61 +178,21 @@ def prediction(options: Options, *, batch: int, rate: float, step_s: float | Non
         step_s: of one GPU; None: all operations at that rate.
     """
     step, one = random_step(options, torch.device("cpu"))
+    size_bytes = sent_bytes(step, one)
     flop = operations(lambda: step(one))
     step_s = batch * flop / rate if step_s is None else step_s
-    # The backward pass of a layer takes twice the operations of its forward pass; D sees real and fake.
-    backward = {step.generator: 2 * operations(lambda: step.generator(one.lr))}
-    if step.discriminator is not None:
-        semantic = step.extractor(one.hr) if step.extractor is not None else None
-        backward[step.discriminator] = 2 * 2 * operations(lambda: step.discriminator(one.hr, semantic))
-    sizes = ", ".join(f"{type(network).__name__} {gradient_bytes(network) / 1e6:.1f} MB" for network in backward)
     lines = [
         f"{options.name}: {flop / 1e12:.3g} TFLOP per image, batch {batch}, {step_s * 1e3:.3g} ms per step on one GPU; "
-        f"float32 gradients: {sizes}",
+        f"float32 gradients: {size_bytes / 1e6:.1f} MB",
         "",
-        "| link | GPUs | communication (ms) | not hidden (ms) | efficiency | with bf16 gradients |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| link | GPUs | communication (ms) | efficiency |",
+        "|---|--:|--:|--:|",
     ]
     for link in LINKS:
         for gpus in GPUS:
-            cells = []
-            for share in (1, 0.5):  # of the bytes of float32
-                buckets = {net: [share * size for size in bucket_bytes(gradient_bytes(net))] for net in backward}
-                all_s = sum(link.all_reduce_s(size, gpus) for sizes in buckets.values() for size in sizes)
-                waited_s = sum(
-                    not_hidden_s(buckets[net], backward_s=backward[net] / flop * step_s, link=link, gpus=gpus)
-                    for net in backward
-                )
-                cells.append((all_s, waited_s, step_s / (step_s + waited_s)))
-            (all_s, waited_s, full), (_, _, half) = cells
-            lines.append(
-                f"| {link.name} | {gpus} | {all_s * 1e3:.2f} | {waited_s * 1e3:.2f} | {full:.1%} | {half:.1%} |"
-            )
+            sent_s = link.all_reduce_s(size_bytes, gpus)
+            lines.append(f"| {link.name} | {gpus} | {sent_s * 1e3:.2f} | {step_s / (step_s + sent_s):.1%} |")
     return "\n".join(lines)
-
-
-def operations(once: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        once()
-    return counter.get_total_flops()
-
-
-def bucket_bytes(total: int) -> list[int]:
-    """Sizes of the buckets in which DistributedDataParallel adds gradients up, in their order."""
-    full, rest = divmod(max(0, total - FIRST_BUCKET_BYTES), BUCKET_BYTES)
-    return [min(total, FIRST_BUCKET_BYTES), *[BUCKET_BYTES] * full, *([rest] if rest else [])]
-
-
-def not_hidden_s(sizes: list[float], *, backward_s: float, link: Link, gpus: int) -> float:
-    """How long after the backward pass of a network its gradients are added up.
-
-    The pass makes them at a constant rate, in as many bytes a second; one bucket is sent at a time.
-    """
-    made = sent_s = 0.0
-    for size in sizes:
-        made += size
-        sent_s = max(sent_s, backward_s * made / sum(sizes)) + link.all_reduce_s(size, gpus)
-    return sent_s - backward_s
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ The networks have random weights and the images are noise: neither changes the t
 makes its pairs, which has a figure of its own: LR that is made from HR takes time. The unit of comparison is a plain
 float32 forward and backward pass of RRDB(23 blocks, 64 features, growth 32) on as many LR images of that size, in the
 same process; it makes figures of different machines comparable. What the machine could do is the rate of a product of
-large matrices in the same precision: the step's share of it says how much is left to gain.
+large matrices in the same precision: the step's share of it says how much is left to gain. On a GPU the step is
+recorded as CUDA graphs, as in training.
 """
 
 import argparse
@@ -16,23 +17,26 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
+from benchmarks.operations import operations
 from benchmarks.random_step import random_recipe
-from models.build import build_generator, build_train_step, build_training_pairs
+from models.build import build_generator, build_train_step, build_training_pairs, records_graphs
+from models.cuda_graph import WARM_UP_CALLS, CudaRecorder
+from models.precision import AUTOCAST_DTYPE, resolved
 from models.rrdb import RRDBNet
-from models.train_step import AUTOCAST_DTYPE, Batch
+from models.train_step import Batch
 from utils.distributed import World
 from utils.entry import run
 from utils.memory import peak_bytes
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 2  # on a CPU; on a GPU until a step is recorded
 SIDE = 4096  # of matrices
 
 
@@ -40,10 +44,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--opt", required=True, metavar="FILE", help="recipe whose step is timed")
     parser.add_argument("--batch", type=int, default=1, help="images in a batch (1)")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps after two that are not (3)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps after some that are not (3)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=tuple(AUTOCAST_DTYPE), default="fp32")
-    parser.add_argument("--compile", choices=("default", "reduce-overhead"), help="torch.compile's mode (not compiled)")
+    parser.add_argument("--precision", choices=("auto", *AUTOCAST_DTYPE), default="auto")
+    parser.add_argument("--compile", action="store_true", help="the generator's blocks and the discriminator")
+    parser.add_argument("--eager", action="store_true", help="launch kernels one by one, without CUDA graphs")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="of the generator's blocks")
     arguments = parser.parse_args()
     options = random_recipe(
@@ -51,6 +56,7 @@ def main() -> int:
         device=arguments.device,
         train__precision=arguments.precision,
         train__compile=arguments.compile,
+        train__cuda_graph=False if arguments.eager else "auto",
         train__gradient_checkpointing=arguments.gradient_checkpointing,
         dataloader__batch_size=arguments.batch,
     )
@@ -69,18 +75,22 @@ def main() -> int:
     # The mean, because degradations differ in what they cost.
     pairs_s = statistics.mean(durations_s(make_pairs, 10 * arguments.steps, device))
     batch = make_pairs()
+    with torch.compiler.set_stance("force_eager"):  # before a recording
+        flop = operations(lambda: step(batch))
+    if records_graphs(options, device):
+        step.record(CudaRecorder(), warn=partial(print, file=sys.stderr))
     step_s = statistics.median(durations_s(lambda: step(batch), arguments.steps, device))
     most_bytes = peak_bytes(device)
-    with FlopCounterMode(display=False) as counter:
-        step(batch)
-    product_s = statistics.median(durations_s(product(arguments.precision, device), 5, device))
+    precision = resolved(arguments.precision, device)
+    product_s = statistics.median(durations_s(product(precision, device), 5, device))
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # the unit is plain float32
     unit_s = statistics.median(durations_s(plain_rrdb(batch.lr, batch.hr), arguments.steps, device))
     report = {
         "recipe": options.name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}",
-        "precision": arguments.precision,
+        "precision": precision,
         "compile": arguments.compile,
+        "cuda_graph": records_graphs(options, device),
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "batch": arguments.batch,
         "lr_patch_px": side,
@@ -88,8 +98,8 @@ def main() -> int:
         "seconds_to_make_pairs": round(pairs_s, 4),
         "images_per_s": round(arguments.batch / step_s, 4),
         "peak_memory_gib": round(most_bytes / 2**30, 3),
-        "tflop_per_step": round(counter.get_total_flops() / 1e12, 4),
-        "share_of_matrix_rate": round(counter.get_total_flops() / step_s / (2 * SIDE**3 / product_s), 3),
+        "tflop_per_step": round(flop / 1e12, 4),
+        "share_of_matrix_rate": round(flop / step_s / (2 * SIDE**3 / product_s), 3),
         "plain_rrdb_seconds": round(unit_s, 4),
         "ratio_to_plain_rrdb": round(step_s / unit_s, 3),
     }
@@ -103,6 +113,7 @@ def noise(images: int, side_px: int) -> torch.Tensor:
 
 def product(precision: str, device: torch.device) -> Callable[[], torch.Tensor]:
     """Of two large matrices."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     left, right = (torch.randn(SIDE, SIDE, device=device, dtype=AUTOCAST_DTYPE[precision]) for _ in range(2))
     return lambda: left @ right
 
@@ -121,14 +132,15 @@ def plain_rrdb(lr: torch.Tensor, hr: torch.Tensor) -> Callable[[], None]:
 
 def durations_s(once: Callable[[], object], steps: int, device: torch.device) -> list[float]:
     """Durations of a call, after the first ones, in which caches fill and kernels are chosen."""
+    warm_up_steps = WARM_UP_CALLS + 1 if device.type == "cuda" else WARM_UP_STEPS
     durations = []
-    for _ in range(WARM_UP_STEPS + steps):
+    for _ in range(warm_up_steps + steps):
         started_s = time.perf_counter()
         once()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         durations.append(time.perf_counter() - started_s)
-    return durations[WARM_UP_STEPS:]
+    return durations[warm_up_steps:]
 
 
 if __name__ == "__main__":

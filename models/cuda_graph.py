@@ -57,12 +57,15 @@ class GraphedFunction:
 
     Args:
         function: takes tensors; returns a tensor or nothing. It must not wait for the device.
+        name: of what it computes, for the warning.
         recorder: records it. Functions with one recorder share memory and must not run at the same time.
         warn: called with one sentence if the function cannot be recorded. It then runs as it is.
     """
 
-    def __init__(self, function: Callable[..., Any], *, recorder: Recorder, warn: Callable[[str], None]) -> None:
-        self._function, self._recorder, self._warn = function, recorder, warn
+    def __init__(
+        self, function: Callable[..., Any], *, name: str, recorder: Recorder, warn: Callable[[str], None]
+    ) -> None:
+        self._function, self._name, self._recorder, self._warn = function, name, recorder, warn
         self._calls = Counter()  # by signature
         self._recordings = {}  # signature -> inputs, replay, result
         self._possible = True
@@ -91,4 +94,4 @@ class GraphedFunction:
         except RuntimeError as error:
             self._possible = False
             reason = str(error).strip().partition("\n")[0]
-            self._warn(f"no CUDA graph could be recorded, which makes steps slower; they go on without it ({reason})")
+            self._warn(f"{self._name} cannot be recorded as a CUDA graph, and runs slower without one ({reason})")

@@ -174,8 +174,8 @@ class TrainStep:
         Args:
             warn: called with one sentence if a part cannot be recorded.
         """
-        self._run_backward = GraphedFunction(self._backward, recorder=recorder, warn=warn)
-        self._run_update = GraphedFunction(self._update, recorder=recorder, warn=warn)
+        self._run_backward = GraphedFunction(self._backward, name="the backward pass", recorder=recorder, warn=warn)
+        self._run_update = GraphedFunction(self._update, name="the optimisers' update", recorder=recorder, warn=warn)
 
     def __call__(self, *batches: Batch, watch: bool = False, stop: bool = False) -> Outcome:
         """Update G (and D) once, by the mean gradient of all batches of all processes.

@@ -1,19 +1,21 @@
 """What upscales: a generator, with bounded memory, or MATLAB's bicubic interpolation."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.images import to_float
+from data.images import to_float, to_uint8
 from data.imresize import imresize
-from models.train_step import AUTOCAST_DTYPE
+from models.cuda_graph import CudaRecorder, GraphedFunction, Recorder
+from models.precision import AUTOCAST_DTYPE, keep_in_autocast_type
 from utils.errors import UserError
 from utils.memory import TensorBytes, free_bytes, unless_out_of_memory
-from utils.tiles import TILE_MULTIPLE_PX, halved, round_up, spans, upscale_in_tiles
+from utils.tiles import TILE_MULTIPLE_PX, halved, spans, upscale_in_tiles
 
 Note = Callable[[str], None]  # told what the user should know of how it went
 # LR images of one size, (H, W, 3) uint8 RGB each -> as many SR images, (scale * H, scale * W, 3) uint8 RGB each.
@@ -37,12 +39,16 @@ class Upscaler:
     ones in tiles, of which one at a time is on the device. Where memory does not suffice after all, tiles of half the
     side are tried, and kept for the images after that.
 
+    On a GPU, the generator runs in channels_last, and its kernels are recorded as a CUDA graph for each shape of its
+    input that comes several times.
+
     Args:
-        generator: on `device`, in float32. It is put into evaluation mode.
+        generator: on `device`, in float32. It is put into evaluation mode. On a GPU, bf16 and fp16 take a copy of it.
         precision: fp32, or bf16 or fp16 by autocast.
         tile_px: what goes through the generator at once, as the side of a square of LR pixels, a multiple of 8, at
             least 64; None: found from the memory that is free, and from what the generator takes.
         self_ensemble: average over the 8 flips and rotations of each tile (EDSR+; Lim et al. 2017, section 4.3).
+        new_recorder: makes what records graphs; None: a CudaRecorder on a GPU, and no graphs on a CPU.
 
     Raises:
         UserError: fp16 was asked for on a CPU.
@@ -57,14 +63,27 @@ class Upscaler:
         precision: str = "fp32",
         tile_px: int | None = None,
         self_ensemble: bool = False,
+        new_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         if precision == "fp16" and device.type == "cpu":
             raise UserError("precision fp16 was asked for, which needs a GPU; on a CPU take bf16 or fp32")
+        if new_recorder is None and device.type == "cuda":
+            new_recorder = CudaRecorder
+        if new_recorder is not None:
+            if AUTOCAST_DTYPE[precision] is not None:  # else every call would cast every weight
+                generator = copy.deepcopy(generator)
+                keep_in_autocast_type(generator, precision)
+            generator.to(memory_format=torch.channels_last)
         self.generator, self.device = generator, device
-        self._autocast = partial(
-            torch.autocast, device.type, dtype=AUTOCAST_DTYPE[precision], enabled=precision != "fp32"
+        dtype = AUTOCAST_DTYPE[precision]
+        self._forward = partial(
+            _super_resolve,
+            partial(self_ensembled, generator) if self_ensemble else generator,
+            autocast=partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None),
         )
-        self._forward = partial(self_ensembled, generator) if self_ensemble else generator
+        self._new_recorder = new_recorder
+        self._warnings = []  # of recordings that failed
+        self._forget_graphs()
         self._tile_px = tile_px  # given, or what memory held after it had not sufficed
         self._bytes_per_px = None  # of LR; measured when first needed
 
@@ -80,30 +99,44 @@ class Upscaler:
         first_px = self._tile_px or self._find_tile_px(images, result_bytes)
         for tile_px in _tile_sizes(first_px, images):
             results = unless_out_of_memory(partial(self._upscale, images, tile_px))
+            while self._warnings:
+                note(self._warnings.pop())
             if results is not None:
                 if tile_px != first_px:
                     note(f"out of memory on {self.device}: upscaling goes on in tiles of {tile_px} px")
                     self._tile_px = tile_px
                 return results
+            self._forget_graphs()
         raise OutOfMemory(f"out of memory on {self.device}, even in tiles of {SMALLEST_TILE_PX} px")
+
+    def _forget_graphs(self) -> None:
+        """Give back the memory of recorded graphs; shapes that come again are recorded anew."""
+        self._graphed_forward = self._forward
+        if self._new_recorder is not None:
+            # It knows nothing of this object: in a cycle, its memory would not be free as soon as this object is gone.
+            self._graphed_forward = GraphedFunction(
+                self._forward, name="upscaling", recorder=self._new_recorder(), warn=self._warnings.append
+            )
 
     def _upscale(self, images: list[np.ndarray], tile_px: int) -> list[np.ndarray]:
         """With no more than `tile_px` squared LR pixels in the generator at once."""
         height, width = images[0].shape[:2]
         whole = tile_px**2 // (height * width)  # images that go through it at once
         if whole:
-            tile_px = max(tile_px, round_up(max(height, width)))
-        groups = [images[start : start + max(whole, 1)] for start in range(0, len(images), max(whole, 1))]
+            groups = [np.stack(images[start : start + whole]) for start in range(0, len(images), whole)]
+            return [sr for group in groups for sr in to_uint8(self._compute(group)).cpu().numpy()]
         upscale = partial(upscale_in_tiles, self._upscale_tile, scale=self.generator.scale, tile_px=tile_px)
-        return [result for group in groups for result in upscale(group)]
+        return [sr for image in images for sr in upscale([image])]
 
     def _upscale_tile(self, lr: np.ndarray) -> Tensor:
         """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32 on the CPU."""
-        # A view of pixels beside each other as (N, 3, h, w): the layout in which convolutions run fastest.
-        images = to_float(torch.from_numpy(lr).to(self.device).permute(0, 3, 1, 2))
-        with self._autocast():
-            sr = self._forward(images)
-        return sr.permute(0, 2, 3, 1).float().cpu()
+        return self._compute(lr).cpu()
+
+    def _compute(self, lr: np.ndarray) -> Tensor:
+        """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32 on the device, valid until the next call."""
+        # Once a graph was recorded in inference mode, older PyTorch can record no training step (pytorch#166792).
+        with torch.inference_mode(False):
+            return self._graphed_forward(torch.from_numpy(lr).to(self.device))
 
     def _find_tile_px(self, images: list[np.ndarray], result_bytes: int) -> int:
         """The largest tile that memory should hold, from what the generator takes for a small one."""
@@ -114,14 +147,31 @@ class Upscaler:
             self._bytes_per_px = unless_out_of_memory(self._measure_bytes_per_px)
             if self._bytes_per_px is None:
                 return SMALLEST_TILE_PX
-        free = free_bytes(self.device) - (result_bytes if self.device.type == "cpu" else 0)
+        free = self._free_gpu_bytes if self.device.type == "cuda" else free_bytes(self.device) - result_bytes
         side_px = math.isqrt(max(0, int(MEMORY_SHARE * free / self._bytes_per_px)))
         return min(max(side_px // TILE_MULTIPLE_PX * TILE_MULTIPLE_PX, SMALLEST_TILE_PX), LARGEST_TILE_PX)
 
+    @cached_property
+    def _free_gpu_bytes(self) -> int:
+        """Found once: graphs keep memory, and tiles of another size would have to be recorded anew."""
+        return free_bytes(self.device)
+
     def _measure_bytes_per_px(self) -> float:
         with TensorBytes() as tensors:
-            self._upscale_tile(np.zeros((1, PROBE_PX, PROBE_PX, 3), np.uint8))
+            self._forward(torch.zeros(1, PROBE_PX, PROBE_PX, 3, dtype=torch.uint8, device=self.device))
         return tensors.peak / PROBE_PX**2
+
+
+@torch.inference_mode()
+def _super_resolve(
+    generator: Callable[[Tensor], Tensor], lr: Tensor, *, autocast: Callable[[], torch.autocast]
+) -> Tensor:
+    """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32."""
+    # A view of pixels beside each other as (N, 3, h, w): the layout in which convolutions run fastest.
+    images = to_float(lr.permute(0, 3, 1, 2))
+    with autocast():
+        sr = generator(images)
+    return sr.permute(0, 2, 3, 1).float()
 
 
 def _tile_sizes(first_px: int, images: list[np.ndarray]) -> Iterator[int]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 
 from benchmarks.random_step import random_recipe, random_step
 from models.build import (
@@ -100,9 +101,14 @@ COMPILED = {
 @pytest.mark.parametrize("recipe", COMPILED)
 def test_compiled_step_is_the_step_and_compiles_each_kind_of_block_once(recipe, monkeypatch):
     """By a compiler that traces forward and backward as the real one does, and leaves the machine code out."""
-    compile_module = torch.nn.Module.compile
+    compile_module, inputs_of_graphs = torch.nn.Module.compile, []
+
+    def compiler(graph, inputs):
+        inputs_of_graphs.extend(inputs)
+        return aot_eager(graph, inputs)
+
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda module, **named: compile_module(module, backend="aot_eager", **named)
+        torch.nn.Module, "compile", lambda module, **named: compile_module(module, backend=compiler, **named)
     )
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -125,6 +131,7 @@ def test_compiled_step_is_the_step_and_compiles_each_kind_of_block_once(recipe, 
     counted = torch._dynamo.utils.counters
     assert counted["stats"]["unique_graphs"] == kinds_of_blocks + batches_of_the_discriminator
     assert not counted["graph_break"]
+    assert not any(isinstance(value, torch.SymInt) for value in inputs_of_graphs)  # each for one size of batch
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -76,7 +76,7 @@ def test_function_is_replayed_without_python_and_with_its_effects():
         total.add_(x)
         return 2 * total
 
-    graphed = GraphedFunction(accumulate, recorder=TapeRecorder(), warn=never)
+    graphed = GraphedFunction(accumulate, name="it", recorder=TapeRecorder(), warn=never)
     for number in range(1, 8):
         result = graphed(torch.full((3,), float(number)))
         expected = number * (number + 1) / 2
@@ -87,7 +87,7 @@ def test_function_is_replayed_without_python_and_with_its_effects():
 
 def test_each_shape_is_recorded_once_and_not_more_than_there_is_room_for():
     recorder = TapeRecorder()
-    graphed = GraphedFunction(lambda x: x + 1, recorder=recorder, warn=never)
+    graphed = GraphedFunction(lambda x: x + 1, name="it", recorder=recorder, warn=never)
     for _ in range(WARM_UP_CALLS + 2):
         for size in range(1, MAX_GRAPHS + 3):
             assert torch.equal(graphed(torch.arange(size)), torch.arange(size) + 1)
@@ -101,10 +101,11 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once():
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     recorder, sentences = Refuses(), []
-    graphed = GraphedFunction(lambda x: x + 1, recorder=recorder, warn=sentences.append)
+    graphed = GraphedFunction(lambda x: x + 1, name="the step", recorder=recorder, warn=sentences.append)
     for _ in range(WARM_UP_CALLS + 5):
         assert graphed(torch.zeros(1)).item() == 1
     assert recorder.recorded == len(sentences) == 1
+    assert sentences[0].startswith("the step cannot be recorded")
     assert sentences[0].endswith("(operation not permitted when stream is capturing)")
 
 

@@ -406,6 +406,25 @@ def test_every_batch_is_degraded_from_a_seed_of_its_own_that_a_resumed_run_finds
     assert seeds_of("resumed", state=state, **twice)[0] == seeds[2:]
 
 
+def test_validation_compiles_nothing_for_the_sizes_of_its_images(make_loop, benchmark_of_two):
+    def compiler(graph, inputs):
+        batches.append(max(len(value) for value in inputs if value.dim() == 4 and value.shape[2:] == (8, 8)))
+        return graph.forward
+
+    batches = []
+    torch._dynamo.reset()
+    loop, _ = make_loop(
+        benchmarks=[benchmark_of_two],
+        metrics={"psnr": Metric("psnr", "PSNR-Y", lambda sr, hr: 20.0)},
+        validation__every_steps=2,
+    )
+    for block in loop.train_step.generator.repeated_blocks:
+        block.compile(backend=compiler, dynamic=False)
+    loop.run()
+    assert loop.validated == 6
+    assert batches == [2]  # of training; images of the benchmark come one by one
+
+
 def test_signals_are_what_they_were_before_after_a_run(make_loop):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     make_loop()[0].run()

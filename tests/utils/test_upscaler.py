@@ -1,8 +1,11 @@
-"""What upscales: whole images, batches, tiles that fit, self-ensemble and half precision, and too little memory."""
+"""Upscaling: whole images, batches, tiles that fit, self-ensemble, half precision, graphs, too little memory."""
 
+import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 import utils.upscaler
 from data.imresize import imresize
+from models.cuda_graph import WARM_UP_CALLS
 from models.rrdb import RRDBNet
 from utils.errors import UserError
 from utils.upscaler import OutOfMemory, Upscaler, bicubic, self_ensembled
@@ -58,6 +62,36 @@ class Nearest(torch.nn.Module):
         if count * height * width > self.most_px:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return lr.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)
+
+
+class FakeRecorder:
+    """A stand-in for CudaRecorder: a replay calls the function again and writes into the memory of the first result."""
+
+    made = ()  # weak references to those of one test
+
+    def __init__(self):
+        self.shapes = []
+        FakeRecorder.made += (weakref.ref(self),)
+
+    def warm_up(self, function, inputs):
+        return function(*inputs)
+
+    def record(self, function, inputs):
+        self.shapes.append(tuple(inputs[0].shape))
+        result = function(*inputs)
+
+        def replay():
+            assert self.shapes  # keeps the recorder, as a graph keeps its memory
+            with torch.inference_mode():
+                result.copy_(function(*inputs))
+
+        return replay, result
+
+
+@pytest.fixture(autouse=True)
+def recorders():
+    FakeRecorder.made = ()
+    return lambda: [reference() for reference in FakeRecorder.made]
 
 
 def test_network_is_run_in_evaluation_mode_and_rounded_to_the_nearest_level():
@@ -155,6 +189,89 @@ def test_bf16_is_float32_within_its_three_digits(rrdb):
 def test_fp16_on_a_cpu_is_refused_before_anything_is_upscaled(rrdb):
     with pytest.raises(UserError, match=r"fp16.*needs a GPU"):
         Upscaler(rrdb, CPU, precision="fp16")
+
+
+@pytest.mark.parametrize("self_ensemble", [False, True])
+@pytest.mark.parametrize("size", [(50, 60), (100, 150)], ids=["whole", "tiles"])
+def test_replayed_graphs_make_the_same_images(rrdb, recorders, size, self_ensemble):
+    """Results are compared at the end: none may lie in memory that a later replay writes to."""
+    images = [image_of(*size, seed) for seed in range(2 * WARM_UP_CALLS)]
+    made = []
+    for new_recorder in (None, FakeRecorder):
+        upscale = Upscaler(rrdb, CPU, tile_px=64, self_ensemble=self_ensemble, new_recorder=new_recorder)
+        made.append([sr for image in images for sr in upscale([image], ignore)])
+    assert all((ordinary == replayed).all() for ordinary, replayed in zip(*made, strict=True))
+    (recorder,) = recorders()
+    whole, tiles = [(1, 50, 60, 3)], [(1, 60, 62, 3), (1, 60, 64, 3), (1, 64, 62, 3), (1, 64, 64, 3)]
+    assert sorted(recorder.shapes) == (whole if size == (50, 60) else tiles)
+
+
+def test_replays_see_weights_that_change_in_place(rrdb, recorders):
+    """As those of a generator in training do between validations."""
+    generator, images = copy.deepcopy(rrdb), [image_of(30, 40)]
+    upscale = Upscaler(generator, CPU, new_recorder=FakeRecorder)
+    for _ in range(WARM_UP_CALLS + 2):
+        (before,) = upscale(images, ignore)
+    assert recorders()[0].shapes
+    generator.conv_last.bias.data += 0.1
+    (after,) = upscale(images, ignore)
+    (expected,) = Upscaler(generator, CPU)(images, ignore)
+    assert (after == expected).all()
+    assert (after != before).any()
+
+
+def test_graphs_are_dropped_when_memory_does_not_suffice(recorders):
+    lr, generator, notes = image_of(130, 200), Nearest(), []
+    upscale = Upscaler(generator, CPU, new_recorder=FakeRecorder)
+    for _ in range(WARM_UP_CALLS + 1):
+        upscale([lr], notes.append)
+    assert recorders()[0].shapes == [(1, 130, 200, 3)]
+    generator.most_px = 64 * 64
+    for _ in range(WARM_UP_CALLS + 1):
+        (sr,) = upscale([lr], notes.append)
+        assert (sr == nearest(lr)).all()
+    assert notes == ["out of memory on cpu: upscaling goes on in tiles of 64 px"]
+    *dropped, last = recorders()
+    assert dropped == [None] * 2  # of the whole image, and of tiles of 88 px
+    assert (1, 64, 64, 3) in last.shapes
+
+
+def test_graphs_go_with_their_upscaler(recorders):
+    """At once: what waits for the garbage collector would keep a GPU's memory from the training that goes on."""
+    upscale = Upscaler(Nearest(), CPU, new_recorder=FakeRecorder)
+    for _ in range(WARM_UP_CALLS + 1):
+        upscale([image_of(20, 30)], ignore)
+    gc.disable()
+    try:
+        del upscale
+        assert recorders() == [None]
+    finally:
+        gc.enable()
+
+
+def test_what_cannot_be_recorded_is_upscaled_without_graphs_and_said_once():
+    class Refusing(FakeRecorder):
+        def record(self, function, inputs):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    lr, notes = image_of(20, 30), []
+    upscale = Upscaler(Nearest(), CPU, new_recorder=Refusing)
+    for _ in range(WARM_UP_CALLS + 3):
+        (sr,) = upscale([lr], notes.append)
+        assert (sr == nearest(lr)).all()
+    (note,) = notes
+    assert "operation not permitted" in note
+
+
+def test_weights_cast_once_make_the_image_that_autocast_makes(rrdb):
+    before = copy.deepcopy(rrdb.state_dict())
+    made = []
+    for new_recorder in (None, FakeRecorder):
+        upscale = Upscaler(rrdb, CPU, precision="bf16", new_recorder=new_recorder)
+        made += upscale([image_of(33, 47)], ignore)
+    assert upscale.generator.conv_last.weight.dtype == torch.bfloat16
+    assert (made[0] == made[1]).all()
+    assert all(torch.equal(value, before[name]) for name, value in rrdb.state_dict().items())
 
 
 @settings(max_examples=15, deadline=None)
