@@ -204,10 +204,6 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
         network.to(device=device, memory_format=torch.channels_last).train()
     for frozen in filter(None, (extractor, perceptual)):
         keep_in_autocast_type(frozen, precision)
-    if train.compile:
-        compile_blocks(generator)
-        if discriminator is not None:
-            discriminator.compile(dynamic=False)
     if train.gradient_checkpointing:
         generator.checkpointing = True
 
@@ -229,7 +225,7 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
             "adversarial": GANLoss(options.losses.gan.type),
         }
     terms = {name: getattr(options.losses, name) for name in ("pixel", "perceptual", "gan")}
-    return TrainStep(
+    train_step = TrainStep(
         generator=generator,
         generator_optimizer=adam(generator, options.optimizer.learning_rate),
         **adversary,
@@ -243,18 +239,12 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
         precision=precision,
         deterministic=train.deterministic,
     )
+    if train.compile:
+        train_step.compile()
+    return train_step
 
 
 def records_graphs(options: Options, device: torch.device) -> bool:
     """Whether steps on this device are recorded as CUDA graphs."""
     chosen = options.train.cuda_graph
     return device.type == "cuda" if chosen == "auto" else chosen
-
-
-def compile_blocks(generator: nn.Module) -> None:
-    """Compile the block that a generator repeats, once for all of them; the whole of one that has no such block.
-
-    To compile the whole of RRDB or SwinIR takes minutes and makes steps hardly faster.
-    """
-    for block in getattr(generator, "repeated_blocks", [generator]):
-        block.compile(dynamic=False)

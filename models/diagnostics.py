@@ -37,7 +37,7 @@ def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -
         torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True, materialize_grads=True)
         for term in terms.values()
     )
-    norms = torch.stack([get_total_norm(gradient) for gradient in gradients])
+    norms = torch.stack([get_total_norm([part.float() for part in gradient]) for gradient in gradients])
     total = norms.sum()
     # Beside an infinite gradient, the others would seem to be zero.
     total = total.where(total.isfinite(), torch.nan)

@@ -40,12 +40,16 @@ class FlatGradients:
         """Set gradients and figures to zero."""
         self.all.zero_()
 
-    def add(self, name: str, objective: Tensor) -> None:
-        """Add the gradient of a scalar with respect to the parameters of a network."""
+    def add(self, name: str, objective: Tensor, leaves: Sequence[Tensor] | None = None) -> None:
+        """Add the gradient of a scalar with respect to the parameters of a network.
+
+        Args:
+            leaves: what the objective was computed with in place of the parameters, perhaps in another type.
+        """
         parameters = self._networks[name]
-        gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
+        gradients = torch.autograd.grad(objective, leaves or parameters, materialize_grads=True)
         in_memory = [_as_in_memory(gradient, like=p) for gradient, p in zip(gradients, parameters, strict=True)]
-        torch._foreach_add_(self._pieces[name], in_memory)
+        torch._foreach_add_(self._pieces[name], _in_float32(in_memory))
 
     def norm(self, name: str) -> Tensor:
         """The norm of a network's gradient over all parameters, a scalar."""
@@ -64,6 +68,17 @@ class FlatGradients:
 
 def _aligned(count: int) -> int:
     return math.ceil(count / ALIGNMENT) * ALIGNMENT
+
+
+def _in_float32(gradients: list[Tensor]) -> list[Tensor]:
+    """The same in float32, all of them cast at once."""
+    others = [gradient for gradient in gradients if gradient.dtype != torch.float32]
+    if not others:
+        return gradients
+    cast = [torch.empty_like(gradient, dtype=torch.float32) for gradient in others]
+    torch._foreach_copy_(cast, others)
+    cast = iter(cast)
+    return [gradient if gradient.dtype == torch.float32 else next(cast) for gradient in gradients]
 
 
 def _as_in_memory(gradient: Tensor, *, like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The arithmetic of training and of upscaling: what `precision` means."""
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,42 @@ def keep_in_autocast_type(frozen: nn.Module, precision: str) -> None:
     """Convert the weights of a frozen network's convolutions and linear layers as autocast would at every use."""
     dtype = AUTOCAST_DTYPE[precision]
     if dtype is not None:
-        for module in frozen.modules():
-            if type(module) in (nn.Conv2d, nn.Linear):  # a subclass may do more with its weight
-                module.to(dtype)
+        for module in _cast_by_autocast(frozen):
+            module.to(dtype)
+
+
+class WorkingCopy:
+    """A copy of a network to compute with: its convolutions and linear layers have weights in the type of autocast.
+
+    `refresh` casts them from the network's float32 weights, all at once; autocast would cast each of them at each use.
+    All other parameters and all buffers are the network's own.
+
+    Attributes:
+        network: the copy; the network itself where the precision has no autocast.
+    """
+
+    def __init__(self, network: nn.Module, precision: str) -> None:
+        self.network, self._casts = network, {}  # master weight -> its cast
+        dtype = AUTOCAST_DTYPE[precision]
+        if dtype is not None:
+            for module in _cast_by_autocast(network):
+                for weight in module.parameters(recurse=False):
+                    self._casts[weight] = nn.Parameter(weight.detach().to(dtype))
+            own = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+            replaced = {id(weight): cast for weight, cast in self._casts.items()}
+            self.network = copy.deepcopy(network, {**own, **replaced})
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Cast the weights of the network as they are now."""
+        if self._casts:
+            torch._foreach_copy_(list(self._casts.values()), list(self._casts))
+
+    def leaf_of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What stands for a parameter of the network in the copy, and has its gradient."""
+        return self._casts.get(parameter, parameter)
+
+
+def _cast_by_autocast(network: nn.Module) -> list[nn.Module]:
+    # A subclass may do more with its weight; a parametrized module is one.
+    return [module for module in network.modules() if type(module) in (nn.Conv2d, nn.Linear)]

@@ -234,7 +234,9 @@ class WindowAttention(nn.Module):
         if mask is not None:
             # In place. Masks differ between windows, not between images.
             logits.unflatten(0, (-1, mask.shape[0])).add_(mask[:, None])
-        x = logits.softmax(dim=-1) @ v
+        # The kernel computes in float32 inside. Without a dtype, autocast on a GPU would keep its result in float32 for
+        # the backward pass, and cast it for the next product.
+        x = logits.softmax(dim=-1, dtype=logits.dtype) @ v
         return self.proj(x.transpose(1, 2).reshape(total, tokens, dim))
 
 

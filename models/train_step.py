@@ -13,8 +13,8 @@ so that both can be recorded as CUDA graphs (models/cuda_graph.py).
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +25,8 @@ from models.cuda_graph import GraphedFunction, Recorder
 from models.diagnostics import accuracy, colour_drift, gradient_shares
 from models.gradients import FlatGradients
 from models.losses import GANLoss, PerceptualLoss, l1_loss
-from models.precision import AUTOCAST_DTYPE, convolutions
-
-FIGURES = 32  # room for the terms of a step, and for one number that says whether a process wants to stop
+from models.outcome import FIGURES, Outcome
+from models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
 
 
 class Batch(NamedTuple):
@@ -36,52 +35,6 @@ class Batch(NamedTuple):
     lr: Tensor  # (B, 3, H, W)
     hr: Tensor  # (B, 3, 4H, 4W)
     sharp: Tensor | None = None  # HR sharpened, where some losses compare with it
-
-
-class Outcome:
-    """What came of one step. Its numbers are on their way from the device; reading them waits for that step alone."""
-
-    def __init__(self, report: Tensor, *, terms: Sequence[str], losses: Collection[str], norms: Sequence[str]) -> None:
-        self._terms, self._losses, self._norms = terms, losses, norms
-        self._report = report.to("cpu", non_blocking=True, copy=True)
-        self._copied = None
-        if report.is_cuda:
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-
-    @cached_property
-    def _numbers(self) -> tuple[list[float], list[float], list[float]]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        here, everywhere, rest = self._report.split((FIGURES, FIGURES, len(self._norms) + 1))
-        return here.tolist(), everywhere.tolist(), rest.tolist()
-
-    @property
-    def terms(self) -> dict[str, float]:
-        """Means over all batches of all processes, and the norms of both networks' gradients before clipping."""
-        _, everywhere, rest = self._numbers
-        return dict(zip((*self._terms, *self._norms), (*everywhere[1 : 1 + len(self._terms)], *rest[:-1]), strict=True))
-
-    @property
-    def broken(self) -> tuple[str, ...]:
-        """Losses and gradient norms that are not finite on some process. Where there are any, nothing was updated.
-
-        Not among them: gradients alone that overflowed under a loss scale (fp16) above 1, which is lowered then.
-        """
-        broken = tuple(name for name in (*self._losses, *self._norms) if not _is_finite(self.terms[name]))
-        _, _, (*_, loss_scale) = self._numbers
-        return () if loss_scale > 1 and set(broken) <= set(self._norms) else broken
-
-    @property
-    def broken_here(self) -> tuple[str, ...]:
-        """The losses among `broken` that are not finite on this process."""
-        here = dict(zip(self._terms, self._numbers[0][1:], strict=False))
-        return tuple(name for name in self.broken if name in here and not _is_finite(here[name]))
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether some process gave `stop` to this step."""
-        return self._numbers[1][0] > 0
 
 
 class TrainStep:
@@ -140,6 +93,9 @@ class TrainStep:
         self.autocast = partial(
             torch.autocast, device.type, dtype=AUTOCAST_DTYPE[precision], enabled=AUTOCAST_DTYPE[precision] is not None
         )
+        self._working = {"generator": WorkingCopy(generator, precision)}
+        if discriminator is not None:
+            self._working["discriminator"] = WorkingCopy(discriminator, precision)
         self._convolutions = partial(convolutions, tf32=precision == "tf32", autotune=not deterministic)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         groups = {name: optimizer.param_groups for name, optimizer in self.optimizers.items()}
@@ -147,13 +103,12 @@ class TrainStep:
         self.base_learning_rates = {name: group["lr"] for name, (group, *_) in groups.items()}
         for group in (group for networks in groups.values() for group in networks):
             group["lr"] = torch.tensor(group["lr"], device=device)  # which changes without a new recording
-        self._gradients = FlatGradients(
-            {
-                name: [p for group in networks for p in group["params"] if p.requires_grad]
-                for name, networks in groups.items()
-            },
-            figures=FIGURES,
-        )
+        trained = {
+            name: [p for group in networks for p in group["params"] if p.requires_grad]
+            for name, networks in groups.items()
+        }
+        self._leaves = {name: list(map(self._working[name].leaf_of, trained[name])) for name in trained}
+        self._gradients = FlatGradients(trained, figures=FIGURES)
         self._report = torch.zeros(2 * FIGURES + len(self._norms) + 1, device=device)
         self._terms = {}  # watched or not -> names of the terms, in the order of the figures
         self._run_backward, self._run_update = self._backward, self._update
@@ -167,6 +122,17 @@ class TrainStep:
             processes: how many there are.
         """
         self._add_up, self._share = add_up, 1 / (self.batches_per_step * processes)
+
+    def compile(self) -> None:
+        """Compile the block that G repeats, once for all of them (the whole of a G that has none), and D.
+
+        To compile the whole of RRDB or SwinIR takes minutes and makes steps hardly faster.
+        """
+        generator = self._working["generator"].network
+        for block in getattr(generator, "repeated_blocks", [generator]):
+            block.compile(dynamic=False)
+        if "discriminator" in self._working:
+            self._working["discriminator"].network.compile(dynamic=False)
 
     def record(self, recorder: Recorder, *, warn: Callable[[str], None]) -> None:
         """From now on, replay both parts of a step as CUDA graphs. Watched steps run as they are.
@@ -196,6 +162,8 @@ class TrainStep:
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"].fill_(self.learning_rate(name))
+        for working in self._working.values():
+            working.refresh()
         self._gradients.clear()
         self._gradients.figures[0].fill_(float(stop))
         for batch in batches:
@@ -234,30 +202,29 @@ class TrainStep:
     def _generator_backward(
         self, batch: Batch, semantic: Tensor | None, *, watch: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {}
+        generator, terms = self._working["generator"].network, {}
         with self.autocast():
-            sr = self.generator(batch.lr).float()
+            sr = generator(batch.lr).float()
             if "pixel" in self.weights:
                 terms["pixel"] = l1_loss(sr, self._target("pixel", batch))
             if "perceptual" in self.weights:
                 terms["perceptual"] = self.perceptual(sr, self._target("perceptual", batch))
             if "gan" in self.weights:
-                self.discriminator.requires_grad_(False)
-                target = self._target("gan", batch)
-                real = self.discriminator(target, semantic) if self.adversarial.needs_real else None
-                terms["gan"] = self.adversarial.generator(self.discriminator(sr, semantic), real)
+                discriminator = self._working["discriminator"].network.requires_grad_(False)
+                real = discriminator(self._target("gan", batch), semantic) if self.adversarial.needs_real else None
+                terms["gan"] = self.adversarial.generator(discriminator(sr, semantic), real)
         weighted = {name: self.scaler.scale(self.weights[name] * term * self._share) for name, term in terms.items()}
-        shares = gradient_shares(weighted, self.generator.parameters()) if watch and len(weighted) > 1 else {}
-        self._gradients.add("generator", sum(weighted.values()))
+        shares = gradient_shares(weighted, self._leaves["generator"]) if watch and len(weighted) > 1 else {}
+        self._gradients.add("generator", sum(weighted.values()), self._leaves["generator"])
         return sr.detach(), {**terms, **{f"share_{name}": share for name, share in shares.items()}}
 
     def _discriminator_backward(self, sr: Tensor, hr: Tensor, semantic: Tensor | None) -> dict[str, Tensor]:
-        self.discriminator.requires_grad_(True)
+        discriminator = self._working["discriminator"].network.requires_grad_(True)
         with self.autocast():
             # Real and fake in one batch, with the semantics that they share.
-            real, fake = self.discriminator(torch.cat((hr, sr)), semantic).chunk(2)
+            real, fake = discriminator(torch.cat((hr, sr)), semantic).chunk(2)
             loss = self.adversarial.discriminator(real, fake)
-        self._gradients.add("discriminator", self.scaler.scale(loss * self._share))
+        self._gradients.add("discriminator", self.scaler.scale(loss * self._share), self._leaves["discriminator"])
         means = {"d_loss": loss, "d_real": real.float().mean(), "d_fake": fake.float().mean()}
         return {**means, **accuracy(real.detach(), fake.detach(), self.adversarial.boundary)}
 
@@ -327,7 +294,3 @@ class TrainStep:
 def _without_wrapper(average: dict[str, Any]) -> dict[str, Any]:
     """The state dict of an averaged generator, also of one that an earlier version saved as torch's AveragedModel."""
     return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")

@@ -14,7 +14,8 @@ import torch
 from data.benchmarks import Benchmark, BenchmarkImage
 from data.images import read_rgb, to_array, to_float, to_tensor, to_uint8
 from models.diagnostics import spectral_norms
-from models.train_step import Batch, Outcome, TrainStep
+from models.outcome import Outcome
+from models.train_step import Batch, TrainStep
 from options.schema import Options
 from utils import checkpoint
 from utils.background import BackgroundJob

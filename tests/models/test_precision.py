@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from models.discriminators import PatchDiscriminator
+from models import train_step
+from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from models.losses import GANLoss
-from models.precision import convolutions, keep_in_autocast_type, resolved
+from models.precision import WorkingCopy, convolutions, keep_in_autocast_type, resolved
 from models.rrdb import RRDBNet
+from models.spectral_norm import spectral_norm
+from models.swinir import SwinIR
 from models.train_step import Batch, TrainStep
+from tests.conftest import same
 
 
 @pytest.mark.parametrize(
@@ -86,3 +90,57 @@ def test_frozen_weights_in_the_autocast_type_change_no_result():
         **{f"{layer}.{part}": torch.bfloat16 for layer in (0, 3) for part in ("weight", "bias")},
         **{f"1.{part}": torch.float32 for part in ("weight", "bias")},
     }
+
+
+def test_working_copy_casts_what_autocast_would_and_shares_all_else():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), spectral_norm(nn.Conv2d(8, 4, 1)))
+    working = WorkingCopy(network, "bf16")
+    convolution, norm, normalised = working.network
+    assert {value.dtype for value in convolution.parameters()} == {torch.bfloat16}
+    assert norm.weight is network[1].weight
+    assert norm.running_mean is network[1].running_mean
+    assert normalised.parametrizations.weight.original is network[2].parametrizations.weight.original
+    with torch.no_grad():
+        network[0].weight.mul_(2)
+    assert not torch.equal(convolution.weight, network[0].weight.bfloat16())
+    working.refresh()
+    assert torch.equal(convolution.weight, network[0].weight.bfloat16())
+    assert working.leaf_of(network[0].weight) is convolution.weight
+    assert working.leaf_of(network[1].weight) is network[1].weight
+    assert WorkingCopy(network, "tf32").network is network
+
+
+@pytest.mark.parametrize("generator", ["rrdb", "swinir"])
+def test_step_with_weights_cast_once_is_the_step_under_autocast_alone(generator, monkeypatch):
+    """Bit for bit: weights, moments, and all figures."""
+
+    def steps() -> tuple:
+        torch.manual_seed(0)
+        network = RRDBNet(features=8, blocks=1, growth=4)
+        if generator == "swinir":
+            network = SwinIR(embed_dim=8, depths=(2,), heads=(2,), window=4, drop_path=0.0)
+        discriminator = UNetDiscriminator(semantic_channels=8, features=8)
+        step = TrainStep(
+            generator=network,
+            generator_optimizer=torch.optim.Adam(network.parameters(), fused=True),
+            discriminator=discriminator,
+            discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), fused=True),
+            extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 8, 1, 1),
+            adversarial=GANLoss("vanilla"),
+            weights={"pixel": 1.0, "gan": 0.1},
+            precision="bf16",
+        )
+        batch = Batch(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32))
+        terms = [step(batch, watch=number == 1).terms for number in range(3)]
+        return terms, step.state_dict()
+
+    terms, state = steps()
+    monkeypatch.setattr(train_step, "WorkingCopy", lambda network, precision: WorkingCopy(network, "fp32"))
+    terms_of_autocast, state_of_autocast = steps()
+    for ours, theirs in zip(terms, terms_of_autocast, strict=True):
+        # Norms of single gradients are computed from bfloat16 here, and from float32 there.
+        for name in [name for name in ours if name.startswith("share_")]:
+            assert ours.pop(name) == pytest.approx(theirs.pop(name), rel=1e-5)
+        assert ours == theirs
+    assert same(state, state_of_autocast)

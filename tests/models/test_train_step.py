@@ -238,6 +238,25 @@ def test_infinite_gradient_behind_a_finite_loss_is_noticed(batch):
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(step.generator), strict=True))
 
 
+def test_loss_scale_that_is_too_large_is_halved_until_steps_count_again(batch):
+    """With fp16: gradients overflow at first, which moves nothing and is no accident."""
+    step = make(precision="fp16")
+    step.weights = {"pixel": 1e4, "gan": 0.5}
+    scales, moved = [step.scaler.get_scale()], False
+    while not moved:
+        before = parameters(step.generator)
+        outcome = step(batch)
+        moved = any(not torch.equal(a, b) for a, b in zip(before, parameters(step.generator), strict=True))
+        assert outcome.broken == ()
+        assert moved == math.isfinite(outcome.terms["generator_gradient"])
+        scales.append(step.scaler.get_scale())
+    assert len(scales) > 3
+    assert scales[:-1] == [scales[0] / 2**skipped for skipped in range(len(scales) - 1)]
+    assert scales[-1] == scales[-2]
+    multiply_output(step.generator, float("nan"))
+    assert "pixel" in step(batch).broken
+
+
 def test_shares_add_up_and_watching_changes_nothing(batch):
     watched, plain = make(), make()
     terms = watched(batch, watch=True).terms
