@@ -24,11 +24,13 @@ class FlatGradients:
         self.all = torch.zeros(sum(sizes) + figures, device=device)
         self.figures = self.all[sum(sizes) :]
         self._networks = {name: list(parameters) for name, parameters in networks.items()}
-        self._of, self._views, self._pieces = {}, {}, {}
+        self._of, self._views, self._pieces, self._orders = {}, {}, {}, {}
         start = 0
         for name, parameters in self._networks.items():
             first = start
             self._views[name], self._pieces[name] = [], []
+            # Dimensions in the order in which a parameter's numbers lie in memory.
+            self._orders[name] = [sorted(range(p.dim()), key=p.stride, reverse=True) for p in parameters]
             for parameter in parameters:
                 # Like the parameter in memory, because optimisers are fastest on equal layouts.
                 self._views[name].append(self.all.as_strided(parameter.shape, parameter.stride(), start))
@@ -46,10 +48,10 @@ class FlatGradients:
         Args:
             leaves: what the objective was computed with in place of the parameters, perhaps in another type.
         """
-        parameters = self._networks[name]
-        gradients = torch.autograd.grad(objective, leaves or parameters, materialize_grads=True)
-        in_memory = [_as_in_memory(gradient, like=p) for gradient, p in zip(gradients, parameters, strict=True)]
-        torch._foreach_add_(self._pieces[name], _in_float32(in_memory))
+        gradients = torch.autograd.grad(objective, leaves or self._networks[name], materialize_grads=True)
+        # Flattened as in memory: views of gradients that have the layout of their parameters.
+        flat = [g.permute(order).reshape(-1) for g, order in zip(gradients, self._orders[name], strict=True)]
+        torch._foreach_add_(self._pieces[name], _in_float32(flat))
 
     def norm(self, name: str) -> Tensor:
         """The norm of a network's gradient over all parameters, a scalar."""
@@ -80,8 +82,3 @@ def _in_float32(gradients: list[Tensor]) -> list[Tensor]:
     cast = iter(cast)
     return [gradient if gradient.dtype == torch.float32 else next(cast) for gradient in gradients]
 
-
-def _as_in_memory(gradient: Tensor, *, like: Tensor) -> Tensor:
-    """(n,): the numbers in the order in which those of the parameter lie in memory; a view where they do as well."""
-    order = sorted(range(like.dim()), key=like.stride, reverse=True)
-    return gradient.permute(order).reshape(-1)
