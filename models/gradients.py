@@ -81,4 +81,3 @@ def _in_float32(gradients: list[Tensor]) -> list[Tensor]:
     torch._foreach_copy_(cast, others)
     cast = iter(cast)
     return [gradient if gradient.dtype == torch.float32 else next(cast) for gradient in gradients]
-
