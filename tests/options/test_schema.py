@@ -159,6 +159,11 @@ MISTAKES = {
     "dataset.hr={a: 0}": ["dataset.hr.a", "0", "greater than 0"],
     "dataset.hr={a: 101}": ["dataset.hr.a", "101", "less than or equal to 100"],
     "dataloader.batch_size=many": ["dataloader.batch_size is 'many'; it should be a whole number above 0, or auto"],
+    "train.cuda_graph=yes please": ["train.cuda_graph is 'yes please'; it should be true, false or auto"],
+    "train.compile=reduce-overhead": [
+        "train.compile is 'reduce-overhead'; it should be true or false; CUDA graphs have an option of their own, "
+        "train.cuda_graph"
+    ],
     "dataset.lr=null": ["dataset.lr", "degradation is null"],
     "degradation={}": ["degradation.hr_px", "is required"],
     "discriminator.semantic=true": ["discriminator.semantic", "not an option", "fusion"],
