@@ -93,5 +93,6 @@ class GraphedFunction:
             self._recordings[signature] = (inputs, *self._recorder.record(self._function, inputs))
         except RuntimeError as error:
             self._possible = False
-            reason = str(error).strip().partition("\n")[0]
+            # The end of a recording that was broken off raises an error of its own.
+            reason = str(error.__context__ or error).strip().partition("\n")[0]
             self._warn(f"{self._name} cannot be recorded as a CUDA graph, and runs slower without one ({reason})")

@@ -98,7 +98,10 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once():
     class Refuses(TapeRecorder):
         def record(self, function, inputs):
             self.recorded += 1
-            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            finally:
+                raise RuntimeError("the capture failed")  # as a context manager does at its end
 
     recorder, sentences = Refuses(), []
     graphed = GraphedFunction(lambda x: x + 1, name="the step", recorder=recorder, warn=sentences.append)
