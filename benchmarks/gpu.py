@@ -204,6 +204,7 @@ def time_limit(limit_s: int) -> Iterator[None]:
 def works(device: torch.device) -> bool:
     """Whether a GPU still computes: some errors end that for the whole process."""
     try:
+        torch.rand(1, device=device)  # which a recording that was broken off can make impossible
         synchronize(device)
     except RuntimeError:
         return False

@@ -76,7 +76,7 @@ def timed_step(plan: Plan, device: torch.device, *, name: str, batch: int, varia
     else:
         step, pairs = random_step(options, device)
         if records_graphs(options, device):
-            step.record(CudaRecorder(), warn=notes.append)
+            step.record(CudaRecorder, warn=notes.append)
     for _ in range(READY_STEPS):
         outcome = step(pairs)
     synchronize(device)

@@ -110,7 +110,7 @@ def measure(options: Options, *, rounds: int, device: torch.device, world: World
     step, batch = random_step(options, device)
     gradients = torch.zeros(sent_bytes(step, batch) // 4, device=device)
     if records_graphs(options, device):
-        step.record(CudaRecorder(), warn=partial(print, file=sys.stderr))
+        step.record(CudaRecorder, warn=partial(print, file=sys.stderr))
     ways = {"alone": itself, "apart": itself, "together": world.add_up}
     seconds = {way: [] for way in (*ways, "communication")}
 

@@ -78,7 +78,7 @@ def main() -> int:
     with torch.compiler.set_stance("force_eager"):  # before a recording
         flop = operations(lambda: step(batch))
     if records_graphs(options, device):
-        step.record(CudaRecorder(), warn=partial(print, file=sys.stderr))
+        step.record(CudaRecorder, warn=partial(print, file=sys.stderr))
     step_s = statistics.median(durations_s(lambda: step(batch), arguments.steps, device))
     most_bytes = peak_bytes(device)
     precision = resolved(arguments.precision, device)

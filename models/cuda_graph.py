@@ -3,6 +3,8 @@
 Launching a kernel from Python takes longer than most kernels of a training step run. A replay launches all of them.
 """
 
+import gc
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -11,38 +13,52 @@ import torch
 from torch import Tensor
 
 WARM_UP_CALLS = 3  # libraries choose kernels and allocate workspaces in the first calls, which cannot be recorded
+WAITS = "called a synchronizing CUDA operation"  # of the device; how PyTorch warns of it
 MAX_GRAPHS = 8  # of one function; inputs of further shapes are computed without a graph
 
 
 class Recorder(Protocol):
     """What records a function of tensors: `CudaRecorder`, or a stand-in for it in tests on a CPU."""
 
-    def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
-        """Call the function as it is and return its result."""
+    def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
+        """Call the function as it is; return its result, and whether it waited for the device."""
 
     def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
         """Return what computes the function on the memory of `inputs`, and the memory of its result."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one memory pool, so that they must not run at the same time."""
+    """Records CUDA graphs that share one memory pool, so that they must not run at the same time.
+
+    The pool cannot be used again after its last graph is gone: take a new recorder then.
+    """
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Any:
+    def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            result = function(*inputs)
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught, torch.cuda.stream(self._stream):
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                result = function(*inputs)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream().wait_stream(self._stream)
-        return result
+        return result, any(WAITS in str(warning.message) for warning in caught)
 
     def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: the threads of the loader and of saves go on calling CUDA.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = function(*inputs)
+        gc.collect()  # what is left of earlier steps could hold on to nodes of autograd that run on another stream
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # thread_local: the threads of the loader and of saves go on calling CUDA.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                result = function(*inputs)
+        finally:
+            torch.cuda.set_stream(current)  # which older PyTorch does not where a recording fails
         return graph.replay, result
 
 
@@ -77,7 +93,10 @@ class GraphedFunction:
                 return self._function(*inputs)
             if self._calls[signature] < WARM_UP_CALLS:
                 self._calls[signature] += 1
-                return self._recorder.warm_up(self._function, inputs)
+                result, waited = self._recorder.warm_up(self._function, inputs)
+                if waited and self._calls[signature] == WARM_UP_CALLS:  # at first, libraries may
+                    self._give_up("it waits for the device")
+                return result
             self._record(signature, inputs)
             if not self._possible:
                 return self._function(*inputs)
@@ -87,12 +106,19 @@ class GraphedFunction:
         replay()
         return result
 
+    def forget(self, recorder: Recorder) -> None:
+        """Give up the recordings and their memory; another recorder records anew what is called again."""
+        self._recorder = recorder
+        self._recordings.clear()
+
+    def _give_up(self, reason: str) -> None:
+        self._possible = False
+        self._warn(f"{self._name} cannot be recorded as a CUDA graph, and runs slower without one ({reason})")
+
     def _record(self, signature: tuple, inputs: tuple[Tensor, ...]) -> None:
         inputs = tuple(value.clone() for value in inputs)
         try:
             self._recordings[signature] = (inputs, *self._recorder.record(self._function, inputs))
         except RuntimeError as error:
-            self._possible = False
             # The end of a recording that was broken off raises an error of its own.
-            reason = str(error.__context__ or error).strip().partition("\n")[0]
-            self._warn(f"{self._name} cannot be recorded as a CUDA graph, and runs slower without one ({reason})")
+            self._give_up(str(error.__context__ or error).strip().partition("\n")[0])

@@ -111,7 +111,7 @@ class TrainStep:
         self._gradients = FlatGradients(trained, figures=FIGURES)
         self._report = torch.zeros(2 * FIGURES + len(self._norms) + 1, device=device)
         self._terms = {}  # watched or not -> names of the terms, in the order of the figures
-        self._run_backward, self._run_update = self._backward, self._update
+        self._run_backward, self._run_update, self._new_recorder = self._backward, self._update, None
         self.distribute(add_up=lambda values: values, processes=1)
 
     def distribute(self, *, add_up: Callable[[Tensor], Tensor], processes: int) -> None:
@@ -134,14 +134,23 @@ class TrainStep:
         if "discriminator" in self._working:
             self._working["discriminator"].network.compile(dynamic=False)
 
-    def record(self, recorder: Recorder, *, warn: Callable[[str], None]) -> None:
-        """From now on, replay both parts of a step as CUDA graphs. Watched steps run as they are.
+    def record(self, new_recorder: Callable[[], Recorder], *, warn: Callable[[str], None]) -> None:
+        """From now on, replay both parts of a step as CUDA graphs. The backward pass of watched steps runs as it is.
 
         Args:
+            new_recorder: makes what records both parts.
             warn: called with one sentence if a part cannot be recorded.
         """
+        self._new_recorder, recorder = new_recorder, new_recorder()
         self._run_backward = GraphedFunction(self._backward, name="the backward pass", recorder=recorder, warn=warn)
         self._run_update = GraphedFunction(self._update, name="the optimisers' update", recorder=recorder, warn=warn)
+
+    def forget_recordings(self) -> None:
+        """Give the memory of recorded steps back to something that needs it. The next steps are recorded anew."""
+        if self._new_recorder is not None:
+            recorder = self._new_recorder()
+            self._run_backward.forget(recorder)
+            self._run_update.forget(recorder)
 
     def __call__(self, *batches: Batch, watch: bool = False, stop: bool = False) -> Outcome:
         """Update G (and D) once, by the mean gradient of all batches of all processes.
@@ -159,6 +168,8 @@ class TrainStep:
             networks (models.diagnostics).
         """
         assert len(batches) == self.batches_per_step
+        if watch:
+            self.forget_recordings()
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"].fill_(self.learning_rate(name))

@@ -13,14 +13,7 @@ from data.benchmarks import Benchmark, find_benchmark
 from data.datasets import BATCHES_AHEAD, HRImages, PairedImages
 from data.image_folders import check_readable
 from data.pair_content import check_content
-from models.build import (
-    RANDOM,
-    build_generator,
-    build_train_step,
-    build_training_pairs,
-    pretrained_weights,
-    records_graphs,
-)
+from models.build import RANDOM, build_generator, build_train_step, build_training_pairs, pretrained_weights
 from models.train_step import TrainStep
 from options.schema import Options
 from utils.batch_size import AUTO, largest_batch_size
@@ -143,14 +136,12 @@ def _largest_batch_size(ready: Ready, world: World) -> int:
     options, device, sample = ready.options, ready.device, ready.dataset[0, 0]
     on_cpu = device.type == "cpu"  # where the processes share the memory among them, and with the batches that wait
     batches = options.dataloader.num_workers * BATCHES_AHEAD + 1
-    # A recorded step keeps its memory; watched steps, which are not recorded, take as much beside it.
-    shares = (world.size if on_cpu else 1) * (2 if records_graphs(options, device) else 1)
     return largest_batch_size(
         ready.train_step,
         build_training_pairs(options, scale=ready.train_step.generator.scale),
         sample,
         most=max(1, len(ready.dataset) // world.size),
-        free_bytes=free_bytes(device) // shares,
+        free_bytes=free_bytes(device) // (world.size if on_cpu else 1),
         waiting_bytes=batches * sum(sample[name].nbytes for name in ("lr", "hr") if name in sample) if on_cpu else 0,
     )
 

@@ -129,6 +129,7 @@ class TrainLoop:
                     self._learn(clock)
                     if not self.stopping:
                         # Compiled code is for the shapes of training; images of other sizes would compile it anew.
+                        self.train_step.forget_recordings()  # their memory is of no use to a validation
                         with clock.counting("validation"), torch.compiler.set_stance("force_eager"):
                             self._validate(wish)
                             self.stopping = self.world.any(wish() is not None)

@@ -76,7 +76,7 @@ def train(ready: Ready, *, world: World) -> None:
     share_step(ready.train_step, world)
     log = RunLog(folder, step=start.step, validated=start.validated) if world.main else SilentLog()
     if records_graphs(options, ready.device):
-        ready.train_step.record(CudaRecorder(), warn=log.warning)
+        ready.train_step.record(CudaRecorder, warn=log.warning)
     try:
         announce(log, ready, world=world)
         build_loop(ready, world=world, log=log).run()

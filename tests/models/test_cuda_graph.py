@@ -44,11 +44,11 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    def __init__(self) -> None:
-        self.recorded = 0
+    def __init__(self, *, waits: bool = False) -> None:
+        self.recorded, self.waits = 0, waits
 
     def warm_up(self, function, inputs):
-        return function(*inputs)
+        return function(*inputs), self.waits
 
     def record(self, function, inputs):
         self.recorded += 1
@@ -112,6 +112,29 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once():
     assert sentences[0].endswith("(operation not permitted when stream is capturing)")
 
 
+def test_what_waits_for_the_device_is_not_recorded():
+    """On a GPU, to try it would break the recording off, and older PyTorch with it."""
+    recorder, sentences = TapeRecorder(waits=True), []
+    graphed = GraphedFunction(lambda x: x + 1, name="the step", recorder=recorder, warn=sentences.append)
+    for _ in range(WARM_UP_CALLS + 2):
+        assert graphed(torch.zeros(1)).item() == 1
+    assert recorder.recorded == 0
+    assert sentences == [
+        "the step cannot be recorded as a CUDA graph, and runs slower without one (it waits for the device)"
+    ]
+
+
+def test_forgotten_recordings_are_made_anew_without_warm_up():
+    first, second = TapeRecorder(), TapeRecorder()
+    graphed = GraphedFunction(lambda x: 2 * x, name="it", recorder=first, warn=never)
+    for number in range(WARM_UP_CALLS + 2):
+        graphed(torch.full((2,), float(number)))
+    graphed.forget(second)
+    for number in range(3):
+        assert graphed(torch.full((2,), float(number))).tolist() == [2.0 * number] * 2
+    assert (first.recorded, second.recorded) == (1, 1)
+
+
 def make_step(generator, discriminator, kind="vanilla", **more) -> TrainStep:
     torch.manual_seed(0)
     generator, adversary = generator(), discriminator(semantic_channels=8, features=8)
@@ -148,9 +171,9 @@ def swinir() -> SwinIR:
 )
 def test_recorded_step_equals_the_step_as_it_is(generator, discriminator, more):
     """Bit for bit, over changing learning rates, a watched step, a step that is skipped, and requests to stop."""
-    recorder = TapeRecorder()
+    recorders = []
     plain, recorded = make_step(generator, discriminator, **more), make_step(generator, discriminator, **more)
-    recorded.record(recorder, warn=never)
+    recorded.record(lambda: recorders.append(TapeRecorder()) or recorders[-1], warn=never)
     draw = torch.Generator().manual_seed(1)
     for number in range(1, 10):
         batches = [
@@ -169,7 +192,8 @@ def test_recorded_step_equals_the_step_as_it_is(generator, discriminator, more):
         assert bool(outcomes[1].broken) == (number == 7)
         assert outcomes[1].stop_requested == (number == 8)
         assert same(plain.state_dict(), recorded.state_dict()), number
-    assert recorder.recorded == 2  # backward and update
+    # Both parts; anew in and after the watched step, for which the memory of recordings was given up.
+    assert [recorder.recorded for recorder in recorders] == [2, 2]
 
 
 RECIPES = [

@@ -425,6 +425,33 @@ def test_validation_compiles_nothing_for_the_sizes_of_its_images(make_loop, benc
     assert batches == [2]  # of training; images of the benchmark come one by one
 
 
+def test_recorded_steps_give_their_memory_back_to_each_validation(make_loop, benchmark_of_two):
+    class Recorder:
+        def warm_up(self, function, inputs):
+            return function(*inputs), False
+
+        def record(self, function, inputs):
+            return lambda: function(*inputs), None
+
+    def new_recorder():
+        recorders.append(Recorder())
+        return recorders[-1]
+
+    def metric(sr, hr):
+        backward = loop.train_step._run_backward
+        kept.append(len(backward._recordings))
+        return 20.0
+
+    recorders, kept = [], []
+    loop, _ = make_loop(
+        benchmarks=[benchmark_of_two], metrics={"psnr": Metric("psnr", "PSNR-Y", metric)}, validation__every_steps=5
+    )
+    loop.train_step.record(new_recorder, warn=pytest.fail)
+    loop.run()
+    assert kept == [0] * 4  # two images, after steps 5 and 6
+    assert len(recorders) == 3
+
+
 def test_signals_are_what_they_were_before_after_a_run(make_loop):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     make_loop()[0].run()

@@ -74,7 +74,7 @@ class FakeRecorder:
         FakeRecorder.made += (weakref.ref(self),)
 
     def warm_up(self, function, inputs):
-        return function(*inputs)
+        return function(*inputs), False
 
     def record(self, function, inputs):
         self.shapes.append(tuple(inputs[0].shape))
