@@ -126,7 +126,7 @@ class TrainStep:
     def compile(self) -> None:
         """Compile the block that G repeats, once for all of them (the whole of a G that has none), and D.
 
-        To compile the whole of RRDB or SwinIR takes minutes and makes steps hardly faster.
+        To compile the whole of RRDB or SwinIR takes minutes.
         """
         generator = self._working["generator"].network
         for block in getattr(generator, "repeated_blocks", [generator]):
