@@ -128,8 +128,8 @@ class TrainLoop:
                 if self._due(self.options.validation.every_steps) and self.validated != self.step:
                     self._learn(clock)
                     if not self.stopping:
-                        # Compiled code is for the shapes of training; images of other sizes would compile it anew.
                         self.train_step.forget_recordings()  # their memory is of no use to a validation
+                        # Compiled code is for the shapes of training; images of other sizes would compile it anew.
                         with clock.counting("validation"), torch.compiler.set_stance("force_eager"):
                             self._validate(wish)
                             self.stopping = self.world.any(wish() is not None)
