@@ -3,9 +3,10 @@
     python benchmarks/extraction.py --photographs DF2K/train --count 200 --workers 1 2
 
 Images of 2040x1356 are made of the photographs first. The loop reads with cv2.imread and writes with cv2.imwrite, with
-the same compression, and does not see to it that a file is whole or reaches the disk. Everything is held to as many
-cores as there are workers, the command with all of its processes too; on several cores as many loops share the images.
-`overhead` is the command's time beyond the loops', as a part of that (0.1 is 10 %); both from their start.
+the same compression, and does not see to it that a file is whole or reaches the disk; the command flushes all of its
+files to the disk at the end. Everything is held to as many cores as there are workers, the command with all of its
+processes too; on several cores as many loops share the images. `overhead` is the command's time beyond the loops', as a
+part of that (0.1 is 10 %); both from their start. `check` is --resume over a finished folder: every file is checked.
 """
 
 import argparse
@@ -50,11 +51,13 @@ def main() -> int:
             plain_s = seconds(plain_loops, root / "images", root / f"plain_{workers}", workers)
             tiles = len(list_images(root / f"plain_{workers}"))
             command_s = seconds(command, root / "images", root / f"by_{workers}", workers)
+            check_s = seconds(command, root / "images", root / f"by_{workers}", workers, "--resume")
             pack_s = seconds(command, root / "images", root / f"pack_{workers}", workers, "--pack")
             report[f"cores_{workers}"] = {
                 "loop_tiles_per_s": round(tiles / plain_s, 1),
                 "command_tiles_per_s": round(tiles / command_s, 1),
                 "overhead": round(command_s / plain_s - 1, 3),
+                "check_tiles_per_s": round(tiles / check_s, 1),
                 "pack_tiles_per_s": round(tiles / pack_s, 1),
             }
         report |= {f"{kind}_mb": round(megabytes(root / f"{kind}_{workers}")) for kind in ("by", "pack")}
@@ -88,6 +91,7 @@ def command(source: Path, output: Path, workers: int, *arguments: str) -> None:
 
 
 def seconds(once: Callable[..., None], *arguments: object) -> float:
+    os.sync()  # what was written before is not to be flushed within the time
     start_s = time.perf_counter()
     once(*arguments)
     return time.perf_counter() - start_s

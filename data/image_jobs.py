@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from utils.errors import UserError
-from utils.files import TEMPORARY_SUFFIX, WriteError
+from utils.files import TEMPORARY_SUFFIX, WriteError, flush_file_systems
 
 Job = TypeVar("Job")
 
@@ -110,7 +110,33 @@ def written_bytes(output: Path, pattern: str) -> int:
         return 0
 
 
-def run(work: Callable[[Job], int], jobs: Sequence[Job], *, workers: int, made: str) -> int:
+def remove_damaged(paths: Iterable[Path], *, is_whole: Callable[[Path], bool]) -> int:
+    """Remove the files that are there but not whole, so that they are made again; return how many.
+
+    Files that were not flushed one by one can be empty, truncated or have zeros in them after a power failure.
+
+    Raises:
+        WriteError: a damaged file cannot be removed.
+    """
+    # os.path: a name too long to be one is just not there
+    damaged = [path for path in paths if os.path.exists(path) and not is_whole(path)]
+    for path in damaged:
+        try:
+            path.unlink()
+        except OSError as error:
+            raise WriteError(f"cannot remove the damaged file {path}: {error.strerror}") from error
+    return len(damaged)
+
+
+def run(
+    work: Callable[[Job], int],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    made: str,
+    outputs: Sequence[Path] = (),
+    remove_damaged_of: Callable[[Job], int] | None = None,
+) -> int:
     """Apply `work` to every job in a pool of processes, behind a progress bar on stderr.
 
     Args:
@@ -118,6 +144,8 @@ def run(work: Callable[[Job], int], jobs: Sequence[Job], *, workers: int, made: 
             the other jobs go on, except WriteError, which ends them all.
         workers: number of processes.
         made: what the summary says of the images written: "LR images in <folder>".
+        outputs: folders of files that `work` does not flush (`durable=False`); they are flushed together at the end.
+        remove_damaged_of: picklable; called before `work`. It removes the damaged files of a job and returns how many.
 
     Returns:
         The exit code: 1 when some jobs failed, else 0.
@@ -126,7 +154,7 @@ def run(work: Callable[[Job], int], jobs: Sequence[Job], *, workers: int, made: 
         UserError: an image could not be written, or a worker process died.
     """
     start_s = time.monotonic()
-    written, failures = 0, []
+    written, damaged, failures = 0, 0, []
     executor = ProcessPoolExecutor(
         min(workers, len(jobs)),
         # Neither copies this process's threads and locks, as fork would, nor depends on the platform.
@@ -135,12 +163,13 @@ def run(work: Callable[[Job], int], jobs: Sequence[Job], *, workers: int, made: 
     )
     try:
         with _interrupts_held_back():
-            futures = [executor.submit(work, job) for job in jobs]
+            futures = [executor.submit(_do, job, work, remove_damaged_of) for job in jobs]
         console = Console(stderr=True)
-        done = as_completed(futures)
-        for future in track(done, "", len(jobs), console=console, disable=not console.is_terminal):
+        for future in track(as_completed(futures), "", len(jobs), console=console, disable=not console.is_terminal):
             try:
-                written += future.result()
+                written_now, damaged_now = future.result()
+                written += written_now
+                damaged += damaged_now
             except WriteError:
                 raise
             except UserError as error:
@@ -152,9 +181,17 @@ def run(work: Callable[[Job], int], jobs: Sequence[Job], *, workers: int, made: 
         executor.shutdown(cancel_futures=True)
     for failure in sorted(failures):
         print(f"failed: {failure}", file=sys.stderr)
+    flush_file_systems(outputs)
     took_s = time.monotonic() - start_s
-    print(f"{len(jobs) - len(failures)} done, {len(failures)} failed: wrote {written} {made} in {took_s:.1f} s")
+    made_again = f"; {damaged} files of an earlier run were damaged and made again" if damaged else ""
+    done = len(jobs) - len(failures)
+    print(f"{done} done, {len(failures)} failed: wrote {written} {made} in {took_s:.1f} s{made_again}")
     return 1 if failures else 0
+
+
+def _do(job: Job, work: Callable[[Job], int], remove_damaged_of: Callable[[Job], int] | None) -> tuple[int, int]:
+    damaged = remove_damaged_of(job) if remove_damaged_of else 0
+    return work(job), damaged
 
 
 @contextmanager

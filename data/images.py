@@ -11,6 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # Formats that both OpenCV (pixels) and Pillow (header) read.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FOLDERS_SEARCHED = 1000  # for images to tell of; a large tree of other files takes long
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER = np.dtype(
     [("signature", "S8"), ("chunk_bytes", ">u4"), ("chunk", "S4"), ("width", ">u4"), ("height", ">u4")]
@@ -93,13 +95,19 @@ class Cancelled(Exception):
 
 
 def write_image(
-    path: Path, rgb: np.ndarray, *, compression_level: int = 3, cancelled: Callable[[], bool] = lambda: False
+    path: Path,
+    rgb: np.ndarray,
+    *,
+    compression_level: int = 3,
+    durable: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Write an RGB image, (H, W, 3) uint8, as PNG; a file under the final name is always whole.
+    """Write an RGB image, (H, W, 3) uint8, as PNG by `atomic_writer`.
 
     It is encoded strip by strip, so that an image of gigabytes takes no more memory than it has already.
 
     Args:
+        durable: as of `atomic_writer`.
         cancelled: asked before each strip whether to give up, from another thread for instance.
 
     Raises:
@@ -111,17 +119,20 @@ def write_image(
     assert rgb.dtype == np.uint8, rgb.dtype
     assert rgb.ndim == 3, rgb.shape
     assert rgb.shape[2] == 3, rgb.shape
-    with atomic_writer(path) as file:
+    with atomic_writer(path, durable=durable) as file:
         for piece in _png(rgb, compression_level):
             if cancelled():
                 raise Cancelled
             file.write(piece)
 
 
-def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3) -> None:
+def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3, durable: bool = True) -> None:
     """Write what `read_unchanged` returned, or a part of it, as PNG of the same depth and channels.
 
     The file is encoded in memory and written by `atomic_writer`; folders on the way are created.
+
+    Args:
+        durable: as of `atomic_writer`.
 
     Raises:
         WriteError: the disk is full, or the file cannot be written for another reason.
@@ -134,7 +145,7 @@ def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3
     # Without the filters that take longest to undo, photographs are decoded a quarter faster and 0.5 % larger.
     how = [cv2.IMWRITE_PNG_COMPRESSION, compression_level, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FAST_FILTERS]
     _, encoded = cv2.imencode(".png", image, how)
-    with atomic_writer(path) as file:
+    with atomic_writer(path, durable=durable) as file:
         file.write(encoded)
 
 
@@ -161,6 +172,26 @@ def _png(rgb: np.ndarray, compression_level: int) -> Iterator[bytes]:
 
 def _png_chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is a PNG image as it was written: the CRC-32 of every chunk is right, and IEND ends the file.
+
+    No pixel is decoded. A file that cannot be read is not whole.
+    """
+    try:
+        content = memoryview(Path(path).read_bytes())
+        start, name = len(PNG_SIGNATURE), b""
+        while name != b"IEND":
+            length, name = struct.unpack_from(">I4s", content, start)
+            end = start + 8 + length
+            (checksum,) = struct.unpack_from(">I", content, end)
+            if checksum != zlib.crc32(content[start + 4 : end]):
+                return False
+            start = end + 4
+    except (OSError, struct.error):  # struct.error: the file ends within a chunk
+        return False
+    return content[: len(PNG_SIGNATURE)] == PNG_SIGNATURE and start == len(content)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -229,8 +260,18 @@ def list_image_names(folder: Path) -> list[str]:
     suffixes = tuple(IMAGE_SUFFIXES)
     names = sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
     if not names:
-        raise UserError(f"no image in {folder}; files ending in {' '.join(sorted(IMAGE_SUFFIXES))} are expected there")
+        expected = f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))} are expected there"
+        raise UserError(f"no image in {folder}; {expected}{_in_sub_folders(folder)}")
     return names
+
+
+def _in_sub_folders(root: Path) -> str:
+    """Say, behind the sentence that a folder holds no image, which of its sub-folders does; empty if none is found."""
+    for folder, sub_folders, names in islice(os.walk(root), FOLDERS_SEARCHED):
+        sub_folders[:] = sorted(name for name in sub_folders if not name.startswith("."))
+        if any(name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not name.startswith(".") for name in names):
+            return f"; sub-folders are not searched, and there are images in {folder}: give that folder"
+    return ""
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -68,7 +68,7 @@ def shrink_file(source: Path, *, output: Path, scale: int, compression_level: in
 
     The image is first cut at the right and the bottom to a multiple of the scale.
     """
-    target = output / f"{source.stem}x{scale}.png"
+    target = _target(source, output, scale)
     if resume and target.exists():
         return 0
     image = images.read_unchanged(source)
@@ -76,8 +76,17 @@ def shrink_file(source: Path, *, output: Path, scale: int, compression_level: in
     if not height or not width:
         raise UserError(f"{source} is {image.shape[1]}x{image.shape[0]}, too small to be shrunk {scale} times")
     shrunk = imresize(image[:height, :width], scale=1 / scale)
-    images.write_unchanged(target, shrunk, compression_level=compression_level)
+    images.write_unchanged(target, shrunk, compression_level=compression_level, durable=False)
     return 1
+
+
+def remove_damaged_file(source: Path, *, output: Path, scale: int) -> int:
+    """Remove the file of `shrink_file` if an earlier run left it damaged; return how many that are."""
+    return image_jobs.remove_damaged([_target(source, output, scale)], is_whole=images.is_whole_png)
+
+
+def _target(source: Path, output: Path, scale: int) -> Path:
+    return output / f"{source.stem}x{scale}.png"
 
 
 def main() -> int:
@@ -106,7 +115,14 @@ def main() -> int:
         compression_level=args.compression_level,
         resume=args.resume,
     )
-    return image_jobs.run(shrink, sources, workers=args.n_thread, made=f"LR images in {args.output}")
+    return image_jobs.run(
+        shrink,
+        sources,
+        workers=args.n_thread,
+        made=f"LR images in {args.output}",
+        outputs=[args.output],
+        remove_damaged_of=functools.partial(remove_damaged_file, output=args.output, scale=args.scale),
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.lib import format as npy
@@ -137,13 +138,13 @@ def open_pack(root: Path) -> Pack:
 
 
 def write_pixels(path: Path, rgb: np.ndarray) -> None:
-    """Write the pixels of an image, (H, W, 3) uint8 RGB.
+    """Write the pixels of an image, (H, W, 3) uint8 RGB. The file is not flushed to the disk.
 
     Raises:
         WriteError: the disk is full, or the file cannot be written for another reason.
     """
     rgb = np.ascontiguousarray(rgb)
-    with atomic_writer(path) as file:
+    with atomic_writer(path, durable=False) as file:
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(rgb))
         file.write(rgb.data)  # np.save would say of a full disk how many bytes it wrote, not that it is full
         file.write(_checksum(rgb))
@@ -165,8 +166,19 @@ def check_pixels(path: Path) -> None:
         raise _damaged(path)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether `check_pixels` finds nothing wrong."""
+    try:
+        check_pixels(path)
+    except UserError:
+        return False
+    return True
+
+
 def write_table(root: Path, tiles: Iterable[tuple[str, str, int, int, int]]) -> None:
     """Write the table of a pack, sorted by name: it is finished, unless there are no tiles.
+
+    The pixels must be on the disk by then (`utils.files.flush_file_systems`).
 
     Args:
         tiles: (name, file, top, left, side in pixels) of each sub-image.
@@ -195,7 +207,7 @@ def _load(path: Path, *, mmap_mode: str | None = None) -> np.ndarray:
         return np.load(path, mmap_mode=mmap_mode)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:  # a broken header, or less than it announces
+    except (ValueError, EOFError, SyntaxError, TokenError) as error:  # a broken header, or less than it announces
         raise _damaged(path) from error
 
 

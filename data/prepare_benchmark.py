@@ -54,7 +54,14 @@ def prepare(
         compression_level=compression_level,
         resume=resume,
     )
-    return image_jobs.run(work, list(named.items()), workers=workers, made=f"images in {output}")
+    return image_jobs.run(
+        work,
+        list(named.items()),
+        workers=workers,
+        made=f"images in {output}",
+        outputs=[gt_folder, lr_folder],
+        remove_damaged_of=functools.partial(remove_damaged_pair, gt_folder=gt_folder, lr_folder=lr_folder),
+    )
 
 
 def find_ground_truth(folder: Path, *, scale: int) -> tuple[str, dict[Path, str]]:
@@ -73,6 +80,14 @@ def find_ground_truth(folder: Path, *, scale: int) -> tuple[str, dict[Path, str]
     return "called *_HR", {path: re.sub(r"(_SRF_\d)?_HR$", "", path.stem) for path in marked}
 
 
+def remove_damaged_pair(named: tuple[Path, str], *, gt_folder: Path, lr_folder: Path) -> int:
+    """Remove those files of `write_pair` that an earlier run left damaged; return how many."""
+    _, name = named
+    return image_jobs.remove_damaged(
+        [gt_folder / f"{name}.png", lr_folder / f"{name}.png"], is_whole=images.is_whole_png
+    )
+
+
 def write_pair(
     named: tuple[Path, str], *, gt_folder: Path, lr_folder: Path, scale: int, compression_level: int, resume: bool
 ) -> int:
@@ -89,6 +104,6 @@ def write_pair(
     if not height or not width:
         raise UserError(f"{source} is {hr.shape[1]}x{hr.shape[0]}, smaller than {SIDE_UNIT_PX}x{SIDE_UNIT_PX}")
     gt = np.ascontiguousarray(hr[:height, :width])
-    images.write_image(gt_path, gt, compression_level=compression_level)
-    images.write_image(lr_path, imresize(gt, scale=1 / scale), compression_level=compression_level)
+    for path, image in ((gt_path, gt), (lr_path, imresize(gt, scale=1 / scale))):
+        images.write_image(path, image, compression_level=compression_level, durable=False)
     return 2

@@ -13,7 +13,6 @@ import itertools
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +28,6 @@ from utils.files import nearest_existing, write_text
 GRID_RECORD = ".grid"  # in the folder of sub-images: how they were cut
 WRITTEN_NAME = rf".+_s\d{{3,}}(_scale\d+of\d+)?\.png|{pack.FILE_NAME}"
 FULL_SIZE = Fraction(1)
-WRITERS = 2  # threads of a process: while a file is flushed to disk, the next one is encoded
 FINEST_SIZE = 1000  # largest denominator, which stands in names
 
 
@@ -191,11 +189,25 @@ def extract(
     where = " and ".join(map(str, outputs))
     if not packed:
         work = functools.partial(cut_images, grid=grid, compression_level=compression_level, resume=resume)
-        return image_jobs.run(work, jobs, workers=workers, made=f"sub-images in {where}")
+        return image_jobs.run(
+            work,
+            jobs,
+            workers=workers,
+            made=f"sub-images in {where}",
+            outputs=outputs,
+            remove_damaged_of=functools.partial(remove_damaged_subimages, grid=grid),
+        )
     for output in outputs:
         pack.write_table(output, [])
     work = functools.partial(pack_images, grid=grid, resume=resume)
-    exit_code = image_jobs.run(work, jobs, workers=workers, made=f"images in {where}")
+    exit_code = image_jobs.run(
+        work,
+        jobs,
+        workers=workers,
+        made=f"images in {where}",
+        outputs=outputs,
+        remove_damaged_of=remove_damaged_pixels,
+    )
     for place, output in enumerate(outputs):
         pack.write_table(output, _tiles(jobs, grid, place))
     return exit_code
@@ -213,27 +225,29 @@ def cut_images(job: Job, *, grid: Grid, compression_level: int, resume: bool) ->
     # Every image is decoded before anything is written: sub-images without their LR would pair with nothing.
     to_write = []
     for cut in job.cuts:
-        targets = [
-            (size, cut.output / _name(job.stem, number, size), box)
-            for size in job.sizes
-            for number, box in enumerate(boxes[size], 1)
-        ]
-        missing = [target for target in targets if not (resume and target[1].exists())]
+        missing = [target for target in _targets(job, cut, boxes) if not (resume and target[1].exists())]
         if missing:
             to_write.append((cut, images.read_unchanged(cut.source), missing))
-    write = functools.partial(images.write_unchanged, compression_level=compression_level)
-    with ThreadPoolExecutor(WRITERS) as executor:
-        for cut, image, missing in to_write:
-            crop_px = grid.crop_px // cut.shrink
-            for size, of_size in itertools.groupby(missing, key=lambda target: target[0]):
-                copy = _at_size(image, size)
-                targets, subimages = [], []
-                for _, target, box in of_size:
-                    top, left = (offset // cut.shrink for offset in box)
-                    targets.append(target)
-                    subimages.append(copy[top : top + crop_px, left : left + crop_px])
-                collections.deque(executor.map(write, targets, subimages), maxlen=0)
+    for cut, image, missing in to_write:
+        crop_px = grid.crop_px // cut.shrink
+        for size, of_size in itertools.groupby(missing, key=lambda target: target[0]):
+            copy = _at_size(image, size)
+            for _, target, box in of_size:
+                top, left = (offset // cut.shrink for offset in box)
+                subimage = copy[top : top + crop_px, left : left + crop_px]
+                images.write_unchanged(target, subimage, compression_level=compression_level, durable=False)
     return sum(len(missing) for _, _, missing in to_write)
+
+
+def remove_damaged_subimages(job: Job, *, grid: Grid) -> int:
+    """Remove those sub-images of one job that an earlier run left damaged; return how many.
+
+    Raises:
+        UserError: an image is unreadable, as of `cut_images`; nothing has been removed then.
+    """
+    boxes = _checked_boxes(job, grid)
+    paths = (path for cut in job.cuts for _, path, _ in _targets(job, cut, boxes))
+    return image_jobs.remove_damaged(paths, is_whole=images.is_whole_png)
 
 
 def pack_images(job: Job, *, grid: Grid, resume: bool) -> int:
@@ -259,6 +273,12 @@ def pack_images(job: Job, *, grid: Grid, resume: bool) -> int:
     return len(to_write)
 
 
+def remove_damaged_pixels(job: Job) -> int:
+    """Remove those files of one job in a pack that an earlier run left damaged; return how many."""
+    paths = (path for cut in job.cuts for path in _packed_files(job, cut).values())
+    return image_jobs.remove_damaged(paths, is_whole=pack.is_whole)
+
+
 def lanczos(image: np.ndarray, height_px: int, width_px: int) -> np.ndarray:
     """Shrink an image by Pillow's Lanczos filter, as the multi-scale copies of Real-ESRGAN are made.
 
@@ -282,6 +302,17 @@ def _lanczos_channel(channel: np.ndarray, height_px: int, width_px: int) -> np.n
 
 def _at_size(image: np.ndarray, size: Fraction) -> np.ndarray:
     return image if size == FULL_SIZE else lanczos(image, *_sides(image.shape[:2], size))
+
+
+def _targets(
+    job: Job, cut: Cut, boxes: dict[Fraction, list[tuple[int, int]]]
+) -> list[tuple[Fraction, Path, tuple[int, int]]]:
+    """(size, path, box) of every sub-image of a cut, size by size."""
+    return [
+        (size, cut.output / _name(job.stem, number, size), box)
+        for size in job.sizes
+        for number, box in enumerate(boxes[size], 1)
+    ]
 
 
 def _packed_files(job: Job, cut: Cut) -> dict[Fraction, Path]:

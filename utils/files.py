@@ -1,8 +1,10 @@
 """Writing files so that a crash never costs the old one, and a half-written one never bears a final name."""
 
+import ctypes
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -17,23 +19,30 @@ class WriteError(UserError):
 
 
 @contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file to write into, which becomes `path` at once when the block ends well, and not at all otherwise.
 
     Folders on the way are created. Whatever ends the block early, `path` stays as it was and no temporary file is left.
 
+    Args:
+        durable: wait until the file and its name are on the disk. If False, a power failure can leave `path` empty,
+            truncated or with zeros in it. This is for files that can be made again: flush them together, by
+            `flush_file_systems`, and check those of an interrupted run before use.
+
     Raises:
         WriteError: the file cannot be written (full disk, no permission).
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -52,6 +61,28 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def flush_file_systems(folders: Iterable[Path]) -> None:
+    """Wait until everything that was written to the file systems of these folders is on the disk.
+
+    This is one system call for each file system, and other file systems of the machine are not waited for. Where the
+    C library has no `syncfs` (macOS), all of them are flushed.
+
+    Raises:
+        WriteError: the disk is full or failed.
+    """
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        os.sync()
+        return
+    for folder in {os.stat(folder).st_dev: folder for folder in folders}.values():
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            if syncfs(descriptor):
+                raise WriteError(f"cannot flush {folder} to the disk: {os.strerror(ctypes.get_errno())}")
+        finally:
+            os.close(descriptor)
+
+
 def nearest_existing(path: Path) -> Path:
     """The path itself, or the nearest one above it that is there: the disk that it will be written to is that one's."""
     return next(above for above in (path, *path.absolute().parents) if os.path.exists(above))
@@ -64,3 +95,29 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with atomic_writer(Path(path)) as file:
         file.write(text.encode(errors="backslashreplace"))
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make `target` another name of the file `source`, with the guarantees of `atomic_writer`.
+
+    It takes no space; where the file system has no hard links, it is a copy.
+    """
+    temporary = _temporary(target)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with atomic_writer(target) as copy, open(source, "rb") as original:
+            shutil.copyfileobj(original, copy)
+        return
+    try:
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise WriteError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")

@@ -11,7 +11,7 @@ from data.degradation.pipeline import Degradation
 from data.image_jobs import refuse_collisions
 from data.images import IMAGE_SUFFIXES, list_images, read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
 from utils.errors import UserError
-from utils.files import WriteError
+from utils.files import WriteError, flush_file_systems, nearest_existing
 
 HR, LR = "test_HR", "test_LR"
 LEAST_PX = 64
@@ -36,13 +36,15 @@ def degrade_folder(source: Path, output: Path, degradation: Degradation, *, seed
     for number, path in enumerate(track(paths, "", console=console, disable=not console.is_terminal)):
         try:
             hr, lr = _degrade(path, degradation, rng=np.random.default_rng([seed, number]))
-            write_image(output / LR / f"{path.stem}.png", lr)
-            write_image(output / HR / f"{path.stem}.png", hr)  # last: an HR image without its LR would be no pair
+            write_image(output / LR / f"{path.stem}.png", lr, durable=False)
+            # Last: an HR image without its LR would be no pair.
+            write_image(output / HR / f"{path.stem}.png", hr, durable=False)
         except WriteError:
             raise
         except UserError as error:
             print(f"failed: {error}", file=sys.stderr)
             failed += 1
+    flush_file_systems([nearest_existing(output)])
     print(f"{len(paths) - failed} images degraded, {failed} failed: {output}")
     return int(failed > 0)
 

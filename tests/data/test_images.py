@@ -165,6 +165,27 @@ def test_a_truncated_image_is_an_error_not_half_a_picture(tmp_path, rgb):
             images.read_rgb(path)
 
 
+def test_a_png_is_whole_unless_it_is_cut_short_or_has_zeros_in_it(tmp_path, rgb):
+    small = rgb[:8, :10]
+    images.write_image(tmp_path / "strips.png", small)
+    images.write_unchanged(tmp_path / "opencv.png", small)
+    Image.fromarray(small).save(tmp_path / "pillow.png", dpi=(72, 72))
+    damaged = tmp_path / "damaged.png"
+    for path in list(tmp_path.iterdir()):
+        assert images.is_whole_png(path), path
+        content = path.read_bytes()
+        contents = {content[:end] for end in range(len(content))} | {content + b"\0"}
+        for start in range(len(content)):
+            for end in (start + 1, min(start + 64, len(content))):
+                contents.add(content[:start] + bytes(end - start) + content[end:])
+        for other in contents - {content}:
+            damaged.write_bytes(other)
+            assert not images.is_whole_png(damaged)
+    Image.fromarray(rgb).save(damaged, "JPEG")
+    assert not images.is_whole_png(damaged)
+    assert not images.is_whole_png(tmp_path / "missing.png")
+
+
 def test_floating_point_images_are_refused_both_ways(tmp_path):
     Image.fromarray(np.ones((5, 5), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match="float32"):

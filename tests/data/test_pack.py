@@ -12,6 +12,7 @@ import skimage.data
 import torch
 from PIL import Image
 
+from data import image_jobs
 from data.datasets import HRImages, PairedImages, SampleStream, make_loader
 from data.image_folders import check_images, check_readable, find_images, read_image
 from data.images import list_images, read_rgb, write_unchanged
@@ -146,6 +147,49 @@ def test_packing_is_resumed_refused_or_replaced(packed):
     assert {name[-4:] for name in contents(out)} == {".png", "grid"}
 
 
+def test_resume_makes_damaged_pixels_again_and_leaves_the_whole_ones(packed):
+    """An empty file, a truncated one, one without its checksum, a hole of zeros, one without a header, all zeros."""
+    out, words = packed
+    for stem in "cdefg":
+        shutil.copy(out.parent / "in/a.png", out.parent / f"in/{stem}.png")
+    assert "were damaged" not in extract(out.parent, *words, "--resume").stdout
+    whole = contents(out)
+    before = (out / "g_scale1of1.npy").stat()
+    damage = {
+        "a": lambda content: b"",
+        "b": lambda content: content[:9000],
+        "c": lambda content: content[:-4],
+        "d": lambda content: content[:8000] + bytes(4096) + content[12096:],
+        "e": lambda content: bytes(4096) + content[4096:],
+        "f": lambda content: bytes(len(content)),
+    }
+    for stem, change in damage.items():
+        name = f"{stem}_scale1of1.npy"
+        (out / name).write_bytes(change(whole[name]))
+
+    done = extract(out.parent, *words, "--resume")
+    assert done.returncode == 0
+    assert "wrote 6 images" in done.stdout
+    assert "; 6 files of an earlier run were damaged and made again" in done.stdout
+    assert contents(out) == whole
+    after = (out / "g_scale1of1.npy").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_pixels_are_flushed_before_the_table_lists_them(packed, monkeypatch):
+    out, _ = packed
+    flushed = []
+
+    def note(folders):
+        flushed.append((folders, len(np.load(out / "tiles.npy")), len(list(out.glob("*_scale1of1.npy")))))
+
+    monkeypatch.setattr(image_jobs, "flush_file_systems", note)
+    jobs, how = single_jobs(out.parent / "in", out, scale=4), {"overwrite": True, "resume": False}
+    assert extract_jobs(jobs, Grid(64, 32, 0), compression_level=1, workers=1, packed=True, **how) == 0
+    assert flushed == [([out], 0, 2)]
+    assert len(find_images(out)) == 2 * 4
+
+
 def test_what_packing_could_not_read_is_left_out_and_named(packed):
     out, words = packed
     (out.parent / "in/b.png").write_bytes(b"no image")
@@ -201,6 +245,7 @@ def of_other_size(content):
         ("a_scale1of1.npy", lambda content: content.replace(b"|u1", b"|i1"), "holds no RGB image"),
         ("a_scale1of1.npy", lambda content: content.replace(b"(80, 96, 3)", b"(80, 63, 3)"), "is damaged"),
         ("a_scale1of1.npy", lambda content: of_other_size(content), "is smaller than"),
+        ("a_scale1of1.npy", lambda content: content[:70] + bytes(8) + content[78:], "is damaged"),
         ("tiles.npy", lambda content: content[:-1], "is damaged"),
         ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "no table of sub-images"),
     ],

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data import image_jobs, prepare_benchmark
 from data.benchmarks import find_benchmark, main
 from data.images import read_rgb, read_unchanged, write_image, write_unchanged
 from data.imresize import imresize
@@ -134,6 +135,43 @@ def test_command_makes_a_benchmark_that_is_found_and_tells_what_could_not_be_don
     assert resumed.returncode == 0
     assert lr.exists()
     assert benchmark.images[1].lr.stat().st_mtime == 0
+
+
+def test_resume_makes_damaged_pairs_again_and_leaves_the_whole_ones(tmp_path):
+    for seed, name in enumerate(("a", "b", "c")):
+        write_image(tmp_path / f"hr/{name}.png", noise(48, 48, seed=seed))
+    arguments = ("--input", tmp_path / "hr", "--name", "U", "--output", tmp_path)
+    assert "were damaged" not in prepare(*arguments).stdout
+    paths = sorted((tmp_path / "U").rglob("*.png"))
+    whole = {path: path.read_bytes() for path in paths}
+    gt, lr = tmp_path / "U/GTmod12/a.png", tmp_path / "U/LRbicx4/b.png"
+    gt.write_bytes(whole[gt][:1000] + bytes(500) + whole[gt][1500:])
+    lr.write_bytes(b"")
+    of_c = [path for path in paths if path.stem == "c"]
+    for path in of_c:
+        os.utime(path, (0, 0))
+
+    done = prepare(*arguments, "--resume")
+    assert done.returncode == 0
+    assert "; 2 files of an earlier run were damaged and made again" in done.stdout
+    assert {path: path.read_bytes() for path in paths} == whole
+    assert [path.stat().st_mtime for path in of_c] == [0, 0]
+
+
+def test_pairs_are_flushed_together_at_the_end_and_not_one_by_one(tmp_path, monkeypatch):
+    write_image(tmp_path / "hr/a.png", noise(48, 48))
+    output, flushed = tmp_path / "U", []
+
+    def note(folders):
+        flushed.append((folders, len(list(output.rglob("*.png")))))
+
+    monkeypatch.setattr(image_jobs, "flush_file_systems", note)
+    benchmark = {"scale": 4, "workers": 1, "compression_level": 1, "overwrite": False, "resume": False}
+    assert prepare_benchmark.prepare(tmp_path / "hr", output, **benchmark) == 0
+    assert flushed == [([output / "GTmod12", output / "LRbicx4"], 2)]
+
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a file was flushed by itself"))
+    write_pair((tmp_path / "hr/a.png", "b"), gt_folder=output / "GTmod12", lr_folder=output / "LRbicx4", **WRITE)
 
 
 @pytest.mark.parametrize(

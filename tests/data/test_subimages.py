@@ -16,12 +16,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data import image_jobs
 from data.images import has_scale_suffix, list_images, read_rgb, read_unchanged, write_image, write_unchanged
 from data.pairs import find_pairs
 from data.subimages import Grid, cut_images, lanczos, read_sizes, single_jobs
+from data.subimages import extract as extract_jobs
 from utils.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "extract_subimages.py"
+
+
+# Run by every Python process whose PYTHONPATH has it.
+SITECUSTOMIZE = """
+import os
+
+fsync = os.fsync
+
+def logged(descriptor):
+    with open(os.environ["FSYNC_LOG"], "a") as log:
+        log.write("fsync\\n")
+    fsync(descriptor)
+
+os.fsync = logged
+"""
+# What a power failure can leave of a file that was not flushed.
+DAMAGE = (
+    lambda content: b"",
+    lambda content: content[: len(content) // 2],
+    lambda content: content[:-1],
+    lambda content: content[: len(content) // 3] + bytes(len(content) // 3) + content[len(content) // 3 * 2 :],
+    lambda content: bytes(len(content)),
+)
 
 
 def command(*arguments):
@@ -208,6 +233,67 @@ def test_an_earlier_cut_is_refused_resumed_or_replaced(tmp_path, coordinate_imag
     done = extract(*arguments, "--overwrite", "--crop_size", 24)
     assert "removed 12 images" in done.stdout
     assert names(out) == ["a_s001.png", "a_s002.png", "b_s001.png", "b_s002.png", "notes_s.txt"]
+
+
+def identities(folder):
+    """{name: what changes when a file is written again}"""
+    stats = {path.name: path.stat() for path in folder.iterdir()}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def test_resume_makes_damaged_subimages_again_and_leaves_the_whole_ones(tmp_path, coordinate_image):
+    (tmp_path / "in").mkdir()
+    for stem in "ab":
+        write_image(tmp_path / f"in/{stem}.png", coordinate_image(24, 32))
+    out = tmp_path / "out"
+    arguments = ["--input", tmp_path / "in", "--output", out, "--crop_size", 16, "--step", 8]
+    assert "were damaged" not in extract(*arguments).stdout
+    whole, before = {path.name: path.read_bytes() for path in out.iterdir()}, identities(out)
+    damaged = names(out)[3:8]  # of both images
+    for name, damage in zip(damaged, DAMAGE, strict=True):
+        (out / name).write_bytes(damage(whole[name]))
+
+    done = extract(*arguments, "--resume")
+    assert done.returncode == 0
+    assert "wrote 5 sub-images" in done.stdout
+    assert "; 5 files of an earlier run were damaged and made again" in done.stdout
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    after = identities(out)
+    assert {name for name in names(out) if after[name] != before[name]} == set(damaged)
+
+
+def test_what_stands_where_a_subimage_belongs_and_cannot_be_removed_is_named(tmp_path, coordinate_image):
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in/a.png", coordinate_image(16, 16))
+    (tmp_path / "out/a_s001.png").mkdir(parents=True)
+    arguments = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--crop_size", 16, "--step", 8]
+    assert_one_sentence(extract(*arguments, "--resume"), f"cannot remove the damaged file {tmp_path}/out/a_s001.png")
+
+
+@pytest.mark.parametrize("packed", [[], ["--pack"]])
+def test_the_number_of_flushed_files_does_not_grow_with_the_number_of_images(tmp_path, coordinate_image, packed):
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    flushed = []
+    for count in (1, 5):
+        folder, out, log = (tmp_path / f"{name}_{count}" for name in ("in", "out", "log"))
+        folder.mkdir()
+        for number in range(count):
+            write_image(folder / f"{number}.png", coordinate_image(24, 32))
+        words = command("--input", folder, "--output", out, "--crop_size", 16, "--step", 8, *packed)
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "FSYNC_LOG": str(log)}
+        subprocess.run(words, env=environment, check=True, timeout=60)
+        flushed.append(log.read_text().count("fsync"))
+    assert 0 < flushed[0] == flushed[1]  # how it was cut, and the table of a pack
+
+
+def test_all_subimages_are_flushed_together_at_the_end(tmp_path, monkeypatch, coordinate_image):
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in/a.png", coordinate_image(24, 32))
+    out, flushed = tmp_path / "out", []
+    monkeypatch.setattr(image_jobs, "flush_file_systems", lambda folders: flushed.append((folders, names(out))))
+    jobs, how = single_jobs(tmp_path / "in", out, scale=4), {"overwrite": False, "resume": False}
+    extract_jobs(jobs, Grid(16, 8, 0), compression_level=1, workers=1, **how)
+    assert flushed == [([out], [f"a_s00{number}.png" for number in range(1, 7)])]
 
 
 @pytest.fixture

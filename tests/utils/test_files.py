@@ -1,12 +1,15 @@
 """A file is whole under its final name, whatever happens while it is written."""
 
+import ctypes
 import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ import torch
 from utils import files
 from utils.checkpoint import load, save
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import WriteError, atomic_writer, flush_file_systems, write_text
 
 
 def test_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
@@ -82,3 +85,66 @@ def test_written_files_are_the_whole_text_in_new_folders_with_usual_permissions(
     assert [item.name for item in path.parent.iterdir()] == ["log.txt"]
     (tmp_path / "usual").touch()
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.fixture
+def fsyncs(monkeypatch):
+    """What is flushed, in this order: "file" or "folder"."""
+    calls, fsync = [], os.fsync
+
+    def noted(descriptor):
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", noted)
+    return calls
+
+
+def test_a_state_is_flushed_before_it_gets_its_name_and_its_folder_afterwards(tmp_path, fsyncs, monkeypatch):
+    replace = os.replace
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (fsyncs.append("rename"), replace(*paths)))
+    save({"step": 1}, tmp_path / "state.pth")
+    assert fsyncs == ["file", "rename", "folder"]
+
+
+def test_a_file_that_can_be_made_again_is_replaced_at_once_without_a_flush(tmp_path, fsyncs):
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    with atomic_writer(path, durable=False) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.png"]
+    assert fsyncs == []
+
+
+def test_each_file_system_is_flushed_once_and_a_failure_is_an_error(tmp_path, monkeypatch):
+    flushed = []
+
+    def syncfs(descriptor):
+        flushed.append(os.fstat(descriptor).st_ino)
+        ctypes.set_errno(errno.EIO)
+        return result
+
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: SimpleNamespace(syncfs=syncfs))
+    (tmp_path / "a").mkdir()
+    result = 0
+    flush_file_systems([tmp_path, tmp_path / "a"])
+    assert len(flushed) == 1
+    result = -1
+    with pytest.raises(WriteError, match=re.escape(f"cannot flush {tmp_path} to the disk: {os.strerror(errno.EIO)}")):
+        flush_file_systems([tmp_path])
+
+
+def test_the_system_flushes_the_file_system_of_a_folder(tmp_path):
+    flush_file_systems([tmp_path])
+    with pytest.raises(FileNotFoundError):
+        flush_file_systems([tmp_path / "missing"])
+
+
+def test_without_syncfs_all_file_systems_are_flushed(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *_, **__: SimpleNamespace())
+    monkeypatch.setattr(files.os, "sync", lambda: calls.append("sync"))
+    flush_file_systems([tmp_path])
+    assert calls == ["sync"]

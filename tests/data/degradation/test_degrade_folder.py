@@ -1,5 +1,7 @@
 """A benchmark made by the degradation: pairs that are found as such, the same from the same seed."""
 
+import os
+
 import numpy as np
 import pytest
 import skimage.data
@@ -48,6 +50,18 @@ def test_draws_follow_from_the_seed_and_differ_between_images(photographs, tmp_p
         corners[name] = [np.array(Image.open(image.lr))[0, 0, 0] for image in images]
     assert corners["a"] == corners["b"] != corners["c"]
     assert corners["a"][0] != corners["a"][1]
+
+
+def test_pairs_are_flushed_together_at_the_end_and_not_one_by_one(photographs, tmp_path, monkeypatch):
+    output, flushed = tmp_path / "Real", []
+
+    def note(folders):
+        flushed.append((folders, len(list(output.rglob("*.png")))))
+
+    monkeypatch.setattr("data.degradation.degrade_folder.flush_file_systems", note)
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a file was flushed by itself"))
+    degrade_folder(photographs, output, Drawn(), seed=0)
+    assert flushed == [([output], 4)]
 
 
 def test_image_that_cannot_be_used_is_named_and_the_others_are_done(photographs, tmp_path, capsys):
