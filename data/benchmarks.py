@@ -16,13 +16,14 @@ import argparse
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import image_jobs
 from data.images import IMAGE_SUFFIXES, image_size, list_images
-from data.pairs import find_pairs, pair_sizes
+from data.pairs import find_pairs, near_pairs, pair_sizes
 from data.prepare_benchmark import prepare
 from utils.entry import run
 from utils.errors import UserError
@@ -100,7 +101,9 @@ def _find(root: Path, name: str, scale: int) -> Benchmark:
     ):
         if (folder / hr).is_dir():
             if not (folder / lr).is_dir():
-                raise UserError(f"benchmark {folder} has {hr} but not the LR folder {lr}")
+                raise UserError(
+                    f"benchmark {folder} has {hr} but not the LR folder {lr}{_how_to_make_lr(folder, hr, scale)}"
+                )
             return Benchmark(folder.name, paired(folder / hr, folder / lr))
     real = f"Test/{scale}"
     beside = [folder / f"image_SRF_{scale}", folder / real, *sorted(folder.glob(f"*/{real}"))]
@@ -110,14 +113,36 @@ def _find(root: Path, name: str, scale: int) -> Benchmark:
             f"benchmark {folder} has none of the known layouts: GTmod12 with LRbicx{scale}, HR with "
             f"LR_bicubic/X{scale}, DIV2K_valid_HR with DIV2K_valid_LR_bicubic/X{scale}, test_HR with test_LR (DRealSR: "
             f"in Test_x{scale}), *_HR.png beside *_LR.png or *_LR{scale}.png (RealSR: in <camera>/{real}), or LR "
-            "images alone"
+            f"images alone{_how_to_make_lr(folder, 'original', scale) if (folder / 'original').is_dir() else ''}"
         )
     paths = [path for each in beside or [folder] for path in _photographs(each)]
     hr = [path for path in paths if path.stem.endswith("_HR")]
     if not hr:
         return Benchmark(folder.name, _without_ground_truth(paths))
     lr = [path for path in paths if path.stem.endswith(("_LR", f"_LR{scale}"))]
+    if not lr and beside in ([], [folder / f"image_SRF_{scale}"]):
+        raise UserError(
+            f"benchmark {folder} has HR images ({hr[0].name}), but no *_LR or *_LR{scale} beside them"
+            f"{_how_to_make_lr(folder, hr[0].parent.name, scale)}"
+        )
     return Benchmark(folder.name, _marked(hr, lr, where=str(folder)))
+
+
+def _how_to_make_lr(folder: Path, hr: str, scale: int) -> str:
+    """The command that makes LR images of the HR images in `hr` of a benchmark's folder, to end a sentence with.
+
+    Empty where LR images are photographs too.
+    """
+    if hr.endswith("test_HR"):
+        return ""
+    # `prepare` writes GTmod12, and would read and write the same folder
+    words = (
+        ("data.imresize", "--input", folder / hr, "--output", folder / f"LRbicx{scale}")
+        if hr == "GTmod12"
+        else ("data.benchmarks", "prepare", "--input", folder, "--name", folder.name, "--output", folder.parent)
+    )
+    command = shlex.join(["python", "-m", *map(str, words), "--scale", str(scale)])
+    return f"; to make LR images of the HR images: {command}"
 
 
 def _folder(root: Path, name: str) -> Path:
@@ -134,7 +159,7 @@ def _folder(root: Path, name: str) -> Path:
 def _check_sizes(hr: Path, lr: Path, scale: int) -> None:
     if image_size(hr) == image_size(lr):
         raise UserError(
-            f"{lr} is as large as {hr.name} and should be {scale} times smaller; if this is RealSR, take version 3: in "
+            f"{lr} is as large as {hr} and should be {scale} times smaller; if this is RealSR, take version 3: in "
             "versions 1 and 2, LR images have the size of HR"
         )
     pair_sizes(hr, lr, scale=scale)
@@ -153,9 +178,13 @@ def _marked(hr_paths: Iterable[Path], lr_paths: Iterable[Path], *, where: str) -
     hr, lr = _by_name(hr_paths, MARK), _by_name(lr_paths, MARK)
     odd = sorted(hr.keys() ^ lr.keys())
     if odd:
+        near = near_pairs(
+            {name: hr[name].name for name in odd if name in hr}, {name: lr[name].name for name in odd if name in lr}
+        )
         raise UserError(
             f"the {len(hr)} HR and {len(lr)} LR images of {where} do not pair up by name: {len(odd)} have no "
-            f"partner, such as {', '.join(odd[:5])}"
+            f"partner, such as {', '.join(odd[:5])}{near}; the names of an HR image and its LR image are expected to "
+            "differ only in _HR and _LR (or _x4 and _x1) at the end"
         )
     return tuple(BenchmarkImage(name, lr[name], hr[name]) for name in sorted(hr))
 

@@ -75,6 +75,12 @@ def find_images(root: Path) -> ImageFolder | Pack:
     return open_pack(root) if is_pack(root) else image_folder(root, list_image_names(root))
 
 
+def image_list(folders: Iterable[ImageFolder | Pack]) -> str:
+    """A line for each image: its folder's name and its own."""
+    listed = [f"{folder.root.name}/{name}" for folder in folders for name in _texts(folder.names)]
+    return "".join(f"{line}\n" for line in listed).encode(errors="backslashreplace").decode()
+
+
 def read_image(image: Path | Tile) -> np.ndarray:
     """Read what `find_images` lists, as RGB, (H, W, 3) uint8; see `data.images.read_rgb` and `Tile.read`."""
     return image.read() if isinstance(image, Tile) else read_rgb(image)
@@ -190,6 +196,10 @@ def check_each(
         offenders = list(chain.from_iterable(executor.map(complaints, tasks)))
     if offenders:
         raise UserError(f"{len(offenders)} of {what} {fault}: {first_few(offenders, separator='; ')}")
+
+
+def _texts(names: np.ndarray) -> list[str]:
+    return os.fsdecode(b"\0".join(names.tolist())).split("\0")
 
 
 def first_few(offenders: list[str], *, separator: str = ", ") -> str:

@@ -1,8 +1,11 @@
 """Which LR image belongs to which HR image: paired by name, never by order, and checked for size before use."""
 
 import functools
+import itertools
 import os
-from collections.abc import Callable
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,14 @@ from data.image_folders import ImageFolder, check_each, find_images, first_few, 
 from data.images import strip_scale_suffix
 from data.pack import Pack, Tile
 from utils.errors import UserError
+
+UNICODE = "in Unicode normal form (NFC and NFD look the same)"
+# In what the names of one image may differ by mistake, and how to take it away.
+DIFFERENCES = {
+    "in upper and lower case": str.casefold,
+    UNICODE: functools.partial(unicodedata.normalize, "NFC"),
+    "in endings such as _HR, _LR and _x4": lambda stem: re.sub(r"(?<=.)_((HR|LR)\d?)?$", "", stem, flags=re.IGNORECASE),
+}
 
 
 @dataclass(frozen=True)
@@ -44,19 +55,55 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
     if hr.keys() != lr.keys():  # An HR image may itself be called "box4": only then can the ending be a scale.
         lr = _by_stem(lr_images, lambda name: strip_scale_suffix(_stem(name)))
 
-    without_lr = sorted(hr[stem] for stem in hr.keys() - lr.keys())
-    without_hr = sorted(lr[stem] for stem in lr.keys() - hr.keys())
+    without_lr = {stem: hr[stem] for stem in hr.keys() - lr.keys()}
+    without_hr = {stem: lr[stem] for stem in lr.keys() - hr.keys()}
     if without_lr or without_hr:
         problems = [
-            f"{len(names)} of {total} images in {folder} lack an {other} image ({first_few(names)})"
+            f"{len(names)} of {total} images in {folder} lack an {other} image ({first_few(sorted(names.values()))})"
             for names, total, folder, other in (
                 (without_lr, len(hr), hr_images.root, "LR"),
                 (without_hr, len(lr), lr_images.root, "HR"),
             )
             if names
         ]
-        raise UserError(f"HR and LR images do not pair by name: {' and '.join(problems)}")
+        raise UserError(
+            f"HR and LR images do not pair by name: {' and '.join(problems)}{near_pairs(without_lr, without_hr)}; "
+            "an LR image is expected to have the name of its HR image, with or without the scale at the end (0001.png "
+            "or 0001x4.png for 0001.png)"
+        )
     return Pairs(hr_images.select(hr.values()), lr_images.select(lr[stem] for stem in hr))
+
+
+def near_pairs(hr: Mapping[str, str], lr: Mapping[str, str]) -> str:
+    """Say what the names of images without a partner differ in, where that is little.
+
+    Args:
+        hr, lr: names of files by what they are paired by.
+
+    Returns:
+        To be put behind a sentence: `; 2 of the names differ only in upper and lower case (Baby.png and baby.png)`,
+        for the fewest differences that explain the most names; empty where the names have nothing in common.
+    """
+
+    def pairs(kinds: Iterable[str]) -> list[tuple[str, str]]:
+        def plain(names: Mapping[str, str]) -> dict[str, str]:
+            return {
+                functools.reduce(lambda stem, kind: DIFFERENCES[kind](stem), kinds, key): names[key] for key in names
+            }
+
+        plain_hr, plain_lr = plain(hr), plain(lr)
+        return [(plain_hr[stem], plain_lr[stem]) for stem in sorted(plain_hr.keys() & plain_lr.keys())]
+
+    choices = [
+        kinds for count in range(1, 1 + len(DIFFERENCES)) for kinds in itertools.combinations(DIFFERENCES, count)
+    ]
+    kinds = max(choices, key=lambda kinds: len(pairs(kinds)))  # of equals, the first
+    found = pairs(kinds)
+    if not found:
+        return ""
+    count = "" if len(found) == len(hr) == len(lr) else f"{len(found)} of "
+    example = " and ".join(ascii(name) if UNICODE in kinds else name for name in found[0])
+    return f"; {count}the names differ only {' and '.join(kinds)} ({example})"
 
 
 def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
@@ -86,7 +133,7 @@ def pair_sizes(hr_path: Path | Tile, lr_path: Path | Tile, *, scale: int) -> tup
     hr_size, lr_size = size_of(hr_path), size_of(lr_path)
     if not _fit(np.array(hr_size), np.array(lr_size), scale=scale).all():
         raise UserError(
-            f"{lr_path.name} is {lr_size[1]}x{lr_size[0]}, but {hr_path.name} is {hr_size[1]}x{hr_size[0]} "
+            f"{lr_path} is {lr_size[1]}x{lr_size[0]}, but {hr_path} is {hr_size[1]}x{hr_size[0]} "
             f"and calls for {hr_size[1] // scale}x{hr_size[0] // scale} at scale {scale}"
         )
     return hr_size, lr_size
@@ -103,7 +150,7 @@ def _complaint(pair: tuple[Path | Tile, Path | Tile], *, scale: int, lr_patch_px
     except UserError as error:
         return str(error)
     if min(hr_size) // scale < lr_patch_px:
-        return f"{lr_path.name} is {lr_size[1]}x{lr_size[0]}, smaller than the LR patch of {lr_patch_px}"
+        return f"{lr_path} is {lr_size[1]}x{lr_size[0]}, smaller than the LR patch of {lr_patch_px}"
     return None
 
 

@@ -25,6 +25,7 @@ from models.pretrained import load_part
 from utils import checkpoint
 from utils.errors import UserError
 from utils.weights import KNOWN, sha256_of
+from utils.wrappers import without_wrappers
 
 CLIP_RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 # CLIP's ViTs come from timm, whose positional embeddings follow the image's size; OpenAI trained with QuickGELU.
@@ -223,8 +224,9 @@ def published_weights(model: str) -> str:
 def load_extractor_weights(path: str | Path, model: str) -> dict[str, Tensor]:
     """The float32 weights in a file, under the file's own names, for `SemanticExtractor(model=model, state=...)`.
 
-    The file is a state dict as `checkpoint.load` reads it, bare or as an entry `state_dict` or `model`; or, for a
-    tower of CLIP, OpenAI's TorchScript archive. That is code, and is opened only if it is OpenAI's to the byte.
+    The file is a state dict as `checkpoint.load` reads it, bare or as an entry `state_dict` or `model`, also one of a
+    wrapped module (DistributedDataParallel, torch.compile); or, for a tower of CLIP, OpenAI's TorchScript archive. That
+    is code, and is opened only if it is OpenAI's to the byte.
 
     Raises UserError if the file is missing, is none of these, or is an archive with another hash.
     """
@@ -237,8 +239,11 @@ def load_extractor_weights(path: str | Path, model: str) -> dict[str, Tensor]:
         for entry in ("state_dict", "model"):
             if isinstance(state.get(entry), dict):
                 state = state[entry]
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(f"the weights of {model} in {path} are no dict of named tensors, which was expected")
+    state, _ = without_wrappers(
+        state, path, attributes={"model"}, known=lambda names: any(name.startswith(CLIP_PREFIX) for name in names)
+    )
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 

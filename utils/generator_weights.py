@@ -11,11 +11,19 @@ from torch import Tensor, nn
 
 from utils.architecture import in_words, traits_of
 from utils.errors import UserError
+from utils.wrappers import without_wrappers
 
 # The entries under which files in use keep the weights; where a file has several, the first of them counts.
 WRAPPERS = ("params_ema", "params", "model", "state_dict", "model_state_dict")
-# A module wrapped for several GPUs, a generator inside a larger model, and both in either order.
-PREFIXES = ("module.", "netG.", "module.")
+# Attributes that hold a generator in larger models, such as Lightning's. A network may itself have such an attribute.
+GENERATOR_ATTRIBUTES = frozenset({"generator", "model"})
+# For each naming, the key of a tensor that every network of that kind has.
+MARKERS = {
+    "SeD": "RRDB_trunk.0.RDB1.conv1.weight",
+    "BasicSR": "body.0.rdb1.conv1.weight",
+    "old ESRGAN": "model.1.sub.0.RDB1.conv1.0.weight",
+    "SwinIR": "layers.0.residual_group.blocks.0.attn.relative_position_bias_table",
+}
 # Buffers in SwinIR files that follow from the architecture; the module itself deals with them.
 DERIVED_BUFFERS = ("relative_position_index", "attn_mask")
 # Layers around the trunk of RRDB: BasicSR's name, ours; the others have the same name in both.
@@ -39,7 +47,8 @@ class GeneratorWeights:
 
     state: dict[str, Tensor]  # float32 on the CPU
     entry: str | None  # of the file, that they were taken from; None for a bare state dict
-    kind: str  # for people: "RRDB (23 blocks, 64 features, growth 32), x4, in BasicSR names, from 'params_ema'"
+    # For people: "RRDB (23 blocks, 64 features, growth 32), x4, in BasicSR names, from 'params', stripped of 'module.'"
+    kind: str
 
 
 def generator_weights(payload: dict, path: str | Path, *, entry: str | None = None) -> GeneratorWeights:
@@ -66,7 +75,10 @@ def generator_weights(payload: dict, path: str | Path, *, entry: str | None = No
             f"{path} holds no generator weights: a state dict was expected, bare or under {', '.join(WRAPPERS)}, "
             f"but {f'{wrapper!r} in it' if wrapper else 'it'} holds {_first_few(state) or 'nothing'}"
         )
-    state = {name: _checked(value, name, path) for name, value in _without_prefixes(state).items()}
+    state, wrappers = without_wrappers(
+        state, path, attributes=GENERATOR_ATTRIBUTES, known=lambda names: not names.isdisjoint(MARKERS.values())
+    )
+    state = {name: _checked(value, name, path) for name, value in state.items()}
     ours, names = _in_our_names(state)
     if len(ours) < len(state):
         raise UserError(
@@ -74,7 +86,7 @@ def generator_weights(payload: dict, path: str | Path, *, entry: str | None = No
         )
     network = in_words(ours) or "weights of an unknown architecture"
     origin = f"from {wrapper!r}" if wrapper else "as a bare state dict"
-    return GeneratorWeights(ours, wrapper, ", ".join(filter(None, (network, names, origin))))
+    return GeneratorWeights(ours, wrapper, ", ".join(filter(None, (network, names, origin, wrappers))))
 
 
 def _checked(value: Tensor, name: str, path: str | Path) -> Tensor:
@@ -94,22 +106,14 @@ def _checked(value: Tensor, name: str, path: str | Path) -> Tensor:
     return value
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        # What lies beside a prefixed name is another network (netD.) or a counter (n_averaged), not the generator's.
-        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        state = inside or state
-    return state
-
-
 def _in_our_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
     """`state` in the names of this project's modules, and a phrase that says which it had, where there are several."""
-    if "RRDB_trunk.0.RDB1.conv1.weight" in state:
+    if MARKERS["SeD"] in state:
         return state, "in SeD names"
-    if "body.0.rdb1.conv1.weight" in state:
+    if MARKERS["BasicSR"] in state:
         blocks = re.compile(r"body\.(\d+)\.rdb(\d)\.conv(\d)\.(\w+)")
         return _renamed(state, blocks, BASICSR_NAMES), "in BasicSR names"
-    if "model.1.sub.0.RDB1.conv1.0.weight" in state:
+    if MARKERS["old ESRGAN"] in state:
         blocks = re.compile(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(\w+)")
         return _renamed(state, blocks, _old_esrgan_names(state)), "in old ESRGAN names"
     return state, None
@@ -127,7 +131,7 @@ def _renamed(state: dict[str, Tensor], blocks: re.Pattern, layers: dict[str, str
 
 def in_basicsr_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """An RRDB's weights under the names of BasicSR and Real-ESRGAN; SwinIR's have the same names there."""
-    if "RRDB_trunk.0.RDB1.conv1.weight" not in state:
+    if MARKERS["SeD"] not in state:
         return dict(state)
     layers = {ours: theirs for theirs, ours in BASICSR_NAMES.items()}
 

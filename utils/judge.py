@@ -11,7 +11,9 @@ from models.build import RANDOM, build_discriminator, build_extractor, pretraine
 from options.schema import Options, load_options
 from utils import checkpoint
 from utils.errors import UserError
+from utils.wrappers import without_wrappers
 
+ATTRIBUTES = frozenset({"discriminator", "model", "net_d", "netD"})  # that hold a discriminator in larger models
 KEPT = ("name", "discriminator", "semantic_extractor")  # options that a discriminator and its extractor follow from
 
 
@@ -41,12 +43,15 @@ def open_judge(path: Path, *, device: torch.device, pretrained_root: Path | None
     extractor = build_extractor(options)
     discriminator = build_discriminator(options, extractor)
     try:
+        tensors, wrappers = without_wrappers(
+            tensors, path, attributes=ATTRIBUTES, known=lambda names: discriminator.state_dict().keys() <= names
+        )
         discriminator.load_state_dict(tensors)
     except (RuntimeError, TypeError, AttributeError):  # of names and shapes, or of what is no tensors at all
         raise UserError(f"the discriminator in {path} does not fit the options beside it") from None
     for network in filter(None, (discriminator, extractor)):
         network.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Judge(discriminator, extractor, _in_words(state, options))
+    return Judge(discriminator, extractor, ", ".join(filter(None, (_in_words(state, options), wrappers))))
 
 
 def _discriminator_in(state: dict[str, Any], path: Path) -> dict[str, Any]:

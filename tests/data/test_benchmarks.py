@@ -1,5 +1,7 @@
 """Benchmarks are found in the layouts in use, their images pair up by name, and what does not fit is told."""
 
+import importlib
+import shlex
 from pathlib import Path
 
 import pytest
@@ -91,16 +93,31 @@ def test_name_that_is_nearly_right_is_suggested(tmp_path):
     [
         ({"HR/a.png": 16}, "has HR but not the LR folder"),
         ({"HR/a.png": 16, "LR_bicubic/X4/bx4.png": 4}, "do not pair by name"),
-        ({"HR/a.png": 16, "LR_bicubic/X4/ax4.png": 5}, "calls for 4x4 at scale 4"),
-        ({"a_HR.png": 16, "a_LR.png": 4, "b_LR.png": 4}, "do not pair up by name.* such as b$"),
+        ({"HR/a.png": 16, "LR_bicubic/X4/a.png": 5}, r"LR_bicubic/X4/a\.png is 5x5, but .*/HR/a\.png .* calls for 4x4"),
+        ({"a_HR.png": 16, "a_LR.png": 4, "b_LR.png": 4}, "do not pair up by name.* such as b; the names of an HR"),
+        (
+            {"a_HR.png": 16, "A_LR.png": 4},
+            r"such as A, a; the names differ only in upper .* \(a_HR\.png and A_LR\.png\); ",
+        ),
+        (
+            {"test_HR/a_hr.png": 16, "test_LR/a_lr.png": 4},
+            "the names differ only in endings .* expected to differ only",
+        ),
+        (
+            {"HR/A.png": 16, "LR_bicubic/X4/ax4.png": 4},
+            "the names differ only in upper and lower case .* is expected to",
+        ),
         ({"Canon/Test/4/a_HR.png": 16, "Canon/Test/4/a_LR2.png": 8}, "the 1 HR and 0 LR images .* do not pair up"),
-        ({"Canon/Test/4/a_HR.png": 16, "Canon/Test/4/a_LR4.png": 16}, r"a_LR4\.png is as large as .* take version 3"),
+        (
+            {"Canon/Test/4/a_HR.png": 16, "Canon/Test/4/a_LR4.png": 16},
+            r"a_LR4\.png is as large as .*/Test/4/a_HR\.png .* take version 3",
+        ),
         ({"Canon/Test/4/a_HR.png": 16, "Nikon/Test/4/a_HR.png": 16}, "both be written as one PNG"),
-        ({"Test_x4/test_HR/a_x4.png": 16}, "has Test_x4/test_HR but not the LR folder Test_x4/test_LR"),
+        ({"Test_x4/test_HR/a_x4.png": 16}, "has Test_x4/test_HR but not the LR folder Test_x4/test_LR$"),
         ({"test_HR/a_x4.png": 16, "test_LR/a_x1.png": 4, "test_LR/a_x2.png": 4}, "both be written as one PNG"),
         (
             {"test_HR/a_x4.png": 16, "test_LR/b_x1.png": 4},
-            "test_HR and .*test_LR do not pair up by name.* such as a, b$",
+            "test_HR and .*test_LR do not pair up by name.* such as a, b; the names of an HR",
         ),
         ({"somewhere/else/a.png": 4}, "none of the known layouts"),
         ({"a.png": 4, "a.jpg": 4}, "both be written as one PNG"),
@@ -111,6 +128,25 @@ def test_what_does_not_fit_is_told(tmp_path, files, sentence):
         image(tmp_path / "Set" / name, side)
     with pytest.raises(UserError, match=sentence):
         find_benchmark(tmp_path, "Set", scale=4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HR/a.png", "GTmod12/a.png", "DIV2K_valid_HR/a.png", "original/a.png", "image_SRF_4/a_SRF_4_HR.png", "a_HR.png"],
+)
+def test_command_that_is_told_where_hr_stands_alone_makes_its_lr(tmp_path, monkeypatch, name):
+    image(tmp_path / "My Set" / name, 24)
+    with pytest.raises(UserError, match=r"benchmark .*My Set has .*; to make LR images of the HR images: ") as error:
+        find_benchmark(tmp_path, "My Set", scale=4)
+    python, run, module, *words = shlex.split(str(error.value).partition("HR images: ")[2])
+    assert (python, run, words[-2:]) == ("python", "-m", ["--scale", "4"])
+    assert module == ("data.imresize" if name.startswith("GTmod12") else "data.benchmarks")
+    monkeypatch.setattr("data.image_jobs.run", lambda work, jobs, **_: max(work(job) for job in jobs) - 1)
+    monkeypatch.setattr("sys.argv", [module, *words])
+    importlib.import_module(module).main()
+    assert [(entry.name, entry.lr.parent.name) for entry in find_benchmark(tmp_path, "My Set", scale=4).images] == [
+        ("a", "LRbicx4")
+    ]
 
 
 def test_files_and_folders_to_upscale_become_benchmarks_without_ground_truth(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import re
 import threading
 
 import numpy as np
@@ -39,6 +40,20 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         find_images(tmp_path / "missing")
     with pytest.raises(UserError, match=f"no image in {tmp_path}"):
         find_images(tmp_path)
+
+
+def test_sub_folder_that_has_the_images_is_named(tmp_path):
+    for name in ("photos/.cache/a.png", "photos/notes/a.txt", "photos/summer/2024/a.JPG", "photos/winter/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    sentence = (
+        f"no image in {tmp_path}/photos; .* sub-folders are not searched, and there are images in (.*): give that"
+    )
+    with pytest.raises(UserError, match=sentence) as error:
+        find_images(tmp_path / "photos")
+    assert re.search(sentence, str(error.value))[1] == str(tmp_path / "photos/summer/2024")
+    with pytest.raises(UserError, match=r"no image in [^;]*; [^;]*$"):
+        find_images(tmp_path / "photos/notes")
 
 
 def test_images_too_small_or_unreadable_are_counted_over_all_folders_and_named(folders):

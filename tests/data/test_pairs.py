@@ -49,6 +49,42 @@ def test_missing_and_extra_images_are_counted_and_named(tmp_path, write):
     assert "(5x4.png)" in str(error.value)
 
 
+NFC, NFD = "ü.png", "u\u0308.png"  # ü as one character, and as u with two dots put above it
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr", "hint"),
+    [
+        (["Baby.png", "BIRD.png"], ["baby.png", "birdx4.png"], "; the names differ only in upper and lower case"),
+        ([NFC], [NFD], r"; the names differ only in Unicode normal form .* \('\\xfc\.png' and 'u\\u0308\.png'\)"),
+        (["a_HR.png"], ["a_LR.png"], r"; the names differ only in endings .*_HR, .* \(a_HR\.png and a_LR\.png\)"),
+        (["a.png"], ["a_LR4.png"], "; the names differ only in endings"),
+        (["a_HR.png"], ["a_LRx4.png"], "; the names differ only in endings"),
+        (["a.png"], ["a_x4.png"], "; the names differ only in endings"),
+        ([f"A{NFC}"], [f"a{NFD}"], "; the names differ only in upper and lower case and in Unicode normal form"),
+        (
+            ["A.png", "b.png", "c.png"],
+            ["a.png", "b.png"],
+            r"; 1 of the names differ only in upper .* \(A\.png and a\.png\)",
+        ),
+    ],
+)
+def test_names_that_nearly_pair_are_told_by_what_they_differ_in_and_what_is_expected(tmp_path, write, hr, lr, hint):
+    for name in (*(f"hr/{name}" for name in hr), *(f"lr/{name}" for name in lr)):
+        write(name)
+    with pytest.raises(
+        UserError, match=f"do not pair by name: .*{hint}.*; an LR image is expected to have the name of"
+    ):
+        find_pairs(tmp_path / "hr", tmp_path / "lr")
+
+
+def test_names_that_have_nothing_in_common_get_no_hint(tmp_path, write):
+    for name in ("hr/a.png", "lr/b.png"):
+        write(name)
+    with pytest.raises(UserError, match=r"\(b\.png\); an LR image is expected"):
+        find_pairs(tmp_path / "hr", tmp_path / "lr")
+
+
 def test_only_the_first_five_offenders_are_shown(tmp_path, write):
     for number in range(9):
         write(f"hr/{number}.png")
@@ -81,7 +117,8 @@ def test_pairs_of_wrong_size_are_named_with_what_was_given_and_expected(tmp_path
         check_pairs(find_pairs(tmp_path / "hr", tmp_path / "lr"), scale=4, lr_patch_px=3)
     message = str(error.value)
     assert "2 of 3" in message
-    assert "1x4.png is 10x8, but 1.png is 20x16 and calls for 5x4" in message
+    folders = tmp_path / "hr", tmp_path / "lr"
+    assert "{1}/1x4.png is 10x8, but {0}/1.png is 20x16 and calls for 5x4".format(*folders) in message
     assert "2x4.png is 5x3" in message
     assert "0x4.png" not in message
 

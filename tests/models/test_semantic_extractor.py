@@ -158,6 +158,14 @@ class RunsCode:
         return print, ("this must not be printed",)
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "model.module."])
+def test_weights_of_a_wrapped_model_are_read(state, tmp_path, wrapper):
+    whole = {f"visual.{name}": value for name, value in state.items()}
+    torch.save({"state_dict": {wrapper + name: value for name, value in whole.items()}}, tmp_path / "rn50.pth")
+    found = load_extractor_weights(tmp_path / "rn50.pth", "clip/RN50")
+    assert found.keys() == whole.keys()
+
+
 @pytest.mark.parametrize("name", ["rn50.pt", "rn50.safetensors"])
 @pytest.mark.parametrize(
     "write",

@@ -71,8 +71,20 @@ def test_four_pictures_and_whose_they_are(run, states):
     told = run("--weights-d", states["cross-attention"], "--image", "photo.png")
     assert "patch discriminator of run at step 1,200" in told
     assert "random weights" in told
+    assert "stripped" not in told
     assert written("results/photo_attention") == ALL
     assert read_rgb(Path("results/photo_attention/semantics.png")).shape == (64, 80, 3)
+
+
+def test_discriminator_that_was_saved_in_wrappers_is_found(tmp_path, states):
+    state = checkpoint.load(states["cross-attention"])
+    tensors = state["train_step"]["discriminator"]
+    wrapped = {f"model.discriminator.module._orig_mod.{name}": value for name, value in tensors.items()}
+    wrapped["model.generator.conv0.weight"] = torch.ones(1)
+    checkpoint.save_state(tmp_path / "wrapped.pth", state | {"train_step": {"discriminator": wrapped}})
+    judge = open_judge(tmp_path / "wrapped.pth", device=CPU)
+    assert all(torch.equal(value, tensors[name]) for name, value in judge.discriminator.state_dict().items())
+    assert judge.about.endswith(", stripped of 'model.', 'discriminator.', 'module.', '_orig_mod.'")
 
 
 def test_a_row_for_each_point_and_a_column_for_each_block(run, states):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,91 @@ def test_every_wrapper_and_naming_gives_the_image_that_spandrel_gives(style, wra
     reference = spandrel.ModelLoader().load_from_state_dict(dict(state)).model
     torch.testing.assert_close(image_of(generator), image_of(reference))
     assert weights.kind.startswith(f"RRDB (11 blocks, 4 features, growth 32), x4, in {style} names, ")
+
+
+def under(*prefixes):
+    """Every key behind each of the prefixes, as several modules around one another save it."""
+    return lambda state: {"".join(prefixes) + name: value for name, value in state.items()}
+
+
+def inside(part):
+    """A compiled part of the network: the wrapper stands in the middle of the keys of its first block."""
+
+    def wrap(state):
+        pattern = r"^(RRDB_trunk\.0\.|body\.0\.|model\.1\.sub\.0\.)"
+        return {re.sub(pattern, rf"\1{part}.", name): value for name, value in state.items()}
+
+    return wrap
+
+
+def lightning(state):
+    """A module of Lightning that trains a GAN: the generator is one of its attributes."""
+    beside = {"discriminator.conv0.weight": torch.ones(1), "loss.vgg.0.weight": torch.full((1,), float("nan"))}
+    return {"epoch": 3, "state_dict": {**under("generator.")(state), **beside}}
+
+
+WRAPPED = [
+    (under("_orig_mod."), "'_orig_mod.'"),
+    (under("module.", "_orig_mod."), "'module.', '_orig_mod.'"),
+    (under("_orig_mod.", "module."), "'module.', '_orig_mod.'"),
+    (under("net_g."), "'net_g.'"),
+    (under("generator."), "'generator.'"),
+    (under("model."), "'model.'"),
+    (under("model.", "generator."), "'model.', 'generator.'"),
+    (under("model.", "net_g.", "_orig_mod.", "module."), "'model.', 'net_g.', 'module.', '_orig_mod.'"),
+    (inside("_orig_mod"), "'_orig_mod.'"),
+    (
+        inside("_fsdp_wrapped_module._checkpoint_wrapped_module"),
+        "'_fsdp_wrapped_module.', '_checkpoint_wrapped_module.'",
+    ),
+    (lambda state: under("module.")(inside("_orig_mod")(state)), "'module.', '_orig_mod.'"),
+    (lightning, "'generator.'"),
+]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("wrap", "stripped"), WRAPPED)
+def test_keys_are_stripped_of_wrappers_in_any_order_and_it_is_said_of_which(style, wrap, stripped):
+    state = foreign_state(style)
+    weights, bare = recognise(wrap(state), "net.pth"), recognise(state, "net.pth")
+    assert weights.state.keys() == bare.state.keys()
+    assert all(torch.equal(weights.state[name], value) for name, value in bare.state.items())
+    origin = "from 'state_dict'" if wrap is lightning else "as a bare state dict"
+    assert (
+        weights.kind
+        == f"RRDB (11 blocks, 4 features, growth 32), x4, in {style} names, {origin}, stripped of {stripped}"
+    )
+    assert "stripped" not in bare.kind
+
+
+def test_swinir_is_found_inside_a_larger_model():
+    state = small_swinir().state_dict()
+    weights = recognise({**under("generator.", "_orig_mod.")(state), "loss.weight": torch.ones(1)}, "net.pth")
+    assert weights.state.keys() == state.keys()
+    assert weights.kind.endswith("stripped of 'generator.', '_orig_mod.'")
+
+
+def test_network_that_is_not_known_keeps_its_own_attributes_called_as_wrappers():
+    own = {"model.conv.weight": torch.ones(1), "generator.weight": torch.ones(1), "tail.weight": torch.ones(1)}
+    assert recognise(own, "net.pth").state.keys() == own.keys()
+    assert recognise(under("module.", "_orig_mod.")(own), "net.pth").state.keys() == own.keys()
+
+
+def test_what_lies_beside_a_network_in_no_wrapper_is_kept_and_so_told_of():
+    state = foreign_state("SeD") | {"generator.extra": torch.ones(1), "module.extra": torch.ones(1)}
+    assert recognise(state, "net.pth").state.keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (under("generator."), under("model."), r"net\.pth holds several networks, under 'generator\.' and 'model\.'"),
+        (under("_orig_mod."), under(), "holds weights twice, with and without .*_orig_mod"),
+    ],
+)
+def test_two_networks_in_one_state_dict_are_refused(first, second, message):
+    with pytest.raises(UserError, match=message):
+        recognise(first(foreign_state("SeD")) | second(foreign_state("SeD", seed=1)), "net.pth")
 
 
 def test_safetensors_are_told_by_content(tmp_path):
