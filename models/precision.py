@@ -38,6 +38,21 @@ def convolutions(*, tf32: bool, autotune: bool) -> Iterator[None]:
         settings.allow_tf32, settings.benchmark = before
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """A block in which a GPU computes float32 convolutions and matrix products in float32, on all threads.
+
+    Autocast is not switched off: it belongs to a thread, and whoever wants it enters it inside the block.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 def use_deterministic_algorithms() -> None:
     """Let everything that this process computes on a GPU from now on be the same in each run, bit for bit."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read before the first matrix product

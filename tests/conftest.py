@@ -40,6 +40,18 @@ def no_weights_of_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
+@pytest.fixture
+def tf32_allowed() -> Iterator[None]:
+    """TF32 wherever PyTorch has it, as a program around this one may allow it."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
 @pytest.fixture(scope="session")
 def launch() -> Launch:
     """Starts `python ...` as a user does, in a folder; a script of the project is named by its file."""
@@ -135,7 +147,7 @@ def _furnish(root: Path, *, prepared: Path) -> Path:
             "dataset": {"lr_patch_px": 16},
             "dataloader": {"batch_size": 2, "num_workers": 1},
             "optimizer": {"learning_rate": 1e-3, "milestones": [3]},
-            "train": {"total_steps": 4, "log_every_steps": 1, "save_every_steps": 2},
+            "train": {"total_steps": 4, "total_batch_size": None, "log_every_steps": 1, "save_every_steps": 2},
             "validation": {"every_steps": 2, "benchmarks": ["Photos"]},
         }
         if recipe.stem.endswith("_real"):

@@ -160,16 +160,29 @@ def test_tiles_are_as_large_as_was_asked(workshop, command):
     assert (made[0] != made[1]).any()
 
 
-def test_damaged_image_among_those_to_upscale_is_named_and_the_others_go_on(workshop, command, prepared):
-    photos = workshop / "photos"
-    photos.mkdir()
-    for image in (prepared / "Evaluation/Photos/LRbicx4").iterdir():
-        (photos / image.name).write_bytes(image.read_bytes())
-    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    done = command("test.py", "--input", "photos", "--weights", "bicubic", "--output_path", "out", cwd=workshop)
+def test_damaged_or_small_image_is_named_and_the_others_go_on(workshop, command, prepared):
+    """Images alone, one of them broken, and a benchmark, one of whose images is too small for SSIM."""
+    for folder in ("LRbicx4", "GTmod12"):
+        for path, root in ((workshop / "photos", "LRbicx4"), (workshop / "Some" / folder, folder)):
+            path.mkdir(parents=True, exist_ok=True)
+            for image in (prepared / "Evaluation/Photos" / root).iterdir():
+                (path / image.name).write_bytes(image.read_bytes())
+    (workshop / "photos/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    Image.new("RGB", (3, 3)).save(workshop / "Some/LRbicx4/small.png")
+    Image.new("RGB", (12, 12)).save(workshop / "Some/GTmod12/small.png")
+    words = f"{TEST} Some photos --weights bicubic --metrics ssim --output_path out"
+    done = command(*words.split(), cwd=workshop)
     assert done.returncode == 1
-    assert "broken.png" in done.stdout
+    failures = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
+    assert "small.png has no ssim: an image of 12x12 px is too small" in failures[0]
+    assert "broken.png" in failures[1]
     assert len(list((workshop / "out/bicubic/photos").iterdir())) == 3
+    scores = results_of(workshop / "out")["weights"]["bicubic"]["benchmarks"]["Some"]
+    rows = [row["ssim"] for row in scores["images"].values() if row]
+    assert scores["mean"]["ssim"] == pytest.approx(sum(rows) / 3)
+    assert (scores["images_scored"], scores["images_total"]) == ({"ssim": 3}, 4)
+    for text in (done.stdout, (workshop / "out/results.md").read_text(), (workshop / "out/report.html").read_text()):
+        assert "(3/4)" in text
 
 
 def test_results_are_not_lost(workshop, command):

@@ -1,7 +1,10 @@
-"""Upscale a benchmark and score it, its images shared out over the processes."""
+"""Upscale a benchmark and score it, its images shared out over the processes.
+
+`test.py` and the validations of a training run both do it here, so that they give a generator the same scores.
+"""
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +19,8 @@ import numpy as np
 import torch
 
 from data.benchmarks import Benchmark, BenchmarkImage
-from data.images import read_rgb, to_tensor, write_image
+from data.images import image_size, read_rgb, to_tensor, write_image
+from models.precision import without_tf32
 from utils.distributed import World
 from utils.errors import UserError
 from utils.memory import unless_out_of_memory
@@ -28,17 +32,35 @@ from utils.upscaler import OutOfMemory, Upscale
 class BenchmarkScores:
     """Scores of one benchmark: of each image by name, and their means."""
 
-    images: dict[str, dict[str, float]]  # empty scores where there is no ground truth
-    failures: tuple[str, ...] = ()  # what was wrong with images that could not be upscaled, or not be scored
-    notes: tuple[str, ...] = ()  # what the user should know of those that could
+    images: dict[str, dict[str, float]]  # of those that were upscaled; a score that an image lacks is left out
+    failures: tuple[str, ...] = ()  # a sentence for each image that was not upscaled, and for each score that failed
+    notes: tuple[str, ...] = ()  # what the user should know of images that were upscaled
+    not_upscaled: int = 0  # images
+
+    @property
+    def total(self) -> int:
+        """The number of images of the benchmark."""
+        return len(self.images) + self.not_upscaled
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images that have a score, by metric; a metric that no image has is left out."""
+        rows = sorted(self.images.values(), key=len, reverse=True)  # complete rows first: they have the usual order
+        return dict(Counter(chain.from_iterable(rows)))
 
     @property
     def mean(self) -> dict[str, float]:
-        """Of every metric, over the images; empty after a failure: a mean over some of them is nobody's score."""
-        rows = list(self.images.values())
-        if self.failures or not rows:
-            return {}
-        return {metric: math.fsum(row[metric] for row in rows) / len(rows) for metric in rows[0]}
+        """The mean of each metric over the images that have it, which may be fewer than all: see `counts`."""
+        rows = self.images.values()
+        return {
+            metric: math.fsum(row[metric] for row in rows if metric in row) / count
+            for metric, count in self.counts.items()
+        }
+
+    @property
+    def complete_mean(self) -> dict[str, float]:
+        """The means over all images of the benchmark, the only ones that can be compared with other means."""
+        return {metric: mean for metric, mean in self.mean.items() if self.counts[metric] == self.total}
 
 
 def evaluate(
@@ -55,14 +77,14 @@ def evaluate(
 ) -> BenchmarkScores | None:
     """Upscale every image of a benchmark and score it, by all metrics where it has ground truth.
 
-    The protocol is the paper's (see utils.metrics): SR rounded to 8 bits before it is scored. Every rank takes its
-    share of the images; the scores are gathered, so that every rank returns all of them. While images are upscaled, a
-    thread reads the next one, and another one writes and scores those before.
+    The protocol is the paper's (see utils.metrics): SR rounded to 8 bits before it is scored. TF32 is off, whatever
+    the process has set. Every rank takes its share of the images; the scores are gathered, so that every rank returns
+    all of them. While images are upscaled, a thread reads the next one, and another one writes and scores those before.
 
-    An LR image that cannot be read ends the evaluation of a benchmark; in a folder without ground truth it is one of
-    the failures, and the others go on. An image, or a metric of it, that memory does not suffice for is a failure too,
-    and so is an image that a metric cannot score; everything else goes on: hours of training do not end in a
-    validation.
+    A failure does not end the evaluation: hours of training do not end in a validation. An image that cannot be read,
+    or that memory does not suffice for, is left out of `images`. A score that cannot be computed, because the ground
+    truth cannot be read, the image is too small, memory does not suffice or the result is not a number, is left out of
+    the image's scores. `failures` has a sentence for each.
 
     Args:
         output: folder for the SR images, one PNG each.
@@ -73,16 +95,13 @@ def evaluate(
     Returns:
         The scores; None on every rank if one of them was told to stop before its last image.
     """
-    mine, failures, notes = {}, [], []
-    stopped = False
+    mine, failures, notes, stopped = {}, [], [], False
 
     def readable() -> Iterator[tuple[BenchmarkImage, np.ndarray]]:
         for image, reading in _read_ahead(benchmark.images[world.rank :: world.size]):
             try:
                 yield image, reading.result()
             except UserError as error:
-                if image.hr is not None:
-                    raise  # a mean over some of a benchmark's images is nobody's score
                 failures.append((image.name, str(error)))
 
     def collect() -> None:
@@ -92,7 +111,7 @@ def evaluate(
             failures.extend((image.name, sentence) for sentence in missing)
             on_image(image, sr)
 
-    with world.agree(), _worker() as (worker, ended):
+    with world.agree(), without_tf32(), _worker() as (worker, ended):
         finish = partial(_finish, metrics=metrics, device=device, output=output, cancelled=ended.is_set)
         finishing = deque()  # the batch before
         for batch in _batches(readable(), batch_size):
@@ -114,7 +133,51 @@ def evaluate(
     images = {name: scores for share, _, _ in shares for name, scores in share.items()}
     failures = sorted((failure for _, share, _ in shares for failure in share), key=itemgetter(0))
     notes = dict.fromkeys(text for _, _, texts in shares for text in texts)  # ranks note the same
-    return BenchmarkScores(dict(sorted(images.items())), tuple(sentence for _, sentence in failures), tuple(notes))
+    return BenchmarkScores(
+        dict(sorted(images.items())),
+        failures=tuple(sentence for _, sentence in failures),
+        notes=tuple(notes),
+        not_upscaled=len(benchmark.images) - len(images),
+    )
+
+
+def check_best_by(metric: Metric, benchmark: Benchmark, *, scale: int) -> str:
+    """Check that the metric of `validation.best_by` can score every image of its benchmark, from the images' headers.
+
+    The metric is tried on noise of the size of the smallest image.
+
+    Args:
+        benchmark: the first of `validation.benchmarks`.
+        scale: of the generator.
+
+    Returns:
+        What was checked, in words.
+
+    Raises:
+        UserError: an image has no ground truth, which the metric needs, or is too small for it.
+    """
+    sizes = {}
+    for image in benchmark.images:
+        height, width = (scale * side for side in image_size(image.lr))
+        if image.hr is None and metric.needs_ground_truth:
+            raise UserError(
+                f"validation.best_by is {metric.name}, which needs ground truth (HR), but image {image.name} of "
+                f"benchmark {benchmark.name} ({image.lr}, {width}x{height} px after upscaling) has none; put another "
+                "benchmark first, or choose a metric without reference or validation.best_by: null"
+            )
+        sizes[image] = (height, width) if image.hr is None else _common_size((height, width), image_size(image.hr))
+    smallest = min(sizes, key=lambda image: sorted(sizes[image]))
+    height, width = sizes[smallest]
+    noise = torch.Generator().manual_seed(0)
+    sr, hr = torch.randint(256, (2, 3, height, width), generator=noise, dtype=torch.uint8)
+    try:
+        unless_out_of_memory(partial(metric.compute, sr, hr if metric.needs_ground_truth else None))
+    except UserError as error:
+        raise UserError(
+            f"validation.best_by is {metric.name}, which cannot score image {smallest.name} of benchmark "
+            f"{benchmark.name} ({smallest.hr or smallest.lr}, {width}x{height} px): {error}"
+        ) from error
+    return f"{metric.name} on {benchmark.name}, whose smallest image has {width}x{height} px"
 
 
 @contextmanager
@@ -165,28 +228,46 @@ def _finish(
     output: Path | None,
     cancelled: Callable[[], bool],
 ) -> tuple[dict[str, float], list[str]]:
-    """Write an SR image and score it; return its scores, and a sentence about each that it has not."""
+    """Write an SR image and score it; return its scores, and a sentence about each score that failed."""
     if output is not None:
         write_image(output / f"{image.name}.png", sr, cancelled=cancelled)
     wanted = {name: metric for name, metric in metrics.items() if image.hr is not None or not metric.needs_ground_truth}
-    hr = read_rgb(image.hr) if any(metric.needs_ground_truth for metric in wanted.values()) else None
-    scores, missing = {}, []
+    hr, scores, missing = None, {}, []
+    comparing = [name for name, metric in wanted.items() if metric.needs_ground_truth]
+    if comparing:
+        try:
+            hr = read_rgb(image.hr)
+        except UserError as error:
+            missing.append(f"{image.hr} has no {', '.join(comparing)}: {error}")
+            wanted = {name: metric for name, metric in wanted.items() if name not in comparing}
     for name, metric in wanted.items():
         try:
-            score = unless_out_of_memory(partial(_score, metric, sr, hr, device))
-            reason = f"out of memory on {device}"
-        except UserError as error:  # it is too small, for instance
-            score, reason = None, error
-        if score is None:
-            missing.append(f"{image.hr or image.lr} has no {name}: {reason}")
-        else:
-            scores[name] = score
+            scores[name] = _score(metric, sr, hr, device)
+        except UserError as error:
+            missing.append(f"{image.hr or image.lr} has no {name}: {error}")
     return scores, missing
 
 
 def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.device) -> float:
-    """Of what SR and HR have in common, from the top left, where the sides of HR are no multiples of the scale."""
-    if hr is None:
-        return metric.compute(to_tensor(sr).to(device), None)
-    height, width = (min(a, b) for a, b in zip(sr.shape[:2], hr.shape[:2], strict=True))
-    return metric.compute(*(to_tensor(image[:height, :width]).to(device) for image in (sr, hr)))
+    """Of what SR and HR have in common, from the top left, where the sides of HR are no multiples of the scale.
+
+    Raises UserError where the metric cannot score the image, for instance because it is too small.
+    """
+
+    def compute() -> float:
+        if hr is None:
+            return metric.compute(to_tensor(sr).to(device), None)
+        height, width = _common_size(sr.shape[:2], hr.shape[:2])
+        return metric.compute(*(to_tensor(image[:height, :width]).to(device) for image in (sr, hr)))
+
+    score = unless_out_of_memory(compute)
+    if score is None:
+        raise OutOfMemory(f"out of memory on {device}")
+    if math.isnan(score):
+        raise UserError("the result is not a number")
+    return score
+
+
+def _common_size(sr: tuple[int, int], hr: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that two images have in common."""
+    return min(sr[0], hr[0]), min(sr[1], hr[1])

@@ -51,9 +51,11 @@ class PyiqaMetric:
                     f"there is no metric {name}{_did_you_mean(name, [*built_in, *known])}: neither among the built-in "
                     f"ones ({', '.join(built_in)}), nor among the {len(known)} of pyiqa {pyiqa.__version__}"
                 )
-            self._network = _create(pyiqa, name, device)
-            self.lower_is_better: bool = self._network.lower_better
-            self.needs_ground_truth: bool = self._network.metric_mode == "FR"
+            metric = _create(pyiqa, name, device)
+            # Not `metric` itself: it calls its network with cuDNN's TF32 on, and that setting is the whole process's.
+            self._network, self._device = metric.net, device
+            self.lower_is_better: bool = metric.lower_better
+            self.needs_ground_truth: bool = metric.metric_mode == "FR"
             noise = torch.Generator().manual_seed(0)
             sr, hr = torch.randint(256, (2, 3, TRIAL_SIDE_PX, TRIAL_SIDE_PX), generator=noise, dtype=torch.uint8)
             if unless_out_of_memory(partial(self, sr, hr)) is None:
@@ -68,7 +70,8 @@ class PyiqaMetric:
         """
         images = (sr, hr) if self.needs_ground_truth else (sr,)
         try:
-            return self._network(*(image[None].float() / 255 for image in images)).item()
+            output = self._network(*(image[None].to(self._device).float() / 255 for image in images))
+            return (output[0] if isinstance(output, tuple) else output).item()
         except Exception as error:  # each of pyiqa's hundred networks fails in its own way
             if is_out_of_memory(error):
                 raise

@@ -74,43 +74,45 @@ def score_tables(results: list[Result], metrics: dict[str, Metric]) -> list[Scor
 
 def _scores(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
     sections = {}
-    for benchmark, sizes in _scored(results).items():
+    for benchmark, total in _scored(results).items():
         rows = []
         for result in results:
             cells = [_score_cell(results, result, benchmark, metric) for metric in metrics.values()]
             rows += [Row(result.label, tuple(cells)), *_published(result, benchmark, metrics)]
-        sections[f"{benchmark} ({sizes} image{'s' if sizes > 1 else ''})"] = rows
+        sections[f"{benchmark} ({total} image{'s' if total > 1 else ''})"] = rows
     remarks = ["± standard error over the images"]
     if any(row.aside for rows in sections.values() for row in rows):
         remarks.append("in brackets: ours minus the paper's")
-    remarks += _gaps(results, metrics)
+    remarks += _coverage_remarks(results)
     return ScoreTable("scores", _columns(metrics), sections, "; ".join(remarks))
 
 
 def _score_cell(results: list[Result], result: Result, benchmark: str, metric: Metric) -> Cell:
-    mean = _mean(result, benchmark, metric)
-    if mean is None:
+    column = _column(result, benchmark, metric)
+    if not column:
         return Cell(ABSENT)
-    error = standard_error(_column(result, benchmark, metric))
-    text = _text(mean, f".{metric.decimals}f")
-    means = [_mean(each, benchmark, metric) for each in results]
-    rivals = [each for each in means if each is not None and not math.isnan(each)]
-    best = (min if metric.lower_is_better else max)(rivals, default=None)
+    scores, precision = result.benchmarks[benchmark], f".{metric.decimals}f"
+    mean, error = scores.mean[metric.name], standard_error(list(column.values()))
+    spread = "" if error is None else f" ±{error:{precision}}"
+    rivals = [each for each in results if _column(each, benchmark, metric)]
+    comparable = len({tuple(_column(rival, benchmark, metric)) for rival in rivals}) == 1  # over the same images
+    means = {rival.benchmarks[benchmark].mean[metric.name] for rival in rivals}
     return Cell(
-        text if error is None else f"{text} ±{error:.{metric.decimals}f}",
-        best=mean == best and len(set(rivals)) > 1,
+        f"{mean:{precision}}{spread}{_coverage(len(column), scores.total)}",
+        best=comparable and len(means) > 1 and mean == (min if metric.lower_is_better else max)(means),
     )
 
 
 def _published(result: Result, benchmark: str, metrics: dict[str, Metric]) -> Iterator[Row]:
-    """The paper's scores and how far ours are from them; nothing where the paper has none."""
+    """The paper's scores and how far ours, over all images, are from them; nothing where the paper has none."""
     theirs = paper_row(result.paper_row).get(benchmark)
+    ours = result.benchmarks[benchmark].complete_mean if benchmark in result.benchmarks else {}
     cells = []
     for name, metric in metrics.items():
-        published, mean = getattr(theirs, name, None), _mean(result, benchmark, metric)
+        published, mean = getattr(theirs, name, None), ours.get(name)
         if published is None:
             cells.append(Cell(ABSENT))
-        elif mean is None or math.isnan(mean):
+        elif mean is None:
             cells.append(Cell(format(published, f".{metric.decimals}f")))
         else:
             cells.append(Cell(f"{published:.{metric.decimals}f} ({mean - published:+.{metric.decimals}f})"))
@@ -118,20 +120,16 @@ def _published(result: Result, benchmark: str, metrics: dict[str, Metric]) -> It
         yield Row(f"paper: {result.paper_row}", tuple(cells), aside=True)
 
 
-def _gaps(results: list[Result], metrics: dict[str, Metric]) -> Iterator[str]:
-    """For each mean that is not a number, how many images the metric has no score for."""
-    for result in results:
-        for benchmark in result.benchmarks:
-            for metric in metrics.values():
-                mean = _mean(result, benchmark, metric)
-                if mean is not None and math.isnan(mean):
-                    column = _column(result, benchmark, metric)
-                    count = f"{sum(map(math.isnan, column))} of {len(column)} images"
-                    yield f"{metric.title}: no score for {count} ({result.label}, {benchmark})"
+def _coverage(count: int, total: int) -> str:
+    """How many images a mean is over, where these are not all."""
+    return "" if count == total else f" ({count}/{total})"
 
 
-def _text(number: float, specification: str) -> str:
-    return ABSENT if math.isnan(number) else format(number, specification)
+def _coverage_remarks(results: list[Result]) -> list[str]:
+    benchmarks = [scores for result in results for scores in result.benchmarks.values()]
+    if all(count == scores.total for scores in benchmarks for count in scores.counts.values()):
+        return []
+    return ["(n/m): over n of m images, because the others could not be scored"]
 
 
 def _differences(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
@@ -142,32 +140,32 @@ def _differences(results: list[Result], metrics: dict[str, Metric]) -> ScoreTabl
         for other in others:
             compared = [_compared(baseline, other, benchmark, metric) for metric in metrics.values()]
             if any(compared):
-                cells = map(_difference_cell, compared, metrics.values())
+                total = baseline.benchmarks[benchmark].total
+                cells = (_difference_cell(*each, total=total) for each in zip(compared, metrics.values(), strict=True))
                 rows.append(Row(other.label, tuple(cells)))
         if rows:
             sections[benchmark] = rows
-    caption = "mean of the differences image by image [95 % bootstrap interval, from 5 images on]; * it excludes 0"
-    return ScoreTable(f"differences to {baseline.label}", _columns(metrics), sections, caption)
+    remarks = ["mean of the differences image by image [95 % bootstrap interval, from 5 images on]; * it excludes 0"]
+    remarks += _coverage_remarks(results)
+    return ScoreTable(f"differences to {baseline.label}", _columns(metrics), sections, "; ".join(remarks))
 
 
-def _difference_cell(compared: Comparison | None, metric: Metric) -> Cell:
+def _difference_cell(compared: Comparison | None, metric: Metric, *, total: int) -> Cell:
     if compared is None:
         return Cell(ABSENT)
     sign = f"+.{metric.decimals}f"
-    text = _text(compared.mean, sign)
+    text = ABSENT if math.isnan(compared.mean) else format(compared.mean, sign)  # inf - inf
     if compared.interval is not None:
         low, high = (format(end, sign) for end in compared.interval)
         text += f" [{low},{high}]{'*' if compared.excludes_zero else ''}"
-    return Cell(text)
+    return Cell(text + _coverage(compared.images, total))
 
 
 def _compared(baseline: Result, other: Result, benchmark: str, metric: Metric) -> Comparison | None:
-    """None where one of them lacks the score, or they were not scored on the same images."""
-    if _mean(baseline, benchmark, metric) is None or _mean(other, benchmark, metric) is None:
-        return None
-    if baseline.benchmarks[benchmark].images.keys() != other.benchmarks[benchmark].images.keys():
-        return None
-    return compare(*(_column(result, benchmark, metric) for result in (baseline, other)))
+    """On the images that both have the score of; None where there is no such image."""
+    first, second = (_column(result, benchmark, metric) for result in (baseline, other))
+    common = [image for image in first if image in second]
+    return compare([first[image] for image in common], [second[image] for image in common]) if common else None
 
 
 def _columns(metrics: dict[str, Metric]) -> tuple[str, ...]:
@@ -176,16 +174,15 @@ def _columns(metrics: dict[str, Metric]) -> tuple[str, ...]:
 
 def _scored(results: list[Result]) -> dict[str, int]:
     """The benchmarks of which some weights have a mean, with their numbers of images."""
-    return {name: len(scores.images) for result in results for name, scores in result.benchmarks.items() if scores.mean}
+    return {name: scores.total for result in results for name, scores in result.benchmarks.items() if scores.mean}
 
 
-def _mean(result: Result, benchmark: str, metric: Metric) -> float | None:
-    return result.benchmarks[benchmark].mean.get(metric.name) if benchmark in result.benchmarks else None
-
-
-def _column(result: Result, benchmark: str, metric: Metric) -> list[float]:
-    """The scores of all images, in the order of their names."""
-    return [scores[metric.name] for _, scores in sorted(result.benchmarks[benchmark].images.items())]
+def _column(result: Result, benchmark: str, metric: Metric) -> dict[str, float]:
+    """The scores of the images that have one, by the images' names and in their order."""
+    if benchmark not in result.benchmarks:
+        return {}
+    images = sorted(result.benchmarks[benchmark].images.items())
+    return {image: scores[metric.name] for image, scores in images if metric.name in scores}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,25 +211,25 @@ def _markdown(name: str) -> str:
 
 
 def as_csv(results: list[Result], metrics: dict[str, Metric]) -> str:
-    """A row for each image of each of the weights; empty where there is no score, or one that is not a number."""
+    """A row for each image that each of the weights upscaled; empty where there is no score."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("weights", "benchmark", "image", *metrics))
     for result in results:
         for benchmark, scores in result.benchmarks.items():
             for image, row in sorted(scores.images.items()):
-                found = (row.get(name, math.nan) for name in metrics)
-                writer.writerow((result.label, benchmark, image, *("" if math.isnan(each) else each for each in found)))
+                writer.writerow((result.label, benchmark, image, *(row.get(name, "") for name in metrics)))
     return text.getvalue()
 
 
 def as_json(results: list[Result], metrics: dict[str, Metric]) -> dict[str, Any]:
-    """Everything, for programs; a score that is infinite or not a number, which JSON does not have, is None.
+    """Everything, for programs; a score that is infinite, which JSON does not have, is None.
 
     Returns:
         `protocol`: how scores are made, in words. `metrics`: title and direction of each, by name. `weights`: for each
-        of them label, source, about, paper_row and `benchmarks`, by name: means, standard errors, scores of each image,
-        failures and notes. `comparisons`: of each of the other weights with the first, by benchmark and metric.
+        of them label, source, about, paper_row and `benchmarks`, by name: means and standard errors, over how many
+        images they are (`images_scored`, by metric) of how many (`images_total`), scores of each image, failures and
+        notes. `comparisons`: of each of the other weights with the first, by benchmark and metric.
     """
     return {
         "protocol": PROTOCOL,
@@ -257,7 +254,11 @@ def _benchmark_json(result: Result, benchmark: str, metrics: dict[str, Metric]) 
     scores = result.benchmarks[benchmark]
     return {
         "mean": _finite(scores.mean),
-        "standard_error": {name: standard_error(_column(result, benchmark, metrics[name])) for name in scores.mean},
+        "standard_error": {
+            name: standard_error(list(_column(result, benchmark, metrics[name]).values())) for name in scores.mean
+        },
+        "images_scored": scores.counts,
+        "images_total": scores.total,
         "images": {image: _finite(row) for image, row in scores.images.items()},
         "failures": list(scores.failures),
         "notes": list(scores.notes),

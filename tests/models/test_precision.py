@@ -7,7 +7,7 @@ from torch import nn
 from models import train_step
 from models.discriminators import PatchDiscriminator, UNetDiscriminator
 from models.losses import GANLoss
-from models.precision import WorkingCopy, convolutions, keep_in_autocast_type, resolved
+from models.precision import WorkingCopy, convolutions, keep_in_autocast_type, resolved, without_tf32
 from models.rrdb import RRDBNet
 from models.spectral_norm import spectral_norm
 from models.swinir import SwinIR
@@ -74,6 +74,16 @@ def test_tf32_is_for_the_convolutions_of_the_networks_alone(monkeypatch, precisi
 def test_settings_are_what_they_were_after_an_error():
     before = settings_of_cudnn()
     with pytest.raises(ValueError, match="inside"), convolutions(tf32=not before[0], autotune=not before[1]):
+        raise ValueError("inside")
+    assert settings_of_cudnn() == before
+
+
+def test_nothing_is_computed_in_tf32_in_a_block_without_it(tf32_allowed):
+    before = settings_of_cudnn()
+    with without_tf32():
+        assert settings_of_cudnn() == (False, before[1], False)
+    assert settings_of_cudnn() == before
+    with pytest.raises(ValueError, match="inside"), without_tf32():
         raise ValueError("inside")
     assert settings_of_cudnn() == before
 

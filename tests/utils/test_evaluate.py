@@ -1,5 +1,6 @@
 """Evaluation: the protocol around the metrics, work beside the upscaling, sharing, and too little memory."""
 
+import math
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from data.benchmarks import Benchmark, find_benchmark
 from data.images import Cancelled, read_rgb, to_tensor
 from utils.distributed import World
 from utils.errors import UserError
-from utils.evaluate import evaluate
+from utils.evaluate import check_best_by, evaluate
 from utils.metrics import Metric, psnr_y, ssim_y
 from utils.upscaler import Upscaler, bicubic
 
@@ -117,7 +118,7 @@ def test_batches_are_of_neighbours_of_one_size_and_change_nothing(benchmark, pho
 
 
 def test_ranks_share_the_images_out_and_each_has_all_scores(benchmark):
-    """Two ranks after one another: the second is handed what the first had to share."""
+    """Two ranks after one another: the second is handed what the first had to share, and has an image that fails."""
 
     class Rank(World):
         def gather(self, value):
@@ -129,9 +130,11 @@ def test_ranks_share_the_images_out_and_each_has_all_scores(benchmark):
 
     shares = {}
     shown = []
+    benchmark.images[1].lr.write_bytes(b"cut off")
     for rank in range(2):
         scores = evaluate_all(benchmark, world=Rank(rank, 2), on_image=lambda image, sr: shown.append(image.name))
-    assert shown == ["a", "c", "e", "b", "d"]
+    assert shown == ["a", "c", "e", "d"]
+    assert (scores.counts, scores.total, len(scores.failures)) == ({"psnr": 4}, 5, 1)
     assert scores == evaluate_all(benchmark)
 
 
@@ -179,20 +182,24 @@ def test_a_disk_that_fails_is_told_before_the_image_after_the_next(benchmark, tm
     assert len(calls) <= 2
 
 
-def test_a_damaged_lr_image_ends_a_benchmark_and_costs_a_folder_that_image_alone(benchmark, tmp_path):
+def test_a_damaged_image_costs_its_own_scores_alone(benchmark):
+    """LR all of them, HR those that compare with it."""
+    whole = evaluate_all(benchmark, metrics=(PSNR, BRIGHTNESS)).images
+    benchmark.images[0].hr.write_bytes(b"cut off")
     benchmark.images[2].lr.write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"cx4\.png"):
-        evaluate_all(benchmark)
-    scores = evaluate_all(without_ground_truth(benchmark), output=tmp_path / "out")
-    assert list(scores.images) == ["a", "b", "d", "e"]
-    (failure,) = scores.failures
-    assert "cx4.png" in failure
-
-
-def test_a_damaged_ground_truth_is_told(benchmark):
-    benchmark.images[1].hr.write_bytes(b"cut off")
-    with pytest.raises(UserError, match=r"b\.png"):
-        evaluate_all(benchmark)
+    scores = evaluate_all(benchmark, metrics=(PSNR, BRIGHTNESS))
+    assert {name: set(row) for name, row in scores.images.items()} == {
+        "a": {"brightness"},
+        **{name: {"psnr", "brightness"} for name in "bde"},
+    }
+    assert scores.mean["psnr"] == pytest.approx(np.mean([whole[name]["psnr"] for name in "bde"]))
+    assert (list(scores.mean), scores.counts) == (["psnr", "brightness"], {"psnr": 3, "brightness": 4})
+    assert (scores.total, scores.complete_mean) == (5, {})
+    of_a, of_c = scores.failures
+    assert "HR/a.png has no psnr: cannot decode" in of_a
+    assert "cx4.png" in of_c
+    alone = evaluate_all(without_ground_truth(benchmark), metrics=(PSNR, BRIGHTNESS))
+    assert (list(alone.images), alone.counts, alone.total) == (["a", "b", "d", "e"], {"brightness": 4}, 5)
 
 
 def test_ctrl_c_leaves_at_once_what_is_being_written_and_nothing_of_it(benchmark, tmp_path, monkeypatch):
@@ -246,7 +253,8 @@ def test_image_that_fits_in_no_tile_is_a_failure_and_the_others_go_on(photograph
     (failure,) = scores.failures
     assert "LRbicx4/b.png" in failure
     assert "out of memory" in failure
-    assert scores.mean == {}
+    assert scores.mean == {"psnr": pytest.approx((scores.images["a"]["psnr"] + scores.images["c"]["psnr"]) / 2)}
+    assert (scores.counts, scores.total, scores.complete_mean) == ({"psnr": 2}, 3, {})
 
 
 def test_metric_that_runs_out_of_memory_costs_its_score_alone(photographs, tmp_path):
@@ -260,25 +268,29 @@ def test_metric_that_runs_out_of_memory_costs_its_score_alone(photographs, tmp_p
     assert len(list((tmp_path / "out").iterdir())) == 3
     (failure,) = scores.failures
     assert "GTmod12/b.png has no lpips: out of memory" in failure
-    assert (scores.mean, scores.notes) == ({}, ())
+    assert (scores.counts, scores.notes) == ({"psnr": 3, "lpips": 2}, ())
 
 
-def test_image_that_a_metric_cannot_score_is_a_failure_and_keeps_its_other_scores(photographs):
+@pytest.mark.parametrize("outcome", [UserError("an image of 800x520 px is too large"), math.nan])
+def test_image_that_a_metric_cannot_score_is_a_failure_and_keeps_its_other_scores(photographs, outcome):
     def small_only(sr, hr):
-        if sr.shape[1] > 160:
-            raise UserError("an image of 800x520 px is too large")
-        return 1.0
+        if sr.shape[1] > 160 and isinstance(outcome, UserError):
+            raise outcome
+        return outcome if sr.shape[1] > 160 else 1.0
 
     picky = Metric("picky", "Picky", small_only)
-    scores = evaluate_all(photographs, metrics=(PSNR, picky))
+    scores = evaluate_all(photographs, metrics=(picky, PSNR))
     (failure,) = scores.failures
-    assert "GTmod12/b.png has no picky: an image of 800x520 px is too large" in failure
+    reason = "the result is not a number" if outcome is math.nan else outcome
+    assert f"GTmod12/b.png has no picky: {reason}" in failure
     assert {name: set(row) for name, row in scores.images.items()} == {
         "a": {"psnr", "picky"},
         "b": {"psnr"},
         "c": {"psnr", "picky"},
     }
-    assert scores.mean == {}
+    assert list(scores.mean) == ["picky", "psnr"]
+    assert scores.mean["picky"] == 1
+    assert scores.complete_mean == {"psnr": pytest.approx(np.mean([row["psnr"] for row in scores.images.values()]))}
 
 
 def test_failures_are_told_in_the_order_of_the_images(photographs):
@@ -291,3 +303,27 @@ def test_failures_are_told_in_the_order_of_the_images(photographs):
         photographs, Upscaler(Nearest(most_px=40 * 70), CPU), metrics=(Metric("lpips", "LPIPS", hungry),)
     )
     assert [failure.split("/")[-1][0] for failure in scores.failures] == ["a", "b", "c"]
+
+
+def test_best_weights_by_a_metric_that_needs_ground_truth_need_a_benchmark_that_has_it(benchmark):
+    assert "psnr on Set" in check_best_by(PSNR, benchmark, scale=4)
+    alone = without_ground_truth(benchmark)
+    assert "brightness on Set" in check_best_by(BRIGHTNESS, alone, scale=4)
+    with pytest.raises(
+        UserError, match=r"best_by is psnr, which needs ground truth .*image a of benchmark Set \("
+    ) as told:
+        check_best_by(PSNR, alone, scale=4)
+    assert "ax4.png, 60x48 px after upscaling) has none" in str(told.value)
+
+
+def test_best_weights_by_a_metric_need_images_that_are_large_enough_for_it(photographs, tmp_path):
+    """What is scored is what SR, of 20 rows, and HR, of 18, have in common."""
+    for folder, height, width in (("LRbicx4", 5, 300), ("GTmod12", 18, 1200)):
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "Photos" / folder / "d.png")
+    small = find_benchmark(tmp_path, "Photos", scale=4)
+    assert "1200x18 px" in check_best_by(PSNR, small, scale=4)
+    assert check_best_by(SSIM, photographs, scale=4)
+    with pytest.raises(UserError, match=r"best_by is ssim, which cannot score image d of benchmark Photos \(") as told:
+        check_best_by(SSIM, small, scale=4)
+    assert "GTmod12/d.png, 1200x18 px): " in str(told.value)
+    assert "at least 19 px are needed" in str(told.value)

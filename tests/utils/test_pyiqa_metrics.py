@@ -18,6 +18,7 @@ from pyiqa.archs.lpips_arch import LPIPS as PyiqaLPIPS
 from pyiqa.archs.ssim_arch import ssim as pyiqa_ssim
 from pyiqa.utils.color_util import to_y_channel
 
+from models.precision import without_tf32
 from utils.errors import UserError
 from utils.metrics import psnr_y, ssim_y
 from utils.pyiqa_metrics import PyiqaMetric
@@ -87,6 +88,17 @@ def test_metric_without_reference_looks_at_the_image_alone():
     metric = PyiqaMetric("piqe", device=CPU, built_in=())
     assert (metric.lower_is_better, metric.needs_ground_truth) == (True, False)
     assert metric(sr, None) == pytest.approx(pyiqa.create_metric("piqe", device=CPU)(sr[None] / 255).item(), rel=1e-6)
+
+
+def test_network_computes_without_tf32_where_the_caller_does(tf32_allowed):
+    """pyiqa's own call of it would switch cuDNN's TF32 on, and for the threads beside it too."""
+    sr, hr = photographs()[0]
+    metric, seen = PyiqaMetric("gmsd", device=CPU, built_in=()), []
+    *_, innermost = metric._network.modules()
+    innermost.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    with without_tf32():
+        metric(sr, hr)
+    assert seen == [False]
 
 
 def test_loading_leaves_the_terminal_clean(capfd, caplog, recwarn, monkeypatch):
@@ -163,24 +175,20 @@ def test_lack_of_memory_is_left_to_those_who_can_go_on_without_the_score(monkeyp
 
 
 def test_too_little_memory_for_a_metric_is_told_before_any_image_is_upscaled(monkeypatch):
-    class Hungry(torch.nn.Module):
-        lower_better, metric_mode = True, "NR"
+    def hungry(image):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        def forward(self, image):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(pyiqa, "create_metric", lambda name, device: Hungry())
+    metric = SimpleNamespace(net=hungry, lower_better=True, metric_mode="NR")
+    monkeypatch.setattr(pyiqa, "create_metric", lambda name, device: metric)
     with pytest.raises(UserError, match="cpu has too little memory for qalign"):
         PyiqaMetric("qalign", device=CPU, built_in=())
 
 
 def test_score_that_no_single_image_has_is_refused_before_any_is_upscaled(monkeypatch):
-    class OfSets(torch.nn.Module):
-        lower_better, metric_mode = True, "NR"
+    def of_sets(image):
+        raise ValueError("a folder is needed")
 
-        def forward(self, image):
-            raise ValueError("a folder is needed")
-
-    monkeypatch.setattr(pyiqa, "create_metric", lambda name, device: OfSets())
+    metric = SimpleNamespace(net=of_sets, lower_better=True, metric_mode="NR")
+    monkeypatch.setattr(pyiqa, "create_metric", lambda name, device: metric)
     with pytest.raises(UserError, match=r"fid of pyiqa cannot score .*a folder is needed"):
         PyiqaMetric("fid", device=CPU, built_in=())

@@ -25,8 +25,12 @@ METRICS = {
 
 
 def result(label, psnr, lpips, *, row=None, benchmark="Set5", **others):
-    """Scores of as many images as `psnr` and `lpips` are long."""
-    images = {f"{n}": {"psnr": p, "lpips": q} for n, (p, q) in enumerate(zip(psnr, lpips, strict=True))}
+    """Scores of as many images as `psnr` and `lpips` are long; None: it could not be computed."""
+    columns = {"psnr": psnr, "lpips": lpips}
+    images = {
+        str(number): {name: scores[number] for name, scores in columns.items() if scores[number] is not None}
+        for number in range(len(psnr))
+    }
     return Result(label, f"{label}.pth", "RRDB, x4", row, {benchmark: BenchmarkScores(images), **others})
 
 
@@ -58,17 +62,19 @@ def test_nothing_is_the_best_of_one_or_of_equals():
     assert bold(rows_of(score_tables([one, other], METRICS)[0])["b"]) == [False, True]
 
 
-def test_score_that_is_not_a_number_is_never_the_best_and_an_infinite_one_can_be(recwarn):
-    results = [
-        result("a", [30, 31], [0.1, math.nan]),
-        result("b", [math.inf, 31], [0.2, 0.4]),
-        result("c", [30, 32], [0.3, 0.4]),
-    ]
+def test_infinite_score_can_be_the_best(recwarn):
+    results = [result("a", [30, 31], [0.1, 0.2]), result("b", [math.inf, 31], [0.2, 0.4])]
     rows = rows_of(score_tables(results, METRICS)[0])
-    assert texts(rows["a"])[1] == "-"
     assert texts(rows["b"])[0] == "inf"
-    assert [bold(rows[label]) for label in "abc"] == [[False, False], [True, True], [False, False]]
+    assert [bold(rows[label]) for label in "ab"] == [[False, True], [True, False]]
     assert not recwarn.list
+
+
+def test_means_over_different_images_are_not_ranked():
+    """The mean of b lacks the most difficult image; that of LPIPS is over the same images."""
+    results = [result("a", [30, 32, 20], [0.1, 0.3, 0.5]), result("b", [30, 31, None], [0.1, 0.2, 0.3])]
+    rows = rows_of(score_tables(results, METRICS)[0])
+    assert [bold(rows[label]) for label in "ab"] == [[False, False], [False, True]]
 
 
 def test_cell_is_the_mean_and_its_standard_error():
@@ -105,21 +111,31 @@ def test_published_row_has_a_score_to_compare_with_or_is_not_there():
     assert "paper" not in table.caption
 
 
-def test_scores_that_are_not_numbers_are_absent_and_counted():
-    first = result("a", [30.0, 31.0, 32.0], [0.1, math.nan, math.nan], row="RRDB+P")
-    other = result("b", [math.inf, 30.0, 33.0], [0.1, 0.2, 0.3])
-    third = result("c", [30.0, math.inf, 33.0], [0.1, 0.2, 0.3])  # differs from b by -inf, then inf
+def test_mean_over_some_of_the_images_says_so_and_is_not_compared_with_the_papers():
+    first = result("a", [30.0, 31.0, 32.0], [0.1, None, 0.3], row="RRDB+P")
+    other = result("b", [math.inf, 30.0, 33.0], [None, 0.2, 0.4])
     scores, differences = score_tables([first, other], METRICS)
     ours, theirs, of_b = scores.sections["Set5 (3 images)"]
-    assert (texts(ours)[1], texts(theirs)[1]) == ("-", format(PAPER["RRDB+P"]["Set5"].lpips, ".4f"))
-    assert texts(of_b)[0] == "inf"
-    assert scores.caption.endswith("; LPIPS: no score for 2 of 3 images (a, Set5)")
-    assert texts(rows_of(differences)["b"]) == ["+inf", "-"]
-    assert texts(rows_of(score_tables([other, third], METRICS)[1])["c"])[0] == "-"
-    assert "nan" not in as_markdown([first, other], METRICS)
+    assert texts(ours) == ["31.00 ±0.58", "0.2000 ±0.1000 (2/3)"]
+    assert "(" in texts(theirs)[0]
+    assert texts(theirs)[1] == format(PAPER["RRDB+P"]["Set5"].lpips, ".4f")
+    assert texts(of_b) == ["inf", "0.3000 ±0.1000 (2/3)"]
+    assert texts(rows_of(differences)["b"]) == ["+inf", "+0.1000 (1/3)"]  # of the image that both have
+    for table in (scores, differences):
+        assert table.caption.endswith("; (n/m): over n of m images, because the others could not be scored")
     rows = list(csv.DictReader(io.StringIO(as_csv([first, other], METRICS))))
-    assert [row["lpips"] for row in rows[:3]] == ["0.1", "", ""]
+    assert [row["lpips"] for row in rows[:3]] == ["0.1", "", "0.3"]
     assert rows[3]["psnr"] == "inf"
+    found = as_json([first, other], METRICS)
+    scores = found["weights"][0]["benchmarks"]["Set5"]
+    assert (scores["mean"]["lpips"], scores["standard_error"]["lpips"]) == pytest.approx((0.2, 0.1))
+    assert (scores["images_scored"], scores["images_total"]) == ({"psnr": 3, "lpips": 2}, 3)
+    assert [comparison["images"] for comparison in found["comparisons"]] == [3, 1]
+
+
+def test_difference_of_opposite_infinities_is_absent():
+    first, other = result("b", [math.inf, 30.0], [0.1, 0.2]), result("c", [30.0, math.inf], [0.1, 0.2])
+    assert texts(rows_of(score_tables([first, other], METRICS)[1])["c"])[0] == "-"
 
 
 def test_differences_are_to_the_first_and_marked_where_chance_is_excluded():
@@ -136,13 +152,13 @@ def test_one_of_the_weights_has_nothing_to_differ_from():
     assert [table.title for table in score_tables([result("a", [30], [0.1])], METRICS)] == ["scores"]
 
 
-def test_weights_that_failed_somewhere_have_no_score_there_and_are_not_compared():
-    broken = BenchmarkScores({"0": {"psnr": 30.0, "lpips": 0.1}}, failures=("1 could not be upscaled",))
+def test_image_that_was_not_upscaled_counts_as_one_without_a_score():
+    broken = BenchmarkScores({"0": {"psnr": 30.0}}, failures=("1 could not be upscaled",), not_upscaled=1)
     other = Result("b", "b.pth", "RRDB, x4", None, {"Set5": broken})
-    tables = score_tables([result("a", [30, 31], [0.1, 0.2]), other], METRICS)
-    assert texts(rows_of(tables[0])["b"]) == ["-", "-"]
-    assert len(tables) == 1
-    assert as_json([result("a", [30, 31], [0.1, 0.2]), other], METRICS)["comparisons"] == []
+    scores, differences = score_tables([result("a", [32, 31], [0.1, 0.2]), other], METRICS)
+    assert list(scores.sections) == ["Set5 (2 images)"]
+    assert texts(rows_of(scores)["b"]) == ["30.00 (1/2)", "-"]
+    assert texts(rows_of(differences)["b"]) == ["-2.00 (1/2)", "-"]
 
 
 def test_folder_without_ground_truth_has_the_scores_that_need_none():
@@ -205,7 +221,7 @@ def test_csv_has_every_score_of_every_image_to_the_last_digit():
 
 def test_json_has_everything_and_is_json_even_of_infinite_scores():
     first = result("a", [math.inf, 31.0, 32.0], [0.1, 0.2, 0.3], row="RRDB+P")
-    other = result("b", [30.0, 31.0, 32.0], [0.1, 0.2, math.nan])
+    other = result("b", [30.0, 31.0, 32.0], [0.1, 0.2, math.inf])
     text = json.dumps(as_json([first, other], METRICS), allow_nan=False)
     found = json.loads(text)
     a, b = found["weights"]
