@@ -1,4 +1,7 @@
-"""Score generators on benchmarks, side by side, or upscale images."""
+"""Score generators on benchmarks, side by side, or upscale images.
+
+The exit code is 1 when an image could not be upscaled or scored. The others are; the tables tell how many.
+"""
 
 import argparse
 from collections import Counter
@@ -79,8 +82,7 @@ def main() -> int:
     arguments = parse_arguments()
     overrides = [flag_override(arguments, name) for name in FLAGS if getattr(arguments, name) is not None]
     with joined_world() as world:
-        with world.agree():
-            options = options_from(arguments, *overrides, default=NO_OPTION_FILE)
+        options = world.from_main(lambda: options_from(arguments, *overrides, default=NO_OPTION_FILE))
         # Everything is looked at before anything is upscaled.
         plan = prepare(options, arguments, world)
         console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
@@ -129,7 +131,7 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         if not entries:
             raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights")
         paper_row(chosen.paper_row)  # a row that does not exist is told now, not after the last image
-        benchmarks = find_benchmarks(options, arguments.input)
+    benchmarks = world.from_main(lambda: find_benchmarks(options, arguments.input))
     # One process of each machine downloads what is missing, before the others look for it.
     with world.agree():
         if world.local_rank == 0:
@@ -147,13 +149,15 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
             pretrained_root=pretrained_root,
             generator=options.generator.model_dump() if arguments.opt else None,
             paper_row=chosen.paper_row,
+            compare=world.local_rank == 0,
             upscaler=lambda network: upscaler(network.to(device, memory_format=torch.channels_last)),
         )
         output = arguments.output_path or Path("results") / (
             options.name if arguments.opt else "_vs_".join(contestant.label for contestant in contestants)
         )
         sources = {contestant.label: contestant.source for contestant in contestants}
-        results_folder.refuse_loss(output, sources, benchmarks)
+        if world.main:
+            results_folder.refuse_loss(output, sources, benchmarks)
     scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
     extras = NO_EXTRAS
     with world.agree():
@@ -167,12 +171,13 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
     for downloads in (True, False):  # as above
         with world.agree():
             if (world.local_rank == 0) is downloads:
-                metrics = build_metrics(names, pretrained_root=pretrained_root, device=device)
+                metrics = build_metrics(names, pretrained_root=pretrained_root, device=device, compare=downloads)
     with world.agree():
         useless = [name for name, metric in metrics.items() if metric.needs_ground_truth]
         if useless and not scored:
             raise UserError(f"{', '.join(useless)} cannot be computed: no image that was given has a ground truth")
-        results_folder.claim(output, sources)
+        if world.main:
+            results_folder.claim(output, sources)
     return Plan(contestants, benchmarks, metrics, device, output, extras)
 
 
@@ -210,7 +215,7 @@ def compete(contestant: Contestant, plan: Plan, options: Options, world: World, 
 
 
 def tell(results: list[Result], output: Path, console: Console) -> int:
-    """Say what the tables do not; returns the exit code."""
+    """Say what the tables do not; returns the exit code, 1 when an image could not be upscaled or scored."""
     upscaled, failed = 0, False
     for result in results:
         for name, scores in result.benchmarks.items():
@@ -219,7 +224,7 @@ def tell(results: list[Result], output: Path, console: Console) -> int:
             for note in scores.notes:
                 console.print(f"{result.label}, {name}: {note}", markup=False, style="yellow")
             for failure in scores.failures:
-                console.print(f"failed: {result.label}: {failure}", markup=False, style="red")
+                console.print(f"failed: {result.label}, {name}: {failure}", markup=False, style="red")
     images = "1 image" if upscaled == 1 else f"{upscaled} images"
     console.print(f"{images} upscaled; see {output / results_folder.REPORT}", markup=False)
     return 1 if failed else 0

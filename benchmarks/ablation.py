@@ -56,7 +56,7 @@ def main() -> int:
             command(*launcher, ROOT / "train.py", *words)
     finished = [options for options in grid.values() if weights_of(options).exists()]
     if finished:
-        table = score(finished, processes=processes)
+        table = score(finished)
         write_text(Path(arguments.output, "table.md"), table)
         print(f"\n{table}")
     for options in grid.values():
@@ -87,7 +87,7 @@ def command(*arguments: object) -> int:
             raise
 
 
-def score(finished: list[Options], *, processes: int) -> str:
+def score(finished: list[Options]) -> str:
     """Score the runs with test.py, as the first of them says under `test`; returns the table, as Markdown."""
     paths, test = finished[0].paths, finished[0].test.model_dump_json(exclude={"weights", "paper_row"})
     output = paths.out_root / f"scores_of_{len(finished)}"
@@ -98,7 +98,7 @@ def score(finished: list[Options], *, processes: int) -> str:
     found = json.loads((output / RESULTS).read_text("utf-8"))
     rows = []
     for options, scored in zip(finished, found["weights"], strict=True):
-        rows.append(about(options, processes))
+        rows.append(about(options))
         for benchmark, scores in scored["benchmarks"].items():
             for metric, mean in scores["mean"].items():
                 rows[-1][f"{benchmark} {found['metrics'][metric]['title']}"] = "-" if mean is None else f"{mean:.4g}"
@@ -108,7 +108,7 @@ def score(finished: list[Options], *, processes: int) -> str:
     return "".join(f"| {' | '.join(map(str.ljust, line, widths))} |\n" for line in lines)
 
 
-def about(options: Options, processes: int) -> dict[str, str]:
+def about(options: Options) -> dict[str, str]:
     """What the discriminator sees, how finely, and the median of the seconds that a step took."""
     row = {"recipe": options.name, "extractor": "-", "layer": "-", "fusion": "none", "channels": "-", "stride": "-"}
     if options.discriminator is not None and options.discriminator.fusion != "none":
@@ -117,8 +117,9 @@ def about(options: Options, processes: int) -> dict[str, str]:
             extractor = SemanticExtractor(model=model, layer=layer)
         row |= {"extractor": model, "layer": layer, "fusion": options.discriminator.fusion}
         row |= {"channels": str(extractor.channels), "stride": str(extractor.stride)}
-    pairs = options.dataloader.batch_size * options.train.accumulate_batches * processes
-    lines = map(json.loads, folder_of(options).metrics.read_text("utf-8").splitlines())
+    folder = folder_of(options)
+    pairs = load_options(folder.options).train.total_batch_size  # a number there, whatever the recipe says
+    lines = map(json.loads, folder.metrics.read_text("utf-8").splitlines())
     step_s = statistics.median(pairs / line["images_per_s"] for line in lines if line["kind"] == "train")
     return {**row, "s/step": f"{step_s:.3g}"}
 

@@ -196,7 +196,7 @@ def train(
         write_photographs(scratch / "DF2K", count=plan.photographs)
     settings = {
         "device": device.type,
-        "dataloader.batch_size": plan.batches[0],
+        "train.total_batch_size": plan.batches[0],
         "train.precision": "bf16",
         "train.total_steps": plan.training_steps,
         "train.log_every_steps": plan.log_every_steps,

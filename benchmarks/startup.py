@@ -41,7 +41,7 @@ SETTINGS = {
     "semantic_extractor.weights": "random",
     "losses.perceptual.vgg_weights": "random",
     "dataset.lr_patch_px": "16",
-    "dataloader.batch_size": "1",
+    "train.total_batch_size": "1",
     "dataloader.num_workers": "2",
     "train.total_steps": "1",
     "train.log_every_steps": "1",

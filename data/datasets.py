@@ -5,7 +5,7 @@ samples seen is all that a run needs to go on where it stopped.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,6 +54,11 @@ class PairedImages(Dataset):
     def folders(self) -> tuple[ImageFolder | Pack, ...]:
         """The folders it reads from."""
         return self.pairs.hr, self.pairs.lr
+
+    @property
+    def hr_folders(self) -> tuple[ImageFolder | Pack, ...]:
+        """Those of HR images."""
+        return (self.pairs.hr,)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -120,6 +125,11 @@ class HRImages(Dataset):
             np.random.default_rng([seed, 0, 0, number]).permutation(len(folder))
             for number, folder in enumerate(self.folders, 1)
         ]
+
+    @property
+    def hr_folders(self) -> tuple[ImageFolder | Pack, ...]:
+        """Those of HR images: all of them."""
+        return self.folders
 
     def __len__(self) -> int:
         """The number of samples of an epoch; not of images, which weights show more or less often."""
@@ -222,8 +232,12 @@ class SampleStream(Sampler):
         return self.batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.keys(range(self.batches))
+
+    def keys(self, batches: Iterable[int]) -> Iterator[list[tuple[int, int]]]:
+        """The keys of these batches, counted from 0."""
         current_epoch, order = None, None
-        for batch in range(self.batches):
+        for batch in batches:
             start = self.first_sample + (batch * self.world_size + self.rank) * self.batch_size
             keys = []
             for sample in range(start, start + self.batch_size):
@@ -260,11 +274,12 @@ class Loader:
             del batches
 
 
-def make_loader(dataset: Dataset, stream: SampleStream, *, num_workers: int, device_type: str) -> Loader:
+def make_loader(dataset: Dataset, stream: Iterable[list], *, num_workers: int, device_type: str) -> Loader:
     """Load the samples of a stream.
 
     Args:
         dataset: maps a key (epoch, index) to a dict of tensors and strings.
+        stream: yields the keys of a batch: a SampleStream, or a list of such lists.
         num_workers: processes; 0 loads in this one.
         device_type: "cuda" puts batches into pinned memory, from which they are copied to the GPU asynchronously.
 

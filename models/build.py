@@ -26,7 +26,7 @@ from utils.generator_file import GeneratorFile
 from utils.generator_weights import DERIVED_BUFFERS, load_into, refuse_misfits
 from utils.memory import keep_freed_memory
 from utils.training_pairs import DegradedPairs, GivenPairs
-from utils.weights import locate
+from utils.weights import locate, verify
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
 DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
@@ -153,7 +153,7 @@ def build_perceptual_loss(options: Options) -> PerceptualLoss | None:
         return None
     weights = perceptual.vgg_weights
     path = None if weights == RANDOM else locate(weights, pretrained_root=options.paths.pretrained_root)
-    state = None if path is None else checkpoint.load(path)
+    state = None if path is None else checkpoint.load(path, verified=verify(path))
     return PerceptualLoss(layer_weights=perceptual.layers, state=state)
 
 
@@ -166,6 +166,16 @@ def pretrained_weights(options: Options) -> dict[str, str]:
     if options.losses.perceptual is not None:
         wanted["VGG19 of the perceptual loss"] = options.losses.perceptual.vgg_weights
     return wanted
+
+
+def with_random_weights(options: Options) -> Options:
+    """The options of a process that reads no pretrained weights, because another one sends it theirs."""
+    extractor = options.semantic_extractor.model_copy(update={"weights": RANDOM})
+    losses = options.losses
+    if losses.perceptual is not None:
+        perceptual = losses.perceptual.model_copy(update={"vgg_weights": RANDOM})
+        losses = losses.model_copy(update={"perceptual": perceptual})
+    return options.model_copy(update={"semantic_extractor": extractor, "losses": losses})
 
 
 def build_schedule(options: Options) -> Callable[[int], float]:
@@ -231,7 +241,7 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
         **adversary,
         perceptual=perceptual,
         weights={name: term.weight for name, term in terms.items() if term is not None},
-        batches_per_step=train.accumulate_batches,
+        batches_per_step=train.accumulate_batches or 1,  # not known yet where the batch size is measured
         sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),
         schedule=build_schedule(options),
         clip_grad_norm=options.optimizer.clip_grad_norm,

@@ -52,8 +52,8 @@ def _compile_switch(value: Any) -> Any:
 
 def _size_or_auto(value: Any) -> Any:
     value = _whole(value)
-    if value != "auto" and not (type(value) is int and 1 <= value < 2**63):
-        raise ValueError("should be a whole number above 0, or auto")
+    if value not in ("auto", None) and not (type(value) is int and 1 <= value < 2**63):
+        raise ValueError("should be a whole number above 0, auto or null")
     return value
 
 
@@ -87,9 +87,17 @@ SwitchOrAuto = Annotated[
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "auto"}]}),
 ]
 SizeOrAuto = Annotated[
-    int | str,
+    int | str | None,
     BeforeValidator(_size_or_auto),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "exclusiveMaximum": 2**63}, {"const": "auto"}]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "exclusiveMaximum": 2**63},
+                {"const": "auto"},
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 TileSide = Annotated[int, Field(ge=64, multiple_of=8), BeforeValidator(_whole)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -118,8 +126,6 @@ Folders = Annotated[
 ]
 # strict mode would refuse the string that YAML gives
 Location = Annotated[Path, Field(strict=False), AfterValidator(_possible_path)]
-
-BuiltInMetric = Literal["psnr", "ssim", "lpips", "lpips-vgg"]
 
 
 class Section(BaseModel):
@@ -317,7 +323,9 @@ class DataLoaderOptions(Section):
     """How batches are made."""
 
     batch_size: SizeOrAuto = Field(
-        8, description="pairs per step and process (the paper: 4 processes of 8); auto: as many as memory holds"
+        None,
+        description="pairs that a process computes at once; null: as train.total_batch_size needs, at most 12; auto: "
+        "as many as memory holds",
     )
     num_workers: Natural = Field(4, description="reading processes of each training process; 0: read in the process")
 
@@ -348,7 +356,15 @@ class TrainOptions(Section):
         None, description="generator weights that a new run starts from, in any released format; null: random ones"
     )
     total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")
-    accumulate_batches: Positive = Field(1, description="batches of each process whose gradients make one step")
+    total_batch_size: Positive | None = Field(
+        32,
+        description="pairs in a step, of all processes together (the paper: 4 processes of 8); null: what "
+        "dataloader.batch_size and train.accumulate_batches of every process make",
+    )
+    accumulate_batches: Positive | None = Field(
+        None,
+        description="batches of each process whose gradients make one step; null: as train.total_batch_size needs",
+    )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
         "auto",
         description="arithmetic of the networks. auto: tf32 on a GPU that has it, else fp32; tf32: fp32 whose "
@@ -376,6 +392,9 @@ class TrainOptions(Section):
     )
     save_every_steps: Positive = Field(5_000, description="steps between two saves of weights and training state")
     keep_states: Positive = Field(3, description="how many training states are kept, the newest; the best is kept too")
+    keep_weights: Positive = Field(
+        50_000, description="steps between two files of generator weights that are kept, beside the latest and the best"
+    )
 
 
 class ValidationOptions(Section):
@@ -383,9 +402,16 @@ class ValidationOptions(Section):
 
     every_steps: Positive = Field(5_000, description="steps between two validations; the last step is validated too")
     benchmarks: tuple[FileName, ...] = Field(("Set5",), description="benchmarks in paths.data_test_root; [] for none")
-    metrics: tuple[BuiltInMetric, ...] = Field(("psnr", "ssim"), description="which scores", min_length=1)
-    best_by: BuiltInMetric | None = Field(
-        None, description="the score, on the first benchmark, whose best weights are kept apart; null: none"
+    metrics: tuple[str, ...] = Field(
+        ("psnr", "ssim"),
+        description="which scores, all required, as of test.metrics: psnr, ssim, lpips, lpips-vgg, or the name that "
+        "pyiqa gives a metric",
+        min_length=1,
+    )
+    best_by: str | None = Field(
+        None,
+        description="one of validation.metrics; the weights with the best mean of it over all images of the first "
+        "benchmark are kept apart; null: none",
     )
 
 

@@ -38,10 +38,17 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_from_photographs_to_scores(workshop, command):
-    """PSNR-oriented training, SeD from its weights, scores: every file that the README promises is there and true."""
+    """PSNR-oriented training, SeD from its weights, scores: every file that the README promises is there and true.
+
+    SeD trains in bfloat16, and its validations give to the last digit what test.py gives.
+    """
     finished(command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop))
     start = "checkpoint/rrdb_psnr/generator_latest.pth"
-    finished(command("train.py", "--opt", "rrdb_P+SeD.yml", "--resume", start, cwd=workshop), "starts from", "random")
+    metrics = ("psnr", "ssim", "gmsd", "piqe")
+    settings = ("train.precision=bf16", f"validation.metrics=[{','.join(metrics)}]", "validation.best_by=piqe")
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = command("train.py", "--opt", "rrdb_P+SeD.yml", "--resume", start, *words, cwd=workshop)
+    finished(done, "starts from", "random", "bf16 on cpu")
 
     run = workshop / "checkpoint/rrdb_P+SeD"
     present = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
@@ -60,16 +67,16 @@ def test_from_photographs_to_scores(workshop, command):
     assert [line["learning_rate"] for line in trained] == [1e-3, 1e-3, 5e-4, 5e-4]  # of the step that comes next
 
     scored = command("test.py", "--opt", "rrdb_P+SeD.yml", "--weights", run / "generator_latest.pth", "--benchmarks",
-                     "Photos", "--metrics", "psnr", "ssim", "--output_path", "results", cwd=workshop)  # fmt: skip
+                     "Photos", "--metrics", *metrics, "--output_path", "results", cwd=workshop)  # fmt: skip
     finished(scored, "Photos", "PSNR-Y")
     (weights,) = json.loads((workshop / "results/results.json").read_text())["weights"]
     results = weights["benchmarks"]["Photos"]
     assert results["images"].keys() == {"cat", "cup", "spoon"}
     validated = [line for line in lines if line["kind"] == "validation/Photos"][-1]
-    for metric in ("psnr", "ssim"):
-        mean = sum(row[metric] for row in results["images"].values()) / 3
-        assert results["mean"][metric] == pytest.approx(mean)
-        assert validated[metric] == pytest.approx(mean, abs=1e-6)  # what is validated is what is saved
+    for metric in metrics:
+        assert results["mean"][metric] == pytest.approx(sum(row[metric] for row in results["images"].values()) / 3)
+    assert {metric: validated[metric] for metric in metrics} == results["mean"]  # what is validated is what is saved
+    assert (run / "generator_best.pth").exists()
     sr = cv2.imread(str(workshop / "results/rrdb_P+SeD/Photos/cat.png"))
     assert sr.shape == (96, 120, 3)
     assert (read_rgb(run / "images/step_000000004/Photos/cat.png") == sr[:, :, ::-1]).all()
@@ -124,7 +131,6 @@ def test_resumed_run_equals_the_undisturbed_one(workshop, command, recipe, launc
     )
     assert whole["step"] == parts["step"] == 4
     assert equal(whole["loop"], parts["loop"])
-    assert len(whole["loop"]["pairs"]) == (2 if launcher else 1)
     assert equal(whole["train_step"], parts["train_step"])
     finished(command(*stopped, cwd=workshop), "nothing to do")
 

@@ -1,10 +1,10 @@
-"""`dataloader.batch_size: auto`: the largest batch whose training step fits into memory."""
+"""How many pairs a process computes at once: what the batch of a step asks for, or the largest that memory holds."""
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,72 @@ from utils.memory import TensorBytes, unless_out_of_memory
 from utils.training_pairs import DegradedPairs, GivenPairs
 
 AUTO = "auto"
+USUAL = 8  # pairs at once where nothing else is asked for; the paper's
+MOST = 12  # that a process computes at once unless it is told to; Real-ESRGAN's
 FEW, SEVERAL = 2, 4  # pairs; with one, what does not grow with the batch may be the peak
 USED_SHARE = 0.85  # of what is free: memory breaks into pieces, and kernels and sums over processes take some as well
 SHRINK = 0.95  # of a batch that does not fit after all
+
+
+class Batches(NamedTuple):
+    """What a step is computed from."""
+
+    size: int | str | None  # pairs that a process computes at once, or `auto`
+    per_step: int | None  # such batches of each process
+    total: int | None  # pairs of all processes together
+
+
+def share_batches(wanted: Batches, *, processes: int) -> Batches:
+    """The batches of a step, numbers that fit each other, from those of them that are given; None: not given.
+
+    Where the size is `auto`, `settle_batch_size` is for the rest.
+
+    Raises:
+        UserError: they cannot fit each other.
+    """
+    size, per_step, total = wanted
+    if total is None:
+        return wanted if size == AUTO else _batches(size or USUAL, per_step or 1, processes)
+    share, rest = divmod(total, processes)
+    if rest or not share:
+        raise UserError(
+            f"train.total_batch_size is {total}, which {processes} processes cannot share evenly: set it to a multiple "
+            f"of {processes}, such as {processes * (share + 1)}, or start another number of processes"
+        )
+    if size == AUTO:
+        if per_step is not None:
+            raise UserError(
+                f"dataloader.batch_size is auto and train.total_batch_size {total}, from which "
+                f"train.accumulate_batches follows; it is {per_step} and should be null"
+            )
+        return wanted
+    if size is None:
+        size = share // per_step if per_step else _largest_divisor(share, MOST)
+    per_step = per_step or max(1, share // size)
+    if size * per_step != share:
+        raise UserError(
+            f"train.total_batch_size is {total}, but {processes} process{'es' * (processes > 1)} with "
+            f"dataloader.batch_size {size} and train.accumulate_batches {per_step} make {size * per_step * processes}: "
+            "set the latter two to null, so that they follow from the first, or change the first"
+        )
+    return _batches(size, per_step, processes)
+
+
+def settle_batch_size(wanted: Batches, largest: int, *, processes: int) -> Batches:
+    """The batches of a step of which the size is `auto`, where each process can compute `largest` pairs at once."""
+    if wanted.total is None:
+        return _batches(largest, wanted.per_step or 1, processes)
+    share = wanted.total // processes
+    size = _largest_divisor(share, largest)
+    return _batches(size, share // size, processes)
+
+
+def _batches(size: int, per_step: int, processes: int) -> Batches:
+    return Batches(size, per_step, size * per_step * processes)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
 
 
 def largest_batch_size(

@@ -6,6 +6,7 @@ of each member, which torch.load does not look at and `load` does, so that no fl
 """
 
 import copy
+import hashlib
 import io
 import json
 import pickle
@@ -20,6 +21,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from utils.errors import UserError
 from utils.files import atomic_writer
@@ -27,6 +29,7 @@ from utils.files import atomic_writer
 STATE_FORMAT = "sed-training-state"
 RECORD, ENTRY = "sed_record", "sed_entry"  # in the metadata of safetensors: what lies beside the weights, their name
 ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x3a]")  # begins with its version, then who made it or the graph itself
+WEIGHTS_NAME = re.compile(r"generator_(\d{9})\.pth")
 DOS_DIRECTORY = 0x10  # the attribute of a member of a zip archive
 
 
@@ -52,8 +55,12 @@ def as_torch(obj: object) -> memoryview:
     return serialised.getbuffer()
 
 
-def load(path: str | Path) -> dict:
+def load(path: str | Path, *, verified: bool = False) -> dict:
     """Read a torch or safetensors file, told apart by content, onto the CPU; nothing in it is executed.
+
+    Args:
+        verified: it is a published file, and has been compared with its checksum. Its own are not looked at then, and
+            its tensors are mapped into memory: of those that nobody looks at, nothing is read. Nobody writes over it.
 
     Raises:
         UserError: there is no such file, it is of another kind, damaged, or holds more than tensors and plain
@@ -81,12 +88,12 @@ def load(path: str | Path) -> dict:
                 f"{path} is an ONNX program, which cannot be read back: give the file of weights that it was made from"
             )
         raise UserError(f"{path} is no file of weights")
-    if head.startswith(b"PK") and not _is_intact(path):
+    if head.startswith(b"PK") and not verified and not _is_intact(path):
         raise UserError(f"{path} is damaged or cut off: it differs from its own checksums; fetch or copy it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         payload = _load_safetensors(path)
     else:
-        payload = _load_torch(path)
+        payload = _load_torch(path, mapped=verified and head.startswith(b"PK"))
     if not isinstance(payload, dict):
         raise UserError(f"{path} holds a {type(payload).__name__}, but a dict of weights was expected in it")
     return payload
@@ -103,11 +110,11 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     return {**record, metadata.get(ENTRY, "params"): tensors} if isinstance(record, dict) else tensors
 
 
-def _load_torch(path: Path) -> object:
+def _load_torch(path: Path, *, mapped: bool) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: the errors below say what matters
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # broken bytes raise nearly anything: KeyError, EOFError, RuntimeError, OSError...
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program, but a state dict was expected") from error
@@ -203,6 +210,17 @@ def _copied(value: Any, copies: dict[tuple, Tensor]) -> Any:
     return value
 
 
+def digest(state: Any) -> str:
+    """The SHA-256 of tensors in plain containers, in hexadecimal digits."""
+    whole = hashlib.sha256()
+    for leaf in tree_leaves(state):
+        if isinstance(leaf, Tensor):
+            whole.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            whole.update(repr(leaf).encode())
+    return whole.hexdigest()
+
+
 def save_state(path: str | Path, state: dict) -> None:
     """Write all that a run needs to go on.
 
@@ -240,3 +258,23 @@ def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) 
     for path in states(folder)[newest:]:
         if path != beside:
             path.unlink(missing_ok=True)
+
+
+def weights_path(folder: str | Path, step: int) -> Path:
+    """Where in `folder` the generator weights of `step` lie."""
+    return Path(folder) / f"generator_{step:09d}.pth"
+
+
+def drop_weights(folder: str | Path, step: int, *, kept_every_steps: int) -> None:
+    """Delete the generator weights of `step` in `folder`, unless they are the first since a step that is kept.
+
+    Kept are the whole multiples of `kept_every_steps`, or what was saved first after them.
+    """
+    since = step - step % kept_every_steps
+    if since == 0 or any(since <= earlier < step for earlier in _weights_steps(folder)):
+        weights_path(folder, step).unlink(missing_ok=True)
+
+
+def _weights_steps(folder: str | Path) -> list[int]:
+    found = (WEIGHTS_NAME.fullmatch(path.name) for path in Path(folder).glob("generator_*.pth"))
+    return [int(name[1]) for name in found if name]

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -50,14 +51,13 @@ class Contestant:
     upscale: Upscale
 
 
-def find_weights(entries: Sequence[Entry], *, pretrained_root: Path) -> list[Path | None]:
+def find_weights(entries: Sequence[Entry], *, pretrained_root: Path, compare: bool = True) -> list[Path | None]:
     """The file of each entry, None for bicubic; a known file is downloaded where it is missing.
 
-    Raises UserError where a file is not there and cannot be had.
+    `compare` is as of `utils.weights.locate`. Raises UserError where a file is not there and cannot be had.
     """
-    return [
-        None if entry.source == BICUBIC else locate(entry.source, pretrained_root=pretrained_root) for entry in entries
-    ]
+    find = partial(locate, pretrained_root=pretrained_root, compare=compare)
+    return [None if entry.source == BICUBIC else find(entry.source) for entry in entries]
 
 
 def build_contestants(
@@ -67,10 +67,12 @@ def build_contestants(
     generator: dict | None,
     paper_row: str | None,
     upscaler: Callable[[nn.Module], Upscale],
+    compare: bool = True,
 ) -> list[Contestant]:
     """Load all weights.
 
     Args:
+        compare: as of `find_weights`.
         generator: options of the network that the weights must fit; None: each file tells what network it is.
         paper_row: of all weights; None: each file's own, where it has one.
         upscaler: makes a network ready to upscale.
@@ -78,7 +80,7 @@ def build_contestants(
     Raises:
         UserError: a file cannot be had or read, is no generator, does not fit, or two would have one label.
     """
-    paths = find_weights(entries, pretrained_root=pretrained_root)
+    paths = find_weights(entries, pretrained_root=pretrained_root, compare=compare)
     files = [None if path is None else open_generator_file(path) for path in paths]
     labels = _labels([_names(entry, file) for entry, file in zip(entries, files, strict=True)], entries)
     return [

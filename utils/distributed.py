@@ -5,20 +5,30 @@ Without one there is a single process, and every operation here is trivial.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from utils.entry import EXIT_USER_ERROR
 from utils.errors import UserError
 
+Value = TypeVar("Value")
+
+SEPARATE_BYTES = 2**16  # arrays of this size and more are not copied into a pickle
 TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for each other: a slow download, a long validation
+NOTICE_AFTER_S = 5.0  # of waiting at the start: then a process says which others are missing
+ASK_AGAIN_S = 0.05  # while waiting
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,59 @@ class World:
         if sentences:
             raise UserError("\n".join(sentences)) from error
 
+    def share(self, value: Value) -> Value:
+        """The main process's `value` on every rank; what the others pass is ignored. The value must be picklable.
+
+        Large arrays in it travel as tensors.
+        """
+        if self.size == 1:
+            return value
+        head, arrays = b"", []
+        if self.main:
+
+            def keep_small(buffer: pickle.PickleBuffer) -> bool:
+                small = buffer.raw().nbytes < SEPARATE_BYTES
+                if not small:
+                    arrays.append(torch.frombuffer(bytearray(buffer.raw()), dtype=torch.uint8))
+                return small
+
+            head = pickle.dumps(value, protocol=5, buffer_callback=keep_small)
+        about = [(head, [len(array) for array in arrays])]
+        dist.broadcast_object_list(about)
+        head, lengths = about[0]
+        arrays = arrays or [torch.empty(length, dtype=torch.uint8) for length in lengths]
+        self.spread(arrays)
+        return value if self.main else pickle.loads(head, buffers=[array.numpy() for array in arrays])
+
+    def share_tensors(self, tree: Value, *, device: torch.device) -> Value:
+        """The main process's tensors in plain containers on every rank; they are on `device`, one of each rank."""
+        outline = self.share(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), tree) if self.main else None)
+
+        def like(tensor: Tensor) -> Tensor:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+        received = tree if self.main else tree_map_only(Tensor, like, outline)
+        self.spread(leaf for leaf in tree_leaves(received) if isinstance(leaf, Tensor))
+        return received
+
+    def from_main(self, find: Callable[[], Value]) -> Value:
+        """What `find` returns on the main process, on every rank; only the main process calls it.
+
+        A UserError that it raises ends all ranks, as in `agree`.
+        """
+        with self.agree():
+            value = find() if self.main else None
+        return self.share(value)
+
+    def compare(self, facts: dict[str, Any]) -> None:
+        """End all ranks with a UserError that names them, where one of these facts is not the same on all of them."""
+        gathered = self.gather(facts)
+        values = {what: [found[what] for found in gathered] for what in facts}
+        with self.agree():
+            differing = [f"{what} is {_by_rank(found)}" for what, found in values.items() if len(set(found)) > 1]
+            if differing:
+                raise UserError(f"the processes of this run differ: {'; '.join(differing)}")
+
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in the order of ranks, on every rank. The value must be picklable."""
         if self.size == 1:
@@ -102,6 +165,12 @@ class World:
                 dist.broadcast(value.detach(), src=0)
 
 
+def _by_rank(values: list[Any]) -> str:
+    """The different values, each with the ranks that have it."""
+    ranks = {value: [str(rank) for rank, own in enumerate(values) if own == value] for value in values}
+    return " but ".join(f"{value} in process {', '.join(own)}" for value, own in ranks.items())
+
+
 @contextmanager
 def joined_world(local_rank: int | None = None) -> Iterator[World]:
     """The processes that the launcher started, for as long as the block runs.
@@ -110,10 +179,12 @@ def joined_world(local_rank: int | None = None) -> Iterator[World]:
         local_rank: value of `--local-rank`, which old launchers pass instead of setting LOCAL_RANK.
 
     Raises:
-        UserError: another process has died, or cannot be reached any more.
+        UserError: another process never joined, has died, or cannot be reached any more.
     """
-    world = _join(local_rank)
+    world = _launched_world(local_rank)
     try:
+        if world.size > 1:
+            _join(world)
         yield world
     except RuntimeError as error:
         if world.size == 1 or not _tells_of_a_lost_process(error):
@@ -123,22 +194,24 @@ def joined_world(local_rank: int | None = None) -> Iterator[World]:
             "the reason is in what that one said"
         ) from error
     finally:
-        if world.size > 1:
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _join(local_rank: int | None) -> World:
+def _launched_world(local_rank: int | None) -> World:
     env = os.environ
     if "RANK" not in env or "WORLD_SIZE" not in env:
         return World()
-    world = World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", local_rank or 0)))
-    if world.size > 1:
-        if torch.cuda.device_count() > world.local_rank:
-            torch.cuda.set_device(world.local_rank)  # nccl opens a context on the current device
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store = _store_of_this_attempt(world)
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
-    return world
+    return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", local_rank or 0)))
+
+
+def _join(world: World) -> None:
+    if torch.cuda.device_count() > world.local_rank:
+        torch.cuda.set_device(world.local_rank)  # nccl opens a context on the current device
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store = _store_of_this_attempt(world)
+    _wait_for_all(store, world)
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=TIMEOUT)
 
 
 def _store_of_this_attempt(world: World) -> dist.Store:
@@ -155,8 +228,124 @@ def _store_of_this_attempt(world: World) -> dist.Store:
             "torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment on "
             "each of them; otherwise the processes that it starts again would wait for those that have died"
         )
+    if not kept:
+        return _store_of_main_process(world)
     store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
-    return dist.PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", store) if kept else store
+    return dist.PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", store)
+
+
+def _store_of_main_process(world: World) -> dist.TCPStore:
+    """The store that the main process serves at MASTER_ADDR and MASTER_PORT.
+
+    It is that of `dist.rendezvous("env://")`, except that the main process does not wait for the others here: it could
+    not tell which of them are missing.
+
+    Raises:
+        UserError: an address is not set, the main process cannot serve it, or nothing answers there.
+    """
+    env = os.environ
+    if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT", "").isdecimal():
+        raise UserError(
+            "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, the address of process 0; torchrun sets "
+            "all four"
+        )
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    if not world.main:
+        # TCPStore would wait too, silently, and print a page of C++ frames in the end
+        _wait(world, lambda: _answers(host, port), missing=lambda: [0], where=f" at {host}:{port}")
+    try:
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=world.main,
+            timeout=TIMEOUT,
+            wait_for_workers=False,
+            multi_tenant=True,
+            use_libuv=env.get("USE_LIBUV", "1") == "1",
+        )
+    except dist.DistNetworkError as error:
+        if not world.main:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"process 0 cannot serve {host}:{port} (MASTER_ADDR and MASTER_PORT): {reason}") from error
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a server accepts connections; if not, after a moment."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        time.sleep(ASK_AGAIN_S)
+        return False
+    return True
+
+
+def _wait_for_all(store: dist.Store, world: World) -> None:
+    """Wait until every process of the run has said in the store that it is here."""
+    keys = [f"joined/{rank}" for rank in range(world.size)]
+    store.set(keys[world.rank], "")
+    awaited = keys.copy()
+
+    def all_are_here() -> bool:  # store.wait would print two lines of C++ whenever its time is up
+        while awaited and store.check(awaited[-1:]):
+            awaited.pop()
+        if awaited:
+            time.sleep(ASK_AGAIN_S)
+        return not awaited
+
+    def missing() -> list[int]:
+        return [rank for rank, key in enumerate(keys) if not store.check([key])]
+
+    _wait(world, all_are_here, missing=missing, tells=lambda: store.add("told", 1) == 1)
+
+
+def _wait(
+    world: World,
+    done: Callable[[], bool],
+    *,
+    missing: Callable[[], list[int]],
+    tells: Callable[[], bool] = lambda: True,
+    where: str = "",
+) -> None:
+    """Wait at the start for other processes; after NOTICE_AFTER_S, say once on stderr for which.
+
+    Args:
+        done: whether they are here; called again and again, takes a moment to say no.
+        missing: their ranks.
+        tells: whether this process is the one to say so.
+        where: they are expected.
+
+    Raises:
+        UserError: they are still missing after TIMEOUT.
+    """
+    start_s, notice_s, longest_s = time.monotonic(), NOTICE_AFTER_S, TIMEOUT.total_seconds()
+    while not done():
+        waited_s = time.monotonic() - start_s
+        if waited_s < notice_s:
+            continue
+        ranks = missing()
+        if not ranks:  # they came just now
+            continue
+        sentence = (
+            f"process {world.rank} has waited {_in_words(waited_s)} for {_processes(ranks)}{where}, which "
+            f"{'has' if len(ranks) == 1 else 'have'} not joined this run of {world.size} processes"
+        )
+        if waited_s >= longest_s:
+            raise UserError(f"{sentence}; look at what they printed, and whether WORLD_SIZE is right")
+        if tells():
+            print(f"{sentence}; it goes on waiting, for {_in_words(longest_s)} in all", file=sys.stderr, flush=True)
+        notice_s = longest_s
+
+
+def _processes(ranks: list[int]) -> str:
+    shown = [str(rank) for rank in ranks[:8]]
+    more = [f"{len(ranks) - len(shown)} more"] if len(ranks) > len(shown) else []
+    *others, last = shown + more
+    return f"processes {', '.join(others)} and {last}" if others else f"process {last}"
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def _tells_of_a_lost_process(error: RuntimeError) -> bool:

@@ -98,8 +98,8 @@ class LPIPS:
     """LPIPS (Zhang et al., 2018), version 0.1; lower is more alike, 0 for identical images.
 
     Args:
-        backbone_path: torchvision's state dict of the backbone. The calibrated linear layers on top of it come with
-            the lpips package.
+        backbone_path: torchvision's state dict of the backbone, compared with its checksum before (`locate`). The
+            calibrated linear layers on top of it come with the lpips package.
         backbone: which one it is; the papers' LPIPS is AlexNet's.
         device: where to compute.
 
@@ -114,7 +114,7 @@ class LPIPS:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # lpips calls torchvision by a deprecated argument
             self._network = lpips.LPIPS(net=backbone.lpips_name, pnet_rand=True, verbose=False)
-        state = load(backbone_path)
+        state = load(backbone_path, verified=True)
         features = self._network.net
         try:
             # lpips cuts torchvision's features.N into slices, slice2.N, and keeps their numbers.
@@ -154,8 +154,13 @@ def metric_weights(names: tuple[str, ...]) -> list[str]:
     return [BACKBONES[name].file for name in names if name in BACKBONES]
 
 
-def build_metrics(names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device) -> dict[str, Metric]:
+def build_metrics(
+    names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device, compare: bool = True
+) -> dict[str, Metric]:
     """The metrics of these names; for None the usual ones, without LPIPS where its backbone cannot be had.
+
+    Args:
+        compare: as of `utils.weights.locate`.
 
     Raises:
         UserError: there is no metric of such a name, or what it needs is not installed or cannot be had.
@@ -163,19 +168,19 @@ def build_metrics(names: tuple[str, ...] | None, *, pretrained_root: Path, devic
     metrics = {}
     for name in names if names is not None else USUAL:
         try:
-            metrics[name] = _build(name, pretrained_root, device)
+            metrics[name] = _build(name, pretrained_root, device, compare=compare)
         except WeightsMissing:
             if names is not None:
                 raise
     return metrics
 
 
-def _build(name: str, pretrained_root: Path, device: torch.device) -> Metric:
+def _build(name: str, pretrained_root: Path, device: torch.device, *, compare: bool) -> Metric:
     if name in FORMULAS:
         return FORMULAS[name]
     if name in BACKBONES:
         backbone = BACKBONES[name]
-        path = locate(backbone.file, pretrained_root=pretrained_root)
+        path = locate(backbone.file, pretrained_root=pretrained_root, compare=compare)
         distance = LPIPS(path, backbone=backbone, device=device)
         return Metric(name, backbone.metric_title, distance, lower_is_better=True)
     metric = PyiqaMetric(name, device=device, built_in=BUILT_IN)

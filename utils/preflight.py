@@ -14,6 +14,7 @@ from data.images import image_size
 from models.train_step import TrainStep
 from options.schema import Options
 from utils import checkpoint
+from utils.distributed import World
 from utils.errors import UserError
 from utils.run_folder import RunFolder
 
@@ -46,6 +47,13 @@ class Checklist:
         self.found[what] = say(result)
         return result
 
+    def share(self, world: World) -> None:
+        """Let every process know what the others have found."""
+        for found, wrong, left in world.gather((self.found, self.wrong, self.left)):
+            self.found = {**found, **self.found}
+            self.wrong = {**wrong, **self.wrong}
+            self.left = list(dict.fromkeys([*left, *self.left]))
+
     def settle(self) -> None:
         """Raise a UserError that tells of everything that was wrong, where something was."""
         if self.wrong:
@@ -72,7 +80,6 @@ def check_disk(
     benchmarks: list[Benchmark],
     *,
     steps_left: int,
-    processes: int,
 ) -> str:
     """Compare the free space with what the run will write: training states, weights and validation images.
 
@@ -85,14 +92,13 @@ def check_disk(
     generator, discriminator = (_parameters(net) for net in (train_step.generator, train_step.discriminator))
     weights_bytes = NUMBER_BYTES * generator * (1 if train_step.ema is None else 2)
     state_bytes = weights_bytes + NUMBER_BYTES * (MOMENTS * generator + (1 + MOMENTS) * discriminator)
-    state_bytes += processes * _pool_bytes(options, train_step.generator.scale)
     saves = -(-steps_left // options.train.save_every_steps)
     best = options.validation.best_by is not None
     # One state more than are kept, because the oldest is deleted after the newest was written.
     states = min(saves, options.train.keep_states) + best + (saves > 0)
     present_bytes = sum(path.stat().st_size for path in checkpoint.states(folder.states))  # they make room
-    # Of the latest and the best weights too, the old file goes after the new one has come.
-    weights_files = saves + 2 * (1 + best)
+    # Of the latest weights, the old file goes after the new one has come.
+    weights_files = steps_left // options.train.keep_weights + 2 * (saves > 0) + best
     images_bytes = sum(_sr_bytes(benchmark, train_step.generator.scale) for benchmark in benchmarks)
     validations = -(-steps_left // options.validation.every_steps)
     needed_bytes = states * state_bytes + weights_files * weights_bytes + validations * images_bytes - present_bytes
@@ -105,12 +111,6 @@ def check_disk(
             "there: free some, or raise train.save_every_steps or validation.every_steps"
         )
     return f"{free_bytes / 1e9:.3g} GB free, about {max(needed_bytes, 0) / 1e9:.3g} GB needed"
-
-
-def _pool_bytes(options: Options, scale: int) -> int:
-    """Of the pairs that a process keeps for later batches."""
-    pairs = options.degradation.pool_pairs if options.degradation is not None else 0
-    return pairs * 3 * options.dataset.lr_patch_px**2 * (1 + scale**2)
 
 
 def _sr_bytes(benchmark: Benchmark, scale: int) -> int:

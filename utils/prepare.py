@@ -11,19 +11,27 @@ from torch import nn
 
 from data.benchmarks import Benchmark, find_benchmark
 from data.datasets import BATCHES_AHEAD, HRImages, PairedImages
-from data.image_folders import check_readable
+from data.image_folders import check_readable, image_list
 from data.pair_content import check_content
-from models.build import RANDOM, build_generator, build_train_step, build_training_pairs, pretrained_weights
+from models.build import (
+    RANDOM,
+    build_generator,
+    build_train_step,
+    build_training_pairs,
+    pretrained_weights,
+    with_random_weights,
+)
 from models.train_step import TrainStep
 from options.schema import Options
-from utils.batch_size import AUTO, largest_batch_size
+from utils.batch_size import AUTO, Batches, largest_batch_size, settle_batch_size, share_batches
 from utils.distributed import World
 from utils.errors import UserError
+from utils.evaluate import check_best_by
 from utils.generator_weights import load_into
 from utils.memory import free_bytes
 from utils.metrics import Metric, build_metrics, metric_weights
 from utils.preflight import Checklist, check_disk
-from utils.resume import Start, file_to_start_from, find_start
+from utils.resume import Start, file_to_start_from, find_start, with_changed_images
 from utils.run_folder import RunFolder
 from utils.weights import locate, verify
 
@@ -39,108 +47,169 @@ class Ready:
     folder: RunFolder
     checks: Checklist
     device: torch.device | None
-    dataset: PairedImages | HRImages | None
-    benchmarks: list[Benchmark | None]
+    dataset: PairedImages | HRImages | None = None
+    benchmarks: list[Benchmark | None] | None = None
     start: Start | None = None
     metrics: dict[str, Metric] | None = None
     train_step: TrainStep | None = None
 
 
 def prepare(options: Options, *, resume: str | None, thorough: bool, world: World) -> Ready:
-    """Look at everything before anything is written; `thorough` looks at every image."""
-    paths, checks, folder = options.paths, Checklist(), RunFolder(options.paths.out_root / options.name)
-    find = partial(locate, pretrained_root=paths.pretrained_root)
-    with world.agree():
-        generator, pretrained = build_generator(options), list(pretrained_weights(options).values())
-    device = checks.look("device", partial(world.device, options.device))
-    dataset = checks.look("training set", partial(_build_dataset, options, scale=generator.scale), _in_words)
-    if dataset is None:
-        checks.left.append("content of the images")
-    elif world.main:
-        _look_into(dataset, checks, seed=options.seed, thorough=thorough)
-    benchmarks = [
-        checks.look(
-            f"benchmark {name}",
-            partial(find_benchmark, paths.data_test_root, name, scale=generator.scale),
-            lambda benchmark: f"{len(benchmark.images)} images",
-        )
-        for name in options.validation.benchmarks
-    ]
-    ready = Ready(options, folder, checks, device, dataset, benchmarks)
+    """Look at everything before anything is written; `thorough` looks at every image.
 
-    given = file_to_start_from(resume, options, folder)
-    wanted = [*pretrained, given, *metric_weights(options.validation.metrics)]
-    if world.local_rank == 0:  # one process of each machine downloads what is missing
-        for name in wanted:
-            if name not in (RANDOM, None):
-                checks.look(name, partial(find, name), _with_checksum if thorough else str)
-    world.gather(None)  # the others wait for it
-    if given not in checks.wrong:
-        ready.start = checks.look(
-            "start",
-            lambda: find_start(
-                resume, options, folder, path=find(given) if given is not None else None, processes=world.size
-            ),
-            lambda start: "\n".join(start.told),
-        )
-    if ready.start is not None:
-        checks.look("run folder", partial(folder.check, in_place=ready.start.in_place), lambda _: str(folder.root))
+    The main process alone lists folders, opens images and reads weights, and decides what the run starts from. The
+    others are told, and get the weights of all networks from it.
+    """
+    with world.agree():
+        options = with_batches(options, share_batches(batches_of(options), processes=world.size))
+        generator = build_generator(options)
+    checks, folder = Checklist(), RunFolder(options.paths.out_root / options.name)
+    ready = Ready(options, folder, checks, checks.look("device", partial(world.device, options.device)))
+    start = None
+    if world.main:
+        _look_at_images(ready, scale=generator.scale, thorough=thorough)
+        start = _find_start(ready, resume, thorough=thorough, processes=world.size)
+    # whose tensors follow later
+    found = (ready.dataset, ready.benchmarks, start.without_tensors() if start is not None else None)
+    ready.dataset, ready.benchmarks, ready.start = world.share(found)
+    checks.share(world)
     if not checks.wrong:
-        _assemble(ready, options, generator, world)
-    if options.dataloader.batch_size == AUTO:
-        _settle_batch_size(ready, world)
+        _build_metrics(ready, world)
+        _assemble(ready, start, generator, world)
+        checks.share(world)
     if checks.wrong:
         checks.left += [what for what in ("scores", "networks", "disk", "memory") if what not in checks.found]
     return ready
 
 
-def _assemble(ready: Ready, options: Options, generator: nn.Module, world: World) -> None:
-    """Build what trains, with the weights or the state that it starts from."""
-    checks, start = ready.checks, ready.start
-    build_metric = partial(build_metrics, options.validation.metrics, pretrained_root=options.paths.pretrained_root)
-    ready.metrics = checks.look("scores", partial(build_metric, device=ready.device), ", ".join)
+def _look_at_images(ready: Ready, *, scale: int, thorough: bool) -> None:
+    """Find the training set and the benchmarks."""
+    options, checks = ready.options, ready.checks
+    ready.dataset = checks.look("training set", partial(_build_dataset, options, scale=scale), _in_words)
+    if ready.dataset is None:
+        checks.left.append("content of the images")
+    else:
+        _look_into(ready.dataset, checks, seed=options.seed, thorough=thorough)
+    ready.benchmarks = [
+        checks.look(
+            f"benchmark {name}",
+            partial(find_benchmark, options.paths.data_test_root, name, scale=scale),
+            lambda benchmark: f"{len(benchmark.images)} images",
+        )
+        for name in options.validation.benchmarks
+    ]
+
+
+def _find_start(ready: Ready, resume: str | None, *, thorough: bool, processes: int) -> Start | None:
+    """Find what the run starts from, and the pretrained weights, which are downloaded where they are not there."""
+    options, checks, folder = ready.options, ready.checks, ready.folder
+    find = partial(locate, pretrained_root=options.paths.pretrained_root)
+    given = file_to_start_from(resume, options, folder)
+    for name in (*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)):
+        if name not in (RANDOM, None):
+            checks.look(name, partial(find, name), _with_checksum if thorough else str)
+    if given in checks.wrong:
+        return None
+
+    def start() -> Start:
+        path = find(given) if given is not None else None
+        found = find_start(resume, options, folder, path=path, processes=processes)
+        return found if ready.dataset is None else with_changed_images(found, image_list(ready.dataset.hr_folders))
+
+    found = checks.look("start", start, lambda start: "\n".join(start.told))
+    if found is not None:
+        checks.look("run folder", partial(folder.check, in_place=found.in_place), lambda _: str(folder.root))
+    return found
+
+
+def _build_metrics(ready: Ready, world: World) -> None:
+    """Build the scores, on one process of each machine first: it downloads, and compares with checksums, for all."""
+    build = partial(
+        build_metrics,
+        ready.options.validation.metrics,
+        pretrained_root=ready.options.paths.pretrained_root,
+        device=ready.device,
+        compare=world.local_rank == 0,
+    )
+    for first in (True, False):
+        if (world.local_rank == 0) is first:
+            ready.metrics = ready.checks.look("scores", build, ", ".join)
+        world.gather(None)  # the others wait
+
+
+def _assemble(ready: Ready, start: Start | None, generator: nn.Module, world: World) -> None:
+    """Build what trains, and give it the weights or the state that it starts from.
+
+    Args:
+        start: with its tensors, on the main process.
+    """
+    options, checks = ready.options, ready.checks
+    best_by = options.validation.best_by
+    if best_by is not None and ready.metrics is not None and world.main:
+        check = partial(check_best_by, ready.metrics[best_by], ready.benchmarks[0], scale=generator.scale)
+        checks.look("best weights", check)
 
     def build() -> TrainStep:
-        if start.weights is not None:
+        if world.main and start.weights is not None:
             load_into(generator, start.weights, start.path)
-        train_step = build_train_step(options, generator=generator, device=ready.device)
-        if start.state is not None:
-            train_step.load_state_dict(start.state["train_step"])
+        own = options if world.main else with_random_weights(options)
+        train_step = build_train_step(own, generator=generator, device=ready.device)
+        if world.main and start.train_step is not None:
+            train_step.load_state_dict(start.train_step)
         return train_step
 
     ready.train_step = checks.look("networks", build, _sizes)
+    if options.dataloader.batch_size == AUTO:
+        _settle_batch_size(ready, world)
     if ready.train_step is not None and world.main:
-        steps_left = max(0, options.train.total_steps - start.step)
+        steps_left = max(0, options.train.total_steps - ready.start.step)
         check = partial(check_disk, options, ready.folder, ready.train_step, ready.benchmarks)
-        checks.look("disk", partial(check, steps_left=steps_left, processes=world.size))
+        checks.look("disk", partial(check, steps_left=steps_left))
 
 
 def _settle_batch_size(ready: Ready, world: World) -> None:
     """Put a number in place of `auto`: that of the run that goes on, or what fits on every process."""
-    options, state = ready.options, ready.start and ready.start.state
-    size = None
-    if state is not None:
-        size, why = state["options"]["dataloader"]["batch_size"], "as before"
-    elif ready.train_step is not None:
-        size = ready.checks.look("batch size", partial(_largest_batch_size, ready, world))
+    options, before = ready.options, ready.start.batch_size
+    largest, why = before, "as before"
+    if before is None and ready.train_step is not None:
+        largest = ready.checks.look("batch size", partial(_largest_batch_size, ready, world))
         why = f"the largest that fits, of {len(ready.dataset):,} images"
-    sizes = world.gather(size)
-    if None in sizes:
+    found = world.gather(largest)
+    if None in found:
         return  # something is wrong there, and was noted
-    ready.checks.found["batch size"] = f"{min(sizes)}, {why}"
-    loader = options.dataloader.model_copy(update={"batch_size": min(sizes)})
-    ready.options = options.model_copy(update={"dataloader": loader})
+    batches = settle_batch_size(batches_of(options), min(found), processes=world.size)
+    ready.options = with_batches(options, batches)
+    ready.checks.found["batch size"] = f"{batches.size}, {why}"
+    if ready.train_step is not None:
+        ready.train_step.batches_per_step = batches.per_step
+
+
+def batches_of(options: Options) -> Batches:
+    """What the options say of the batches of a step."""
+    return Batches(options.dataloader.batch_size, options.train.accumulate_batches, options.train.total_batch_size)
+
+
+def with_batches(options: Options, batches: Batches) -> Options:
+    """The options with these batches in a step."""
+    train = {"accumulate_batches": batches.per_step, "total_batch_size": batches.total}
+    return options.model_copy(
+        update={
+            "dataloader": options.dataloader.model_copy(update={"batch_size": batches.size}),
+            "train": options.train.model_copy(update=train),
+        }
+    )
 
 
 def _largest_batch_size(ready: Ready, world: World) -> int:
     options, device, sample = ready.options, ready.device, ready.dataset[0, 0]
     on_cpu = device.type == "cpu"  # where the processes share the memory among them, and with the batches that wait
     batches = options.dataloader.num_workers * BATCHES_AHEAD + 1
+    total = options.train.total_batch_size
     return largest_batch_size(
         ready.train_step,
         build_training_pairs(options, scale=ready.train_step.generator.scale),
         sample,
-        most=max(1, len(ready.dataset) // world.size),
+        most=max(1, len(ready.dataset) // world.size if total is None else total // world.size),
         free_bytes=free_bytes(device) // (world.size if on_cpu else 1),
         waiting_bytes=batches * sum(sample[name].nbytes for name in ("lr", "hr") if name in sample) if on_cpu else 0,
     )

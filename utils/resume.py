@@ -1,10 +1,12 @@
 """Where a run begins: from random weights, from a generator's weights, or from a training state."""
 
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.image_folders import first_few
 from options.schema import Options, SemanticExtractorOptions
 from utils import checkpoint
 from utils.errors import UserError
@@ -15,6 +17,7 @@ AUTO = "auto"
 PSNR_ORIENTED = {"rrdb": "RRDB.pth", "swinir": "SwinIR.pth"}
 # Options that a state cannot go on without: the semantic maps have to fit the discriminator.
 ARCHITECTURE = ("generator.", "discriminator.", "semantic_extractor.model", "semantic_extractor.layer")
+READ_AGAIN_AFTER_S = 1.0
 NEEDED = ("step", "options", "train_step", "loop")
 
 
@@ -24,25 +27,40 @@ class Start:
 
     told: tuple[str, ...]
     path: Path | None = None
-    weights: GeneratorWeights | None = None  # of the generator alone
-    state: dict[str, Any] | None = None  # of the whole training: step, options, train_step, loop
+    step: int = 0  # optimisation steps done before
+    loop: dict[str, Any] | None = None  # where the training loop stood
+    batch_size: int | None = None  # of a process, before
     in_place: bool = False  # it goes on in its own folder
     damaged: tuple[Path, ...] = ()  # newer states in that folder, which cannot be read
+    weights: GeneratorWeights | None = None  # of the generator alone
+    train_step: dict[str, Any] | None = None  # of the whole training
 
-    @property
-    def step(self) -> int:
-        """Optimisation steps done before."""
-        return self.state["step"] if self.state else 0
+    @classmethod
+    def from_state(cls, state: dict[str, Any], told: tuple[str, ...], path: Path, **more: Any) -> "Start":
+        """A start from a training state."""
+        return cls(
+            told,
+            path,
+            step=state["step"],
+            loop=state["loop"],
+            batch_size=state["options"]["dataloader"]["batch_size"],
+            train_step=state["train_step"],
+            **more,
+        )
+
+    def without_tensors(self) -> "Start":
+        """What is left to know once the networks have their weights."""
+        return replace(self, weights=None, train_step=None)
 
     @property
     def samples(self) -> int:
         """Training pairs seen before."""
-        return self.state["loop"]["samples"] if self.state else 0
+        return self.loop["samples"] if self.loop else 0
 
     @property
     def validated(self) -> int:
         """The last step after which there are scores."""
-        return self.state["loop"]["validated"] if self.state else 0
+        return self.loop["validated"] if self.loop else 0
 
 
 def file_to_start_from(resume: str | None, options: Options, folder: RunFolder) -> str | None:
@@ -86,24 +104,60 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
             f"{folder.root} has a newer state, {newest.name}, which would be written over; give the run that "
             f"branches off at {path.name} another name (--set name=...)"
         )
-    return Start(_about(found, path, options, processes), path, state=found, in_place=in_place)
+    return Start.from_state(found, _about(found, path, options, processes), path, in_place=in_place)
+
+
+def with_changed_images(start: Start, images: str) -> Start:
+    """A start that tells, where it is from a training state, of images that came to the training set or left it.
+
+    Args:
+        images: of the training set, as the run's folder keeps them (`RunFolder.training_set`).
+    """
+    if start.loop is None:
+        return start
+    try:
+        before = set(RunFolder(start.path.parent.parent).training_set.read_text().splitlines())
+    except OSError:  # the state lies elsewhere, alone
+        return start
+    now = set(images.splitlines())
+    changes = [
+        f"{len(names):,} {what} ({first_few(sorted(names))})"
+        for what, names in (("added", now - before), ("removed", before - now))
+        if names
+    ]
+    if not changes:
+        return start
+    line = (
+        f"changed since then: the training set had {len(before):,} HR images, has {len(now):,}: {', '.join(changes)}; "
+        "the run does not go on bit for bit as it would have"
+    )
+    return replace(start, told=(*start.told, line))
 
 
 def _newest_good(options: Options, folder: RunFolder, processes: int) -> Start:
     damaged = {}
     for path in checkpoint.states(folder.states):
         try:
-            state = checkpoint.load(path)
+            state = _read_twice(path)
         except UserError as error:
             damaged[path] = f"{str(error).partition(';')[0]}; this state is passed over"
             continue
         told = (*damaged.values(), *_about(state, path, options, processes))
-        return Start(told, path, state=state, in_place=True, damaged=tuple(damaged))
+        return Start.from_state(state, told, path, in_place=True, damaged=tuple(damaged))
     raise UserError(
         f"none of the {len(damaged)} training states in {folder.states} can be read ({next(iter(damaged.values()))}); "
         "start another run (--set name=...), which can begin with the weights of this one (--resume "
         f"{folder.latest_weights})"
     )
+
+
+def _read_twice(path: Path) -> dict[str, Any]:
+    """A state; where it cannot be read, another try: a network file system may fail for a moment, damage stays."""
+    try:
+        return checkpoint.load(path)
+    except UserError:
+        time.sleep(READ_AGAIN_AFTER_S)
+        return checkpoint.load(path)
 
 
 def _about(state: dict[str, Any], path: Path, options: Options, processes: int) -> tuple[str, ...]:
@@ -131,8 +185,9 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
     }
     before, now = _leaves(defaults) | _leaves(state["options"]), _leaves(options.model_dump(mode="json"))
-    if options.dataloader.batch_size == AUTO:  # it stays what was found when the run began
-        now["dataloader.batch_size"] = before["dataloader.batch_size"]
+    if options.dataloader.batch_size == AUTO:  # it stays what was found when the run began, and so does what follows
+        for name in ("dataloader.batch_size", "train.accumulate_batches", "train.total_batch_size"):
+            now[name] = before.get(name) if now[name] in (AUTO, None) else now[name]
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     fixed = [key for key in changed if f"{key}.".startswith(ARCHITECTURE)]
     if fixed:

@@ -17,7 +17,8 @@ class RunFolder:
     train.log, metrics.jsonl    the log for people, and for programs
     tensorboard/                event files
     images/                     validation images, one folder per step and benchmark
-    generator_latest.pth        newest generator weights; generator_<step>.pth: those of each save
+    training_set.txt            the HR images that it trains on
+    generator_latest.pth        newest generator weights; generator_<step>.pth: those of some steps, and the newest too
     generator_best.pth          the best by the score of validation.best_by, where one is chosen
     states/                     the newest training states, to resume from, and that of the best weights
     """
@@ -25,6 +26,7 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.options = root / "options.yml"
+        self.training_set = root / "training_set.txt"
         self.log = root / "train.log"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
@@ -35,7 +37,7 @@ class RunFolder:
 
     def weights(self, step: int) -> Path:
         """The generator weights of one save."""
-        return self.root / f"generator_{step:09d}.pth"
+        return checkpoint.weights_path(self.root, step)
 
     @property
     def ground(self) -> Path:

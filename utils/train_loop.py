@@ -22,6 +22,7 @@ from utils.background import BackgroundJob
 from utils.distributed import World
 from utils.errors import UserError
 from utils.evaluate import BenchmarkScores, evaluate
+from utils.files import link_file
 from utils.gan_watch import GanWatch
 from utils.memory import is_out_of_memory, peak_bytes, total_bytes
 from utils.metrics import Metric
@@ -29,7 +30,7 @@ from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
 from utils.semantic_pictures import LEAST_PX, views
 from utils.signals import wish_to_stop
-from utils.training_pairs import DegradedPairs, GivenPairs
+from utils.training_pairs import DegradedPairs, GivenPairs, batch_seed, mixed_seed
 from utils.upscaler import Upscaler
 
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
@@ -84,7 +85,7 @@ class TrainLoop:
         self.saving = BackgroundJob(warn=log.warning)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loop stands, beside its training step: on every process alike, so all of them have to ask."""
+        """Where the loop stands, beside its training step; on every process alike."""
         return {
             "samples": self.samples,
             "validated": self.validated,
@@ -92,7 +93,6 @@ class TrainLoop:
             "best": self.best,
             "watch": self.watch.state_dict(),
             "processes": self.world.size,
-            "pairs": self.world.gather(self.pairs.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,8 +100,6 @@ class TrainLoop:
         self.samples, self.validated = state["samples"], state["validated"]
         self.scores = state.get("scores", {})  # states did not always have them
         self.watch.load_state_dict(state["watch"])
-        if state["processes"] == self.world.size and "pairs" in state:
-            self.pairs.load_state_dict(state["pairs"][self.world.rank])
         best = state["best"]
         if best is not None and (best["benchmark"], best["metric"]) == self._wanted_best():
             self.best = best
@@ -179,7 +177,7 @@ class TrainLoop:
     def _advance(self, batches: list[dict], clock: "_Clock", *, stop: bool) -> None:
         """One step, and what there is to tell of it."""
         # Nothing random in a step depends on what came before it, so that a run can go on anywhere.
-        torch.manual_seed(_seed(self.options.seed, self.world.rank, self.step))
+        torch.manual_seed(mixed_seed(self.options.seed, self.world.rank, self.step))
         watch = (self.step + 1) % self.options.train.watch_every_steps == 0
         with clock.counting("step"):
             outcome = self._take_step(batches, watch=watch, stop=stop)
@@ -206,8 +204,8 @@ class TrainLoop:
 
     def _pairs_of(self, batches: list[dict]) -> Iterator[Batch]:
         """The training pairs of a step, one batch at a time, each from a seed of its own."""
-        for number, batch in enumerate(batches, start=1):  # numpy takes a zero at the end of a seed for nothing
-            seed = _seed(self.options.seed, self.world.rank, self.step, number)
+        for number, batch in enumerate(batches, start=1):
+            seed = batch_seed(self.options.seed, rank=self.world.rank, step=self.step, number=number)
             yield self.pairs(batch, seed=seed, device=self.device)
 
     def _learn(self, clock: "_Clock", *, leave: int = 0) -> None:
@@ -275,7 +273,10 @@ class TrainLoop:
         self.log.scalars("spectral_norm", self.step, norms)
 
     def _validate(self, wish: Callable[[], str | None]) -> None:
-        """Score every benchmark, unless the run is asked to stop before the end of it."""
+        """Score every benchmark, unless the run is asked to stop before the end of it.
+
+        In float32, as `test.py` does by default: the precision of training is that of its steps alone.
+        """
         upscaler = Upscaler(self.train_step.deployed_generator, self.device)
         means = {}
         for benchmark in self.benchmarks:
@@ -293,10 +294,13 @@ class TrainLoop:
             if scores is None:
                 break
             self._report(benchmark, scores)
-            means[benchmark.name] = scores.mean
+            means[benchmark.name] = scores.complete_mean
         else:
             if self.benchmarks and self.world.main:
-                self._show_discriminator(self.benchmarks[0].images[0])
+                try:
+                    self._show_discriminator(self.benchmarks[0].images[0])
+                except UserError as error:  # a file that cannot be read any more, of which the scores tell as well
+                    self.log.warning(f"step {self.step:,}  what the discriminator sees is not shown: {error}")
             self.validated, self.scores = self.step, means
         self.train_step.generator.train()
 
@@ -308,18 +312,25 @@ class TrainLoop:
     def _report(self, benchmark: Benchmark, scores: BenchmarkScores) -> None:
         for problem in (*scores.notes, *scores.failures):
             self.log.warning(f"step {self.step:,}  {benchmark.name}: {problem}")
-        if not scores.mean:
-            return
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in scores.mean.items())
+        incomplete = {name: count for name, count in scores.counts.items() if count < scores.total}
+        words = {name: f" ({count} of {scores.total} images)" for name, count in incomplete.items()}
+        figures = "  ".join(f"{name} {value:.4f}{words.get(name, '')}" for name, value in scores.mean.items())
         wanted, metric = self._wanted_best()
         if benchmark.name == wanted:
+            score = scores.complete_mean.get(metric)
             sign = -1 if self.metrics[metric].lower_is_better else 1
-            score = scores.mean[metric]
-            if self.best is None or sign * score > sign * self.best["score"]:
+            if score is None:
+                self.log.warning(
+                    f"step {self.step:,}  {wanted}: {scores.counts.get(metric, 0)} of {scores.total} images have a "
+                    f"{metric} score, so these weights are not compared with the best ones (validation.best_by)"
+                )
+            elif self.best is None or sign * score > sign * self.best["score"]:
                 self.best = {"score": score, "metric": metric, "benchmark": wanted, "step": self.step}
                 figures += f"  (the best {metric} so far)"
-        self.log.info(f"step {self.step:,}  {benchmark.name}: {figures}")
-        self.log.scalars(f"validation/{benchmark.name}", self.step, scores.mean)
+        if scores.mean:
+            self.log.info(f"step {self.step:,}  {benchmark.name}: {figures}")
+            counts = {f"{name}_images": count for name, count in incomplete.items()}
+            self.log.scalars(f"validation/{benchmark.name}", self.step, {**scores.mean, **counts})
 
     def _wanted_best(self) -> tuple[str | None, str | None]:
         """Name of the benchmark and of the score by which the best weights are found."""
@@ -356,10 +367,10 @@ class TrainLoop:
 
     def _save(self) -> None:
         """Begin a save, which goes on beside the steps that follow. One that is still under way is waited for."""
-        loop = self.state_dict()
         self._settle()
         if self.world.main:
-            self.saving.start(self._write_files(checkpoint.snapshot(self._state(loop))))
+            before = self.saved[0] if self.saved is not None else None
+            self.saving.start(self._write_files(checkpoint.snapshot(self._state()), before=before))
         self.saved = (self.step, self.validated)
 
     def _settle(self) -> None:
@@ -367,7 +378,7 @@ class TrainLoop:
         with self.world.agree():
             self.saving.settle()
 
-    def _state(self, loop: dict[str, Any]) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         """All that a save consists of; the tensors are those that training goes on to change."""
         ema = self.train_step.ema
         return {
@@ -379,11 +390,15 @@ class TrainLoop:
             "scores": self.scores,
             "scored_step": self.validated,
             "train_step": self.train_step.state_dict(),
-            "loop": loop,
+            "loop": self.state_dict(),
         }
 
-    def _write_files(self, state: dict[str, Any]) -> Iterator[None]:
-        """Write a snapshot, file by file. By now the loop may stand elsewhere: all that is written is in `state`."""
+    def _write_files(self, state: dict[str, Any], *, before: int | None) -> Iterator[None]:
+        """Write a snapshot, file by file. By now the loop may stand elsewhere: all that is written is in `state`.
+
+        Args:
+            before: the step of the save before this one.
+        """
         started_s = time.perf_counter()
         self.log.flush()  # so that the figures never lag behind the state that a run goes on from
         step, best = state["step"], state["loop"]["best"]
@@ -391,11 +406,13 @@ class TrainLoop:
         checkpoint.save_state(path, state)
         yield
         weights = {key: value for key, value in state.items() if key not in ("train_step", "loop")}
-        best_paths = [self.folder.best_weights] if best is not None and best["step"] == step else []
-        # Those of this step last: where they are, all are.
-        for weights_path in (*best_paths, self.folder.latest_weights, self.folder.weights(step)):
-            checkpoint.save_generator(weights_path, **weights)
-            yield
+        checkpoint.save_generator(self.folder.latest_weights, **weights)
+        yield
+        if best is not None and best["step"] == step:
+            link_file(self.folder.latest_weights, self.folder.best_weights)
+        link_file(self.folder.latest_weights, self.folder.weights(step))  # last: where these are, all are
+        if before not in (None, step):
+            checkpoint.drop_weights(self.folder.root, before, kept_every_steps=self.options.train.keep_weights)
         checkpoint.keep_states(
             self.folder.states,
             self.options.train.keep_states,
@@ -446,11 +463,6 @@ class _Clock:
         rate = (step - self._start_step) / (elapsed_s - spent_s["validation"] - spent_s["save"])
         self._begin(step)
         return rate, spent_s
-
-
-def _seed(*numbers: int) -> int:
-    """One 64-bit seed from several numbers, unrelated for neighbours."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _shares_in_words(spent_s: dict[str, float]) -> str:

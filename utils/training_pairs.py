@@ -1,6 +1,7 @@
 """From what a loader yields to the tensors of a training step: pairs as they are, or LR made from HR on the device."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.degradation.pipeline import Degradation
-from data.degradation.pool import PairPool
+from data.degradation.pool import PairPool, origins
 from data.images import to_float
 from models.train_step import Batch
 
@@ -24,19 +25,12 @@ class GivenPairs:
         lr, hr = (_for_networks(_copy_batch(loaded[key], device)) for key in ("lr", "hr"))
         return Batch(lr, hr)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: a batch depends on no other."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to go on from."""
-
 
 class DegradedPairs:
     """LR made from HR, after Real-ESRGAN (Wang et al., ICCVW 2021, section 3).
 
     A batch is sharpened and degraded, a pair cut from each of its images, and the pairs exchanged for those of earlier
-    batches. Every choice but the pool's content derives from the seed of the batch.
+    batches. Every choice derives from the seed of the batch; what the pool holds, from those of earlier batches.
 
     Args:
         lr_patch_px: side of the LR image of a pair.
@@ -64,14 +58,53 @@ class DegradedPairs:
 
         LR (B, 3, p, p), HR and sharpened HR (B, 3, 4p, 4p) for p = lr_patch_px; float in [0, 1].
         """
+        lr, hr = self._degraded(loaded, seed=seed, device=device)
+        lr, hr = self.pool.exchange(lr, hr, _pool_rng(seed))
+        lr, hr = _for_networks(lr), _for_networks(hr)
+        return Batch(lr, hr, self._sharpen(hr))
+
+    @torch.no_grad()
+    def refill(
+        self,
+        *,
+        batch_size: int,
+        batches: int,
+        load: Callable[[list[int]], Iterable[dict[str, Any]]],
+        seed_of: Callable[[int], int],
+        device: torch.device,
+    ) -> int:
+        """Make the pool anew as it was after so many batches, so that no training state has to hold it.
+
+        Args:
+            load: yields the batches of these numbers, counted from 0, as the loader yielded them.
+            seed_of: the seed of a batch.
+
+        Returns:
+            How many batches were made again for it.
+        """
+        places = origins(
+            capacity=self.pool.capacity,
+            batch_size=batch_size,
+            batches=batches,
+            rng_of=lambda batch: _pool_rng(seed_of(batch)),
+        )
+        wanted, pairs = defaultdict(list), {}
+        for batch, number in places:
+            wanted[batch].append(number)
+        needed = sorted(wanted)
+        for batch, loaded in zip(needed, load(needed), strict=True):
+            lr, hr = self._degraded(loaded, seed=seed_of(batch), device=device)
+            pairs |= {(batch, number): (lr[number].clone(), hr[number].clone()) for number in wanted[batch]}
+        self.pool.fill([pairs[origin] for origin in places])
+        return len(needed)
+
+    def _degraded(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8."""
         rng = np.random.default_rng(seed)
         hr = _copy_batch(loaded["hr"], device)
         lr = self.degradation(self._sharpen(to_float(hr)), rng=rng)
         lr = (lr * 255).round().byte()  # no loss: it lies on the 8-bit grid
-        lr, hr = self._cut(lr, hr, rng)
-        lr, hr = self.pool.exchange(lr, hr, rng)
-        lr, hr = _for_networks(lr), _for_networks(hr)
-        return Batch(lr, hr, self._sharpen(hr))
+        return self._cut(lr, hr, rng)
 
     def _sharpen(self, hr: Tensor) -> Tensor:
         return hr if self.sharpening is None else self.sharpening(hr)
@@ -90,14 +123,26 @@ class DegradedPairs:
 
         return crops(lr, 1), crops(hr, self.degradation.scale)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What later batches depend on: the pool."""
-        return self.pool.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict()`. Pairs of another size are left: the options have changed since then."""
-        pairs = [(lr, hr) for lr, hr in state.get("pairs", ()) if lr.shape[-1] == self.lr_patch_px]
-        self.pool.load_state_dict({"pairs": pairs})
+def batch_seed(seed: int, *, rank: int, step: int, number: int) -> int:
+    """The seed of a process's batch.
+
+    Args:
+        seed: of the run.
+        step: optimisation steps before it.
+        number: of the batch in its step, from 1: of a zero at the end of a seed numpy makes nothing.
+    """
+    return mixed_seed(seed, rank, step, number)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 64-bit seed from several numbers, unrelated for neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _pool_rng(seed: int) -> np.random.Generator:
+    # Of its own, so that it can be had without making the batch.
+    return np.random.default_rng([seed, 1])
 
 
 def _copy_batch(images: Tensor, device: torch.device) -> Tensor:

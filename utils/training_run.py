@@ -1,22 +1,30 @@
 """A training run from its options to its end, or to the knowledge that it could start: what `train.py` does."""
 
+import time
 from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 
+import torch
 from rich.console import Console
 
-from data.datasets import SampleStream, make_loader
+from data.datasets import Loader, SampleStream, make_loader
+from data.image_folders import image_list
 from models.build import RANDOM, build_training_pairs, pretrained_weights, records_graphs
 from models.cuda_graph import CudaRecorder
 from models.precision import resolved
 from models.train_step import TrainStep
 from options.schema import Options
+from utils import checkpoint
 from utils.distributed import World, joined_world
 from utils.errors import UserError
 from utils.files import write_text
-from utils.preflight import Checklist
 from utils.prepare import Ready, prepare
 from utils.run_log import RunLog, SilentLog
 from utils.train_loop import TrainLoop
+from utils.training_pairs import DegradedPairs, batch_seed
+
+DIGITS = 12  # of a digest, that a sentence shows
 
 
 def run_training(
@@ -32,8 +40,7 @@ def run_training(
         UserError: something that the run needs is wrong.
     """
     with joined_world(local_rank) as world:
-        with world.agree():
-            options = read_options()
+        options = world.from_main(read_options)
         ready = prepare(options, resume=resume, thorough=only_check, world=world)
         if only_check:
             check(ready, world=world)
@@ -44,24 +51,18 @@ def run_training(
 def check(ready: Ready, *, world: World) -> None:
     """Take one step that counts for nothing, and show what was found by all processes."""
     options, checks = ready.options, ready.checks
-    share_mistakes(checks, world)
+    checks.share(world)
     if not checks.wrong:
         share_step(ready.train_step, world)
+        compare_processes(ready, world)
         checks.look(f"memory, process {world.rank}", build_loop(ready, world=world, log=SilentLog()).dry_step)
-        share_mistakes(checks, world)
+        checks.share(world)
     Console(quiet=not world.main, highlight=False, soft_wrap=True).print(checks.table())
     with world.agree():
         if checks.wrong:
             raise UserError(f"{options.name} cannot start before what is marked WRONG above is mended")
     if world.main:
         print(f"{options.name} can start")
-
-
-def share_mistakes(checks: Checklist, world: World) -> None:
-    """Let every process know what the others have found."""
-    for found, wrong in world.gather((checks.found, checks.wrong)):
-        checks.found = {**found, **checks.found}
-        checks.wrong = {**wrong, **checks.wrong}
 
 
 def train(ready: Ready, *, world: World) -> None:
@@ -73,7 +74,9 @@ def train(ready: Ready, *, world: World) -> None:
         if world.main:
             folder.claim(in_place=start.in_place, damaged=start.damaged)
             write_text(folder.options, options.as_yaml())
+            write_text(folder.training_set, image_list(ready.dataset.hr_folders))
     share_step(ready.train_step, world)
+    compare_processes(ready, world)
     log = RunLog(folder, step=start.step, validated=start.validated) if world.main else SilentLog()
     if records_graphs(options, ready.device):
         ready.train_step.record(CudaRecorder, warn=log.warning)
@@ -88,35 +91,55 @@ def train(ready: Ready, *, world: World) -> None:
 
 
 def share_step(train_step: TrainStep, world: World) -> None:
-    """Let all processes take each step together, from the main process's networks."""
-    for network in filter(None, (train_step.generator, train_step.discriminator, train_step.ema)):
-        world.spread(network.state_dict().values())
+    """Let all processes take each step together, from the main process's networks and moments."""
+    if world.size > 1:
+        device = next(train_step.generator.parameters()).device
+        state = world.share_tensors(train_step.state_dict(), device=device)
+        if not world.main:
+            train_step.load_state_dict(state)
+        for frozen in filter(None, (train_step.extractor, train_step.perceptual)):
+            world.spread(frozen.state_dict().values())
     train_step.distribute(add_up=world.add_up, processes=world.size)
+
+
+def compare_processes(ready: Ready, world: World) -> None:
+    """See that all processes stand at the same place. Raises a UserError that names those that do not."""
+    if world.size > 1:
+        precision = resolved(ready.options.train.precision, ready.device)
+        world.compare(
+            {
+                "PyTorch": torch.__version__,
+                "the device": f"{ready.device.type} ({precision})",
+                "the step": ready.train_step.step,
+                "the position in the data": ready.start.samples,
+                "the digest of the options": sha256(ready.options.as_yaml().encode()).hexdigest()[:DIGITS],
+                "the digest of networks and moments": checkpoint.digest(ready.train_step.state_dict())[:DIGITS],
+            }
+        )
 
 
 def build_loop(ready: Ready, *, world: World, log: SilentLog) -> TrainLoop:
     """The loop, standing where the run goes on."""
     options, start, dataset = ready.options, ready.start, ready.dataset
     steps_left = max(0, options.train.total_steps - start.step)
-    batches = make_loader(
-        dataset,
-        SampleStream(
-            len(dataset),
-            batch_size=options.dataloader.batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            seed=options.seed,
-            first_sample=start.samples,
-            batches=steps_left * options.train.accumulate_batches,
-        ),
-        num_workers=options.dataloader.num_workers,
-        device_type=ready.device.type,
+    load = partial(make_loader, dataset, num_workers=options.dataloader.num_workers, device_type=ready.device.type)
+    stream = partial(
+        SampleStream,
+        len(dataset),
+        batch_size=options.dataloader.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        seed=options.seed,
     )
+    pairs = build_training_pairs(options, scale=ready.train_step.generator.scale)
+    if pairs.mixes_batches and start.step > 0:
+        with world.agree():
+            refill_pool(pairs, ready, stream=stream, load=load, world=world, log=log)
     loop = TrainLoop(
         options=options,
         train_step=ready.train_step,
-        batches=batches,
-        pairs=build_training_pairs(options, scale=ready.train_step.generator.scale),
+        batches=load(stream(first_sample=start.samples, batches=steps_left * options.train.accumulate_batches)),
+        pairs=pairs,
         benchmarks=ready.benchmarks,
         metrics=ready.metrics,
         folder=ready.folder,
@@ -124,9 +147,39 @@ def build_loop(ready: Ready, *, world: World, log: SilentLog) -> TrainLoop:
         world=world,
         device=ready.device,
     )
-    if start.state is not None:
-        loop.load_state_dict(start.state["loop"])
+    if start.loop is not None:
+        loop.load_state_dict(start.loop)
     return loop
+
+
+def refill_pool(
+    pairs: DegradedPairs,
+    ready: Ready,
+    *,
+    stream: Callable[..., SampleStream],
+    load: Callable[[list], Loader],
+    world: World,
+    log: SilentLog,
+) -> None:
+    """Make the pool of pairs as it was, from the images that its pairs were made of."""
+    options, start, started_s = ready.options, ready.start, time.perf_counter()
+    size, per_step = options.dataloader.batch_size, options.train.accumulate_batches
+    # As many as the run has taken, if it was always as it is now.
+    batches = min(start.step * per_step, start.samples // (size * world.size))
+    before = stream(first_sample=start.samples - batches * size * world.size, batches=batches)
+
+    def seed_of(batch: int) -> int:
+        step, number = divmod(start.step * per_step - batches + batch, per_step)
+        return batch_seed(options.seed, rank=world.rank, step=step, number=number + 1)
+
+    made = pairs.refill(
+        batch_size=size,
+        batches=batches,
+        load=lambda needed: load(list(before.keys(needed))),
+        seed_of=seed_of,
+        device=ready.device,
+    )
+    log.info(f"the pool of pairs is as it was: {made} batches made again in {time.perf_counter() - started_s:.2g} s")
 
 
 def announce(log: SilentLog, ready: Ready, *, world: World) -> None:

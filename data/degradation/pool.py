@@ -1,6 +1,6 @@
 """Pairs of earlier batches, mixed with new ones: those of a batch are resized alike, those of a step need not be."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -33,22 +33,45 @@ class PairPool:
         Returns:
             lr, hr: as given.
         """
-        if self._pairs and self._pairs[0][0].device != lr.device:  # loaded from a state, on the CPU
-            self._pairs = [(lr_image.to(lr.device), hr_image.to(hr.device)) for lr_image, hr_image in self._pairs]
         batch = [(lr_image.clone(), hr_image.clone()) for lr_image, hr_image in zip(lr, hr, strict=True)]
         room = self.capacity - len(self._pairs)
         if room:
             self._pairs += batch[:room]
             return lr, hr
-        for number, place in enumerate(rng.permutation(self.capacity)[: len(batch)]):
+        for number, place in enumerate(_places(rng, self.capacity, len(batch))):
             batch[number], self._pairs[place] = self._pairs[place], batch[number]
         lr_images, hr_images = zip(*batch, strict=True)
         return torch.stack(lr_images), torch.stack(hr_images)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that later batches depend on, on the CPU, for `torch.load(weights_only=True)`."""
-        return {"pairs": [(lr.cpu(), hr.cpu()) for lr, hr in self._pairs]}
+    def fill(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Hold these pairs, each at its place; see `origins`."""
+        assert len(pairs) <= self.capacity
+        self._pairs = pairs
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the pool that gave the `state_dict()`; a smaller one takes as many of its pairs as it holds."""
-        self._pairs = list(state["pairs"][: self.capacity])
+
+def origins(
+    *, capacity: int, batch_size: int, batches: int, rng_of: Callable[[int], np.random.Generator]
+) -> list[tuple[int, int]]:
+    """Where the pairs of a pool come from, after so many batches were exchanged.
+
+    Looks back over as many batches as the oldest pair of the pool is old, however long the run.
+
+    Args:
+        rng_of: what `PairPool.exchange` was given with the batch of that number, counted from 0.
+
+    Returns:
+        For each place: the batch whose pair lies there, and the pair's number in it.
+    """
+    places = range(min(capacity, batches * batch_size))
+    found = {}
+    filling = -(-capacity // batch_size)  # batches that go straight out
+    for batch in range(batches - 1, filling - 1, -1):
+        if len(found) == capacity:
+            break
+        for number, place in enumerate(_places(rng_of(batch), capacity, batch_size)):
+            found.setdefault(place, (batch, number))
+    return [found.get(place, divmod(place, batch_size)) for place in places]
+
+
+def _places(rng: np.random.Generator, capacity: int, batch_size: int) -> list[int]:
+    return rng.permutation(capacity)[:batch_size].tolist()

@@ -106,7 +106,7 @@ def test_an_image_that_breaks_during_training_is_one_sentence(folders, num_worke
 
 
 def test_the_set_is_checked_when_it_is_made(folders):
-    with pytest.raises(UserError, match=r"1 of 4 .* 0000x4\.png is 6x6, smaller than the LR patch of 7"):
+    with pytest.raises(UserError, match=r"1 of 4 .*/0000x4\.png is 6x6, smaller than the LR patch of 7"):
         PairedImages(*folders, scale=4, lr_patch_px=7)
     with pytest.raises(UserError, match=r"4 of 4 .* at scale 2"):
         PairedImages(*folders, scale=2, lr_patch_px=PATCH_PX)

@@ -39,7 +39,7 @@ def test_defaults_are_the_published_recipe(tmp_path):
     assert options.optimizer.betas == (0.9, 0.99)
     assert (options.optimizer.milestones, options.optimizer.decay) == ((100_000, 200_000), 0.5)
     assert (options.train.total_steps, options.train.ema_decay, options.seed) == (300_000, None, 1)
-    assert (options.dataset.lr_patch_px, options.dataloader.batch_size) == (64, 8)
+    assert (options.dataset.lr_patch_px, options.train.total_batch_size) == (64, 32)
 
 
 def test_unet_recipes_weigh_the_perceptual_loss_ten_times_the_patch_recipes():
@@ -154,11 +154,13 @@ MISTAKES = {
     "optimizer.betas=[0.9]": ["optimizer.betas", "[0.9]"],
     "paths.data_root=3": ["paths.data_root", "3", "path"],
     "validation.benchmarks=Set5": ["validation.benchmarks", "'Set5'", "list"],
-    "validation.metrics=[psnrr]": ["validation.metrics", "did you mean psnr?"],
+    "validation.metrics=psnr": ["validation.metrics", "'psnr'", "list"],
     "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
     "dataset.hr={a: 0}": ["dataset.hr.a", "0", "greater than 0"],
     "dataset.hr={a: 101}": ["dataset.hr.a", "101", "less than or equal to 100"],
-    "dataloader.batch_size=many": ["dataloader.batch_size is 'many'; it should be a whole number above 0, or auto"],
+    "dataloader.batch_size=many": [
+        "dataloader.batch_size is 'many'; it should be a whole number above 0, auto or null"
+    ],
     "train.cuda_graph=yes please": ["train.cuda_graph is 'yes please'; it should be true, false or auto"],
     "train.compile=reduce-overhead": [
         "train.compile is 'reduce-overhead'; it should be true or false; CUDA graphs have an option of their own, "

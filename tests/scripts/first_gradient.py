@@ -18,6 +18,13 @@ from utils.entry import run
 from utils.training_run import share_step
 
 
+class Extractor(torch.nn.Module):
+    """The mean brightness, 64 times."""
+
+    def forward(self, hr):
+        return torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 64, 1, 1)
+
+
 def main() -> int:
     with joined_world() as world:
         torch.manual_seed(world.rank)  # the main process's networks count
@@ -28,7 +35,7 @@ def main() -> int:
             generator_optimizer=torch.optim.SGD(generator.parameters(), lr=0.1, fused=True),
             discriminator=discriminator,
             discriminator_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.1, fused=True),
-            extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 64, 1, 1),
+            extractor=Extractor(),
             adversarial=GANLoss("vanilla"),
             weights={"pixel": 1.0, "gan": 1.0},
         )

@@ -9,11 +9,19 @@ import torch
 from models.build import build_generator, build_train_step, build_training_pairs
 from options.schema import Options, Override, load_options
 from utils import checkpoint
-from utils.batch_size import AUTO, USED_SHARE, largest_batch_size, shrunk_until
+from utils.batch_size import (
+    AUTO,
+    USED_SHARE,
+    Batches,
+    largest_batch_size,
+    settle_batch_size,
+    share_batches,
+    shrunk_until,
+)
 from utils.distributed import World
 from utils.errors import UserError
 from utils.memory import TensorBytes
-from utils.prepare import prepare
+from utils.prepare import prepare, with_batches
 
 CPU = torch.device("cpu")
 FREE_BYTES = 10**8
@@ -115,6 +123,9 @@ class Two(World):
     def gather(self, value):
         return [value, value - 3 if isinstance(value, int) else value]
 
+    def share(self, value):
+        return value
+
 
 @pytest.fixture
 def auto(workshop, monkeypatch) -> Options:
@@ -125,15 +136,16 @@ def auto(workshop, monkeypatch) -> Options:
 
 
 def with_batch_size(options, size):
-    return options.model_copy(update={"dataloader": options.dataloader.model_copy(update={"batch_size": size})})
+    return with_batches(options, Batches(size, None, None))
 
 
 def test_a_run_gets_a_number_that_fits_on_every_process(auto):
     alone, pair = (prepare(auto, resume=None, thorough=False, world=world) for world in (World(), Two(size=2)))
     assert not alone.checks.wrong
     images = len(alone.dataset)
-    assert alone.options == with_batch_size(auto, images)  # memory would hold far more than the set has
-    assert pair.options == with_batch_size(auto, images // 2 - 3)
+    assert alone.options == with_batches(auto, Batches(images, 1, images))  # memory would hold more than the set has
+    size = images // 2 - 3
+    assert pair.options == with_batches(auto, Batches(size, 1, 2 * size))
     assert pair.checks.found["batch size"] == f"{images // 2 - 3}, the largest that fits, of {images} images"
 
 
@@ -150,3 +162,47 @@ def test_a_run_goes_on_with_the_size_that_it_had(auto):
     ready = prepare(auto, resume="auto", thorough=False, world=World())
     assert ready.options == begun.options
     assert len(ready.start.told) == 1  # of the state alone: nothing has changed since then
+
+
+@pytest.mark.parametrize(
+    ("processes", "given", "found"),
+    [
+        (4, (None, None, 32), (8, 1, 32)),  # the paper's
+        (1, (None, None, 32), (8, 4, 32)),
+        (8, (None, None, 32), (4, 1, 32)),
+        (4, (None, None, 48), (12, 1, 48)),  # Real-ESRGAN's
+        (1, (None, None, 26), (2, 13, 26)),
+        (2, (None, 2, 32), (8, 2, 32)),
+        (2, (16, None, 32), (16, 1, 32)),
+        (2, (4, None, 32), (4, 4, 32)),
+        (2, (4, 4, 32), (4, 4, 32)),
+        (3, (None, None, None), (8, 1, 24)),
+        (64, (8, None, None), (8, 1, 512)),
+        (2, (5, 3, None), (5, 3, 30)),
+    ],
+)
+def test_batches_follow_from_the_batch_of_a_step_or_make_it(processes, given, found):
+    assert share_batches(Batches(*given), processes=processes) == Batches(*found)
+
+
+@pytest.mark.parametrize(
+    ("processes", "given", "reason"),
+    [
+        (64, (None, None, 32), "64 processes cannot share evenly: set it to a multiple of 64, such as 64"),
+        (3, (None, None, 32), "multiple of 3, such as 33"),
+        (4, (8, 2, 32), "dataloader.batch_size 8 and train.accumulate_batches 2 make 64"),
+        (1, (5, None, 32), "dataloader.batch_size 5 and train.accumulate_batches 6 make 30"),
+        (1, (64, None, 32), "dataloader.batch_size 64 and train.accumulate_batches 1 make 64"),
+        (1, (AUTO, 2, 32), "follows; it is 2 and should be null"),
+    ],
+)
+def test_batches_that_cannot_fit_each_other_are_refused(processes, given, reason):
+    with pytest.raises(UserError, match=reason):
+        share_batches(Batches(*given), processes=processes)
+
+
+def test_a_size_that_was_found_divides_the_share_of_a_process():
+    wanted = Batches(AUTO, None, 32)
+    assert share_batches(wanted, processes=2) == wanted
+    assert settle_batch_size(wanted, 11, processes=2) == Batches(8, 2, 32)
+    assert settle_batch_size(Batches(AUTO, None, None), 11, processes=2) == Batches(11, 1, 22)

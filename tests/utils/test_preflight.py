@@ -25,6 +25,7 @@ SETTINGS = {
     "train.total_steps": 100,
     "train.save_every_steps": 10,
     "train.keep_states": 2,
+    "train.keep_weights": 50,
     "validation.every_steps": 50,
 }
 
@@ -36,22 +37,20 @@ def needed_bytes(tmp_path, monkeypatch):
     step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
     step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # so that Adam has its moments
 
-    def fits(free_bytes, benchmarks, **run):
+    def fits(free_bytes, benchmarks):
         usage = namedtuple("usage", "free")(free_bytes)
         monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: usage)
         try:
-            check_disk(
-                folder=RunFolder(tmp_path / "run"), train_step=step, benchmarks=benchmarks, steps_left=100, **run
-            )
+            check_disk(options, RunFolder(tmp_path / "run"), step, benchmarks, steps_left=100)
         except UserError:
             return False
         return True
 
-    def search(*benchmarks, options=options, processes=1):
+    def search(*benchmarks):
         low, high = 0, 2**40
         while high - low > 1:
             middle = (low + high) // 2
-            enough = fits(middle, list(benchmarks), options=options, processes=processes)
+            enough = fits(middle, list(benchmarks))
             low, high = (low, middle) if enough else (middle, high)
         return high
 
@@ -65,19 +64,8 @@ def test_states_and_weights_are_foreseen(needed_bytes, tmp_path):
     checkpoint.save_generator(tmp_path / "weights.pth", **weights, **about)
     checkpoint.save_state(tmp_path / "state.pth", {**weights, "step": 1, "train_step": step.state_dict()})
     weights_bytes, state_bytes = ((tmp_path / name).stat().st_size for name in ("weights.pth", "state.pth"))
-    # Two states and a third until the oldest is deleted; weights of 10 saves, the latest ones, and these once more.
-    assert search() == pytest.approx(3 * state_bytes + 12 * weights_bytes, rel=0.05)
-
-
-def test_pool_of_pairs_of_every_process_is_foreseen(needed_bytes):
-    search, _ = needed_bytes
-    real = RECIPE.with_name("train_rrdb_psnr_real.yml")
-    settings = {**SETTINGS, "dataset.lr_patch_px": 16, "validation.benchmarks": (), "degradation.pool_pairs": 50}
-    options = load_options(real, [Override(key, value, key) for key, value in settings.items()])
-    without = search()
-    two_pools = search(options=options, processes=2) - without
-    assert two_pools == 2 * (search(options=options) - without)
-    assert two_pools == pytest.approx(3 * 2 * 50 * 3 * (16**2 + 64**2))  # in two states, and a third for a moment
+    # Two states and a third until the oldest is deleted; the latest weights and these once more; those of 2 steps kept.
+    assert search() == pytest.approx(3 * state_bytes + 4 * weights_bytes, rel=0.05)
 
 
 def test_validation_images_are_foreseen(needed_bytes, tmp_path):

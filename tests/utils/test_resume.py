@@ -62,6 +62,21 @@ def test_newest_whole_state_is_gone_on_with_and_the_damaged_ones_are_named(folde
     assert all(path.name in line and "damaged" in line for path, line in zip(found.damaged, found.told, strict=False))
 
 
+def test_state_that_could_not_be_read_for_a_moment_is_not_damaged(folder, save, monkeypatch):
+    save(2, options_with())
+    save(10, options_with())
+    failures = [UserError("state_000000010.pth could not be read: Input/output error")]
+
+    def load(path, load=checkpoint.load):
+        if failures:
+            raise failures.pop()
+        return load(path)
+
+    monkeypatch.setattr(checkpoint, "load", load)
+    found = start(AUTO, options_with(), folder)
+    assert (found.step, found.damaged) == (10, ())
+
+
 def test_run_without_a_whole_state_is_refused_rather_than_started_anew(folder, save):
     save(2, options_with()).write_bytes(b"PK")
     with pytest.raises(UserError, match="none of the 1 training states"):

@@ -17,14 +17,17 @@ from torch import nn
 from data.benchmarks import find_benchmark
 from models.discriminators import PatchDiscriminator
 from models.losses import GANLoss
+from models.precision import resolved
 from models.rrdb import RRDBNet
 from models.train_step import TrainStep
 from options.schema import Override, load_options
 from tests.conftest import same
 from utils import checkpoint, train_loop
+from utils.batch_size import share_batches
 from utils.distributed import World
 from utils.errors import UserError
 from utils.metrics import Metric
+from utils.prepare import batches_of, with_batches
 from utils.run_folder import RunFolder
 from utils.run_log import SilentLog
 from utils.train_loop import TrainLoop
@@ -89,7 +92,9 @@ def make_loop(tmp_path):
         **settings,
     ):
         overrides = [Override(key.replace("__", "."), value, key) for key, value in settings.items()]
-        options = load_options(RECIPE, [Override("train.total_steps", 6, ""), *overrides])
+        usual = {"train.total_steps": 6, "train.total_batch_size": None}
+        options = load_options(RECIPE, [*(Override(key, value, "") for key, value in usual.items()), *overrides])
+        options = with_batches(options, share_batches(batches_of(options), processes=1))
         torch.manual_seed(0)
         generator = RRDBNet(features=4, blocks=1, growth=2)
         against = {}
@@ -105,6 +110,7 @@ def make_loop(tmp_path):
             generator_optimizer=torch.optim.Adam(generator.parameters(), lr=1e-3, fused=True),
             weights=weights,
             batches_per_step=options.train.accumulate_batches,
+            precision=resolved(options.train.precision, torch.device("cpu")),
             **against,
         )
         if state is not None:
@@ -187,7 +193,29 @@ def test_save_that_was_due_in_a_broken_step_is_made_after_the_next_good_one(make
     late.steps_behind = steps_behind
     late.run()
     assert steps_of_states(late) == [6, 5, 2]  # the last step is saved whatever became of it
-    assert all(late.folder.weights(step).exists() for step in (6, 5, 2))
+    assert weights_steps(late) == [6]
+
+
+def weights_steps(loop):
+    return [step for step in range(99, 0, -1) if loop.folder.weights(step).exists()]
+
+
+@pytest.mark.parametrize(("every", "kept"), [(4, [10, 8, 4]), (3, [10, 6, 4]), (10, [10]), (50, [10])])
+def test_weights_of_some_saves_are_kept_and_the_newest_take_no_space_of_their_own(make_loop, every, kept):
+    """Where no save falls on a step that is to be kept, the next one stands in for it."""
+    loop, _ = make_loop(train__total_steps=10, train__save_every_steps=2, train__keep_weights=every)
+    loop.run()
+    assert weights_steps(loop) == kept
+    folder = loop.folder
+    assert folder.weights(10).stat().st_ino == folder.latest_weights.stat().st_ino
+
+
+def test_weights_that_an_earlier_version_kept_are_left(make_loop):
+    loop, _ = make_loop(train__save_every_steps=3)
+    loop.folder.root.mkdir(parents=True)
+    loop.folder.weights(1).write_bytes(b"of another time")
+    loop.run()
+    assert weights_steps(loop) == [6, 1]
 
 
 def test_what_is_written_while_steps_go_on_is_what_a_run_that_ends_there_leaves(make_loop, monkeypatch):
@@ -211,8 +239,9 @@ def test_what_is_written_while_steps_go_on_is_what_a_run_that_ends_there_leaves(
         ended = run(f"ended_{step}", train__total_steps=step)
         ours, theirs = (checkpoint.load(checkpoint.state_path(folder.states, step)) for folder in (late, ended))
         assert same(ours["train_step"], theirs["train_step"])
-        ours, theirs = (checkpoint.load(folder.weights(step)) for folder in (late, ended))
         assert same(ours["params"], theirs["params"])
+    ours, theirs = (checkpoint.load(folder.weights(6)) for folder in (late, ended))
+    assert same(ours["params"], theirs["params"])
 
 
 @BEHIND
@@ -285,11 +314,12 @@ def test_time_is_counted_where_it_goes(make_loop, benchmark_of_two, monkeypatch)
 
 
 def test_weights_that_a_kill_kept_from_being_written_are_written_by_the_run_that_goes_on(make_loop):
-    loop, _ = make_loop(train__save_every_steps=3)
+    settings = {"train__save_every_steps": 3, "train__keep_weights": 3}
+    loop, _ = make_loop(**settings)
     loop.run()
     state = checkpoint.load(checkpoint.state_path(loop.folder.states, 3))
     loop.folder.weights(3).unlink()
-    make_loop(state=state)[0].run()
+    make_loop(**settings, state=state)[0].run()
     written = checkpoint.load(loop.folder.weights(3))
     assert written["step"] == 3
     assert all(torch.equal(written["params"][name], value) for name, value in state["params"].items())
@@ -318,13 +348,85 @@ def test_best_weights_are_kept_beside_the_newest_states(make_loop, benchmark_of_
     assert state["loop"]["best"]["score"] == scores[best // 2 - 1]
 
 
+def test_mean_over_some_of_the_images_is_told_and_never_the_best(make_loop, benchmark_of_two):
+    """Validated after steps 2, 4 and 6; the highest mean, that after step 4, is over one image of two."""
+
+    def scripted(sr, hr):
+        score = next(script)
+        if score is None:
+            raise UserError("an image of 32x32 px is too small")
+        return score
+
+    script = iter((20.0, 20.0, None, 30.0, 21.0, 23.0))
+    loop, log = make_loop(
+        benchmarks=[benchmark_of_two],
+        metrics={"psnr": Metric("psnr", "PSNR-Y", scripted)},
+        validation__every_steps=2,
+        validation__best_by="psnr",
+        train__save_every_steps=2,
+        train__keep_states=9,
+    )
+    loop.run()
+    assert loop.best == {"score": 22.0, "metric": "psnr", "benchmark": "Two", "step": 6}
+    failure, not_compared = log.warnings
+    assert "GTmod12/a.png has no psnr: an image of 32x32 px is too small" in failure
+    assert "1 of 2 images have a psnr score, so these weights are not compared with the best ones" in not_compared
+    assert "step 4  Two: psnr 30.0000 (1 of 2 images)" in log.lines
+    assert [log.values["validation/Two", step] for step in (4, 6)] == [{"psnr": 30.0, "psnr_images": 1}, {"psnr": 22.0}]
+    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 4))
+    assert state["loop"]["scores"] == {"Two": {}}  # nothing that could be taken for a score of the benchmark
+
+
+def test_validation_image_that_becomes_unreadable_does_not_end_the_run(make_loop, benchmark_of_two):
+    benchmark_of_two.images[0].hr.write_bytes(b"cut off")
+    adversary = PatchDiscriminator(semantic_channels=None, features=8)
+    metrics = {"psnr": Metric("psnr", "PSNR-Y", lambda sr, hr: 20.0)}
+    loop, log = make_loop(adversary=adversary, benchmarks=[benchmark_of_two], metrics=metrics)
+    loop.run()
+    assert (loop.step, log.values["validation/Two", 6]) == (6, {"psnr": 20.0, "psnr_images": 1})
+    failure, not_shown = log.warnings
+    assert "GTmod12/a.png has no psnr: cannot decode" in failure
+    assert "what the discriminator sees is not shown: cannot decode" in not_shown
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_validation_is_in_float32_whatever_the_precision_of_training(
+    make_loop, benchmark_of_two, tf32_allowed, precision
+):
+    """No TF32, even where the process allows it; no autocast; and the weights that the optimiser updates."""
+    seen = {}
+
+    def note(where, *tensors):
+        tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        seen.setdefault(where, []).append((tf32, torch.is_autocast_enabled("cpu"), types))
+
+    def metric(sr, hr):
+        note("metric")
+        return 20.0
+
+    def observe(network, inputs, sr):
+        if not network.training:
+            note("generator", *inputs, sr, *network.parameters())
+
+    loop, _ = make_loop(
+        benchmarks=[benchmark_of_two],
+        metrics={"psnr": Metric("psnr", "PSNR-Y", metric)},
+        train__precision=precision,
+    )
+    loop.train_step.deployed_generator.register_forward_hook(observe)
+    loop.run()
+    plain = (False, False), False
+    assert seen == {"metric": [(*plain, set())] * 2, "generator": [(*plain, {torch.float32})] * 2}
+
+
 def test_weights_know_the_last_scores_before_them_also_after_a_resume(make_loop, benchmark_of_two):
     """Validated after steps 3 and 6, saved after every second one."""
 
     def settings(*scores):
         script = iter(score for score in scores for _ in benchmark_of_two.images)
         metric = Metric("psnr", "PSNR-Y", lambda sr, hr: next(script))
-        every = {"validation__every_steps": 3, "train__save_every_steps": 2, "train__keep_states": 9}
+        every = {"validation__every_steps": 3, "train__save_every_steps": 2, "train__keep_weights": 1}
         return {"benchmarks": [benchmark_of_two], "metrics": {"psnr": metric}, **every}
 
     loop, _ = make_loop(**settings(21.0, 22.0))

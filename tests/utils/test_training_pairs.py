@@ -85,28 +85,38 @@ def test_sharpened_hr_is_degraded_and_hr_itself_is_kept():
     assert torch.equal(plain.sharp, hr)
 
 
-def test_run_goes_on_from_a_pool_as_if_it_had_not_stopped():
-    whole, parts = make(pool_pairs=6), make(pool_pairs=6)
-    expected = [whole(photographs(), seed=seed, device=CPU) for seed in range(8)]
-    for seed in range(4):
-        parts(photographs(), seed=seed, device=CPU)
-    goes_on = make(pool_pairs=6)
-    goes_on.load_state_dict(parts.state_dict())
-    for seed in range(4, 8):
+@pytest.mark.parametrize("done", [1, 2, 3, 12])
+@pytest.mark.parametrize("pool_pairs", [2, 6, 7])
+def test_run_goes_on_with_the_pool_as_if_it_had_not_stopped(pool_pairs, done):
+    whole, goes_on = (make(noise=0.1, pool_pairs=pool_pairs) for _ in range(2))
+    expected = [whole(photographs(), seed=seed, device=CPU) for seed in range(16)]
+    refill(goes_on, batches=done)
+    for seed in range(done, 16):
         batch = goes_on(photographs(), seed=seed, device=CPU)
         assert torch.equal(batch.lr, expected[seed].lr)
         assert torch.equal(batch.hr, expected[seed].hr)
 
 
+def refill(pairs, *, batches):
+    """Of batches whose seeds are their numbers."""
+    return pairs.refill(
+        batch_size=3,
+        batches=batches,
+        load=lambda numbers: [photographs() for _ in numbers],
+        seed_of=lambda batch: batch,
+        device=CPU,
+    )
+
+
+def test_pool_is_made_again_from_the_batches_that_are_in_it_alone():
+    assert refill(make(pool_pairs=4), batches=10**6) <= 4
+
+
 @pytest.mark.parametrize("changed", [{"pool_pairs": 2}, {"pool_pairs": 0}, {"pool_pairs": 9}, {"lr_patch_px": 12}])
 def test_run_goes_on_with_another_pool_or_patch(changed):
-    before = make(pool_pairs=6)
-    for seed in range(3):
-        before(photographs(), seed=seed, device=CPU)
     after = make(**{"pool_pairs": 6, **changed})
-    for state in (before.state_dict(), GivenPairs().state_dict()):
-        after.load_state_dict(state)
-        for seed in range(3, 7):
-            lr, hr, _ = after(photographs(), seed=seed, device=CPU)
-            assert lr.shape == (3, 3, after.lr_patch_px, after.lr_patch_px)
-            torch.testing.assert_close(lr, F.avg_pool2d(hr, 4), atol=0.5 / 255 + 1e-6, rtol=0)
+    refill(after, batches=3)
+    for seed in range(3, 7):
+        lr, hr, _ = after(photographs(), seed=seed, device=CPU)
+        assert lr.shape == (3, 3, after.lr_patch_px, after.lr_patch_px)
+        torch.testing.assert_close(lr, F.avg_pool2d(hr, 4), atol=0.5 / 255 + 1e-6, rtol=0)

@@ -1,4 +1,3 @@
-import io
 from collections import Counter
 
 import numpy as np
@@ -7,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from data.degradation.pool import PairPool
+from data.degradation.pool import PairPool, origins
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=25)
 
@@ -42,7 +41,7 @@ def test_every_pair_goes_out_once_and_those_that_filled_the_pool_once_more(capac
         assert names(lr) == names(hr)
         given_pairs += batch
         came_out += names(lr)
-    inside = [name for lr, _ in pool.state_dict()["pairs"] for name in names(lr[None])]
+    inside = [name for lr, _ in pool._pairs for name in names(lr[None])]
     filled = given_pairs[:capacity]
     if capacity > 0:
         # Those that filled the pool went straight out, too.
@@ -74,22 +73,23 @@ def test_every_pair_of_the_pool_is_as_likely_to_leave_at_any_place_of_the_batch(
         assert chisquare(counts).pvalue > 1e-3
 
 
-@settings(max_examples=50, deadline=None)
-@given(capacity=st.integers(0, 15), before=SIZES, after=SIZES, seed=st.integers(0, 1000))
-def test_a_pool_that_was_stored_goes_on_as_if_it_had_not_been(capacity, before, after, seed):
-    pool, rng = PairPool(capacity), np.random.default_rng(seed)
-    for batch in batches(before):
-        pool.exchange(*pairs(batch), rng)
-    file = io.BytesIO()
-    torch.save(pool.state_dict(), file)
-    file.seek(0)
-    resumed, resumed_rng = PairPool(capacity), np.random.default_rng()
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    resumed_rng.bit_generator.state = rng.bit_generator.state
-    for batch in batches(after):
-        batch = [1000 + name for name in batch]
-        expected, found = pool.exchange(*pairs(batch), rng), resumed.exchange(*pairs(batch), resumed_rng)
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+@settings(max_examples=100, deadline=None)
+@given(capacity=st.integers(0, 15), size=st.integers(1, 12), count=st.integers(0, 40), seed=st.integers(0, 1000))
+def test_what_lies_in_the_pool_is_known_from_the_generators_alone(capacity, size, count, seed):
+    def rng_of(batch):
+        return np.random.default_rng([seed, batch])
+
+    pool = PairPool(capacity)
+    for number, batch in enumerate(batches([size] * count)):
+        pool.exchange(*pairs(batch), rng_of(number))
+    inside = [divmod(names(lr[None])[0], size) for lr, _ in pool._pairs]
+    assert origins(capacity=capacity, batch_size=size, batches=count, rng_of=rng_of) == inside
+
+
+def test_origins_are_found_however_long_the_run():
+    asked = []
+    origins(capacity=9, batch_size=3, batches=10**9, rng_of=lambda n: asked.append(n) or np.random.default_rng(n))
+    assert len(asked) < 100
 
 
 def test_what_the_pool_holds_is_its_own():
@@ -97,7 +97,5 @@ def test_what_the_pool_holds_is_its_own():
     lr, hr = pairs([1, 2])
     for image in pool.exchange(lr, hr, rng):
         image.zero_()
-    state = pool.state_dict()
     came_out = pool.exchange(*pairs([3, 4]), rng)
     assert sorted(names(came_out[0])) == sorted(names(came_out[1])) == [1, 2]
-    assert sorted(names(torch.stack([lr for lr, _ in state["pairs"]]))) == [1, 2]

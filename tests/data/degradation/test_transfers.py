@@ -99,16 +99,6 @@ def test_degraded_pairs_take_a_copy_of_hr_and_one_of_all_that_was_drawn(fake_gpu
     assert len(orders) == 2  # JPEG came before and after the last resize
 
 
-def test_pool_of_a_resumed_run_is_copied_once(fake_gpu, one_stream):
-    degradation = Degradation(first=STAGE, second=STAGE, final_sinc_probability=0.8)
-    pairs = DegradedPairs(degradation, lr_patch_px=24, sharpening=None, pool_pairs=7)
-    lr, hr = (torch.zeros(3, px, px, dtype=torch.uint8) for px in (24, 96))
-    pairs.load_state_dict({"pairs": [(lr, hr)] * 7})
-    first, *later = (transfers(pairs, loaded(hr=128), seed=0, device=fake_gpu) for _ in range(3))
-    assert len(first) >= 2 * 7
-    assert later == [[FREE_COPY] * 2] * 2
-
-
 def test_batch_is_copied_on_a_stream_of_its_own_and_the_step_waits_for_it(fake_gpu, monkeypatch):
     """The calls that make this so, in their order; only a GPU could show what they do."""
     calls = []

@@ -1,0 +1,47 @@
+"""Started by torchrun: gets ready for a run as train.py does, and counts what each process opens and reads meanwhile.
+
+start_up.py OUTPUT OPTIONS...: an option file and what --set says.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from options.schema import Override, load_options
+from utils.distributed import World, joined_world
+from utils.entry import run
+from utils.prepare import prepare
+from utils.training_run import compare_processes, share_step
+
+
+def read_bytes() -> int:
+    """What this process has read, by whichever library."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def get_ready(world: World) -> dict[str, int]:
+    opened, here = [], str(Path.cwd())
+
+    def note(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.listdir", "os.scandir") and Path(str(arguments[0])).absolute().is_relative_to(here):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+    before = read_bytes()
+    options = world.from_main(lambda: load_options(sys.argv[2], list(map(Override.parse, sys.argv[3:]))))
+    ready = prepare(options, resume="auto", thorough=False, world=world)
+    ready.checks.settle()
+    share_step(ready.train_step, world)
+    compare_processes(ready, world)
+    return {"opened": len(opened), "bytes": read_bytes() - before}
+
+
+def main() -> int:
+    with joined_world() as world:
+        counted = world.gather(get_ready(world))
+        if world.main:
+            Path(sys.argv[1]).write_text(json.dumps(counted))
+    return 0
+
+
+run(main)
