@@ -11,7 +11,14 @@ from typing import NoReturn
 
 from utils.errors import UserError
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FREE_SPACE = "free some space and start again"
+DISK_FAILED = "the disk or the network file system failed; start again once it works"
+REMEDIES = {  # what to do about failures of the machine
+    errno.ENOSPC: FREE_SPACE,
+    errno.EDQUOT: FREE_SPACE,
+    errno.EIO: DISK_FAILED,
+    errno.ESTALE: DISK_FAILED,
+}
 EXIT_BUG = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a command stopped by Ctrl-C
@@ -20,8 +27,9 @@ EXIT_INTERRUPTED = 130  # what a shell reports for a command stopped by Ctrl-C
 def run(main: Callable[[], int]) -> NoReturn:
     """Call `main` and exit with the code it returns.
 
-    A UserError and a full disk end with one sentence on stderr and exit code 2, Ctrl-C with "interrupted" and 130, a
-    reader of stdout that went away (`| head`) silently with 1. Any other exception is a bug: a traceback, and 1.
+    A UserError and a disk that is full or fails end with one sentence on stderr and exit code 2, Ctrl-C with
+    "interrupted" and 130, a reader of stdout that went away (`| head`) silently with 1. Any other exception is a bug: a
+    traceback, and 1.
     """
     file = Path(sys.argv[0])
     script = file.parent.name if file.name == "__main__.py" else file.name
@@ -40,9 +48,9 @@ def run(main: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
+        if isinstance(error, OSError) and error.errno in REMEDIES:
             where = f" ({error.filename})" if error.filename else ""
-            print(f"{script}: error: {error.strerror}{where}: free some space and start again", file=sys.stderr)
+            print(f"{script}: error: {error.strerror}{where}: {REMEDIES[error.errno]}", file=sys.stderr)
             code = EXIT_USER_ERROR
         else:
             # Printed here, and not on the way out of the interpreter: until then the traceback would hold on to what
@@ -59,6 +67,6 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    # Of a full disk the main thread tells; a writer in the background (TensorBoard's) would add a traceback.
-    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in FULL_DISK):
+    # Of a disk that is full the main thread tells; a writer in the background (TensorBoard's) would add a traceback.
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in REMEDIES):
         threading.__excepthook__(failure)

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 
@@ -44,14 +45,18 @@ def test_an_interrupt_is_one_line(capsys):
     assert capsys.readouterr().err.endswith("interrupted\n")
 
 
-def test_a_full_disk_is_one_sentence_that_names_the_file(capsys):
-    assert exit_code(raises(OSError(errno.ENOSPC, "No space left on device", "a.png"))) == 2
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EIO, "file system failed; start again")]
+)
+def test_a_disk_that_is_full_or_fails_is_one_sentence_that_names_the_file(capsys, number, remedy):
+    assert exit_code(raises(OSError(number, os.strerror(number), "a.png"))) == 2
     message = capsys.readouterr().err
-    assert "No space left on device (a.png)" in message
+    assert f"{os.strerror(number)} (a.png)" in message
+    assert remedy in message
     assert message.count("\n") == 1
 
 
-@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(errno.EIO, "input/output error")])
+@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(errno.EINVAL, "invalid argument")])
 def test_a_bug_shows_its_traceback(bug, capsys):
     assert exit_code(raises(bug)) == 1
     message = capsys.readouterr().err
