@@ -9,6 +9,7 @@ import copy
 import hashlib
 import io
 import json
+import os
 import pickle
 import re
 import string
@@ -29,6 +30,7 @@ from utils.files import atomic_writer
 STATE_FORMAT = "sed-training-state"
 RECORD, ENTRY = "sed_record", "sed_entry"  # in the metadata of safetensors: what lies beside the weights, their name
 ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x3a]")  # begins with its version, then who made it or the graph itself
+STATE_NAME = re.compile(r"state_(\d{9})\.pth")
 WEIGHTS_NAME = re.compile(r"generator_(\d{9})\.pth")
 DOS_DIRECTORY = 0x10  # the attribute of a member of a zip archive
 
@@ -247,9 +249,17 @@ def state_path(folder: str | Path, step: int) -> Path:
 
 def states(folder: str | Path) -> list[Path]:
     """The training states in `folder`, by their steps, the newest first."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     # Nine digits sort as their numbers do. Half-written states have names of their own and never match.
-    found = (path for path in Path(folder).glob("state_*.pth") if re.fullmatch(r"state_\d{9}\.pth", path.name))
-    return sorted(found, reverse=True)
+    return [Path(folder, name) for name in sorted(filter(STATE_NAME.fullmatch, names), reverse=True)]
+
+
+def step_of(state: Path) -> int:
+    """The step of a training state, from its name."""
+    return int(STATE_NAME.fullmatch(state.name)[1])
 
 
 def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) -> None:

@@ -369,8 +369,7 @@ class TrainLoop:
         """Begin a save, which goes on beside the steps that follow. One that is still under way is waited for."""
         self._settle()
         if self.world.main:
-            before = self.saved[0] if self.saved is not None else None
-            self.saving.start(self._write_files(checkpoint.snapshot(self._state()), before=before))
+            self.saving.start(self._write_files(checkpoint.snapshot(self._state())))
         self.saved = (self.step, self.validated)
 
     def _settle(self) -> None:
@@ -393,12 +392,8 @@ class TrainLoop:
             "loop": self.state_dict(),
         }
 
-    def _write_files(self, state: dict[str, Any], *, before: int | None) -> Iterator[None]:
-        """Write a snapshot, file by file. By now the loop may stand elsewhere: all that is written is in `state`.
-
-        Args:
-            before: the step of the save before this one.
-        """
+    def _write_files(self, state: dict[str, Any]) -> Iterator[None]:
+        """Write a snapshot, file by file. By now the loop may stand elsewhere: all that is written is in `state`."""
         started_s = time.perf_counter()
         self.log.flush()  # so that the figures never lag behind the state that a run goes on from
         step, best = state["step"], state["loop"]["best"]
@@ -411,8 +406,9 @@ class TrainLoop:
         if best is not None and best["step"] == step:
             link_file(self.folder.latest_weights, self.folder.best_weights)
         link_file(self.folder.latest_weights, self.folder.weights(step))  # last: where these are, all are
-        if before not in (None, step):
-            checkpoint.drop_weights(self.folder.root, before, kept_every_steps=self.options.train.keep_weights)
+        for older in checkpoint.states(self.folder.states)[1:]:  # also of a save that a kill has cut short
+            every = self.options.train.keep_weights
+            checkpoint.drop_weights(self.folder.root, checkpoint.step_of(older), kept_every_steps=every)
         checkpoint.keep_states(
             self.folder.states,
             self.options.train.keep_states,
