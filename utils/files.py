@@ -32,14 +32,33 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     Raises:
         WriteError: the file cannot be written (full disk, no permission).
     """
-    temporary = _temporary(path)
+    with _becoming(path, durable=durable) as temporary, open(temporary, "xb") as file:
+        yield file
+        if durable:
+            _flush(file)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make `target` another name of the file `source`, with the guarantees of `atomic_writer`.
+
+    It takes no space; where the file system has no hard links, it is a copy.
+    """
+    with _becoming(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            with open(source, "rb") as original, open(temporary, "xb") as copy:
+                shutil.copyfileobj(original, copy)
+                _flush(copy)
+
+
+@contextmanager
+def _becoming(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary name, of which the block makes a file that becomes `path` when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
         if durable:
             _flush_folder(path.parent)
@@ -48,6 +67,11 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -95,29 +119,3 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with atomic_writer(Path(path)) as file:
         file.write(text.encode(errors="backslashreplace"))
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Make `target` another name of the file `source`, with the guarantees of `atomic_writer`.
-
-    It takes no space; where the file system has no hard links, it is a copy.
-    """
-    temporary = _temporary(target)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        with atomic_writer(target) as copy, open(source, "rb") as original:
-            shutil.copyfileobj(original, copy)
-        return
-    try:
-        os.replace(temporary, target)
-        _flush_folder(target.parent)
-    except OSError as error:
-        raise WriteError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")

@@ -148,3 +148,23 @@ def test_without_syncfs_all_file_systems_are_flushed(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "sync", lambda: calls.append("sync"))
     flush_file_systems([tmp_path])
     assert calls == ["sync"]
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_link_has_the_content_and_takes_the_place_of_what_was_there(tmp_path, monkeypatch, hard_links):
+    if not hard_links:
+
+        def refuse(*_):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(files.os, "link", refuse)
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    files.link_file(source, target)
+    assert target.read_bytes() == b"new"
+    assert (source.stat().st_ino == target.stat().st_ino) == hard_links
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    with pytest.raises(UserError, match="cannot write"):
+        files.link_file(tmp_path / "missing", target)
+    assert target.read_bytes() == b"new"
