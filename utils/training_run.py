@@ -7,6 +7,7 @@ from hashlib import sha256
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from data.datasets import Loader, SampleStream, make_loader
 from data.image_folders import image_list
@@ -97,7 +98,7 @@ def share_step(train_step: TrainStep, world: World) -> None:
         state = world.share_tensors(train_step.state_dict(), device=device)
         if not world.main:
             train_step.load_state_dict(state)
-        for frozen in filter(None, (train_step.extractor, train_step.perceptual)):
+        for frozen in _frozen(train_step):
             world.spread(frozen.state_dict().values())
     train_step.distribute(add_up=world.add_up, processes=world.size)
 
@@ -106,6 +107,7 @@ def compare_processes(ready: Ready, world: World) -> None:
     """See that all processes stand at the same place. Raises a UserError that names those that do not."""
     if world.size > 1:
         precision = resolved(ready.options.train.precision, ready.device)
+        everything = [ready.train_step.state_dict(), *(network.state_dict() for network in _frozen(ready.train_step))]
         world.compare(
             {
                 "PyTorch": torch.__version__,
@@ -113,9 +115,14 @@ def compare_processes(ready: Ready, world: World) -> None:
                 "the step": ready.train_step.step,
                 "the position in the data": ready.start.samples,
                 "the digest of the options": sha256(ready.options.as_yaml().encode()).hexdigest()[:DIGITS],
-                "the digest of networks and moments": checkpoint.digest(ready.train_step.state_dict())[:DIGITS],
+                "the digest of networks and moments": checkpoint.digest(everything)[:DIGITS],
             }
         )
+
+
+def _frozen(train_step: TrainStep) -> list[nn.Module]:
+    """The pretrained networks of a training step, which its state leaves out."""
+    return [network for network in (train_step.extractor, train_step.perceptual) if network is not None]
 
 
 def build_loop(ready: Ready, *, world: World, log: SilentLog) -> TrainLoop:
