@@ -56,7 +56,9 @@ def test_start_up_opens_and_reads_nothing_a_second_time_for_a_second_process(wor
     """Of images, a state and weights: the main process reads as much as one that is alone, the other one nothing."""
     features = PerceptualLoss(layer_weights={"conv2_2": 1.0}, state=None).features
     (workshop / "pretrained").mkdir()
-    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, workshop / "vgg.pth")
+    # other than the random ones, which all processes would have of their own accord
+    weights = {f"features.{name}": 2 * value for name, value in features.state_dict().items()}
+    torch.save(weights, workshop / "vgg.pth")
     options = yaml.safe_load((workshop / "rrdb_P+SeD.yml").read_text())
     options["losses"]["perceptual"]["vgg_weights"] = str(workshop / "vgg.pth")
     options["train"] |= {"total_batch_size": 2, "ema_decay": 0.9}

@@ -177,6 +177,14 @@ def test_damaged_backbone_of_lpips_is_told_and_not_left_out(names, backbone, tmp
         build_metrics(names, pretrained_root=tmp_path, device=CPU)
 
 
+def test_backbone_is_compared_with_its_checksum_by_one_process_of_a_machine(backbone_paths, monkeypatch):
+    compared = []
+    monkeypatch.setattr("utils.weights.verify", compared.append)
+    for compare in (True, False):
+        build_metrics(("lpips",), pretrained_root=backbone_paths, device=CPU, compare=compare)
+    assert compared == [backbone_paths / ALEXNET.file]
+
+
 def test_metrics_know_in_which_direction_they_are_better(backbone_paths, monkeypatch):
     monkeypatch.setattr("utils.metrics.locate", lambda file, pretrained_root, compare: pretrained_root / file)
     sr, hr = image_pair(64, 64)
