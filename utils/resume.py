@@ -116,7 +116,7 @@ def with_changed_images(start: Start, images: str) -> Start:
     if start.loop is None:
         return start
     try:
-        before = set(RunFolder(start.path.parent.parent).training_set.read_text().splitlines())
+        before = set(RunFolder(start.path.parent.parent).training_set.read_text("utf-8").splitlines())
     except OSError:  # the state lies elsewhere, alone
         return start
     now = set(images.splitlines())
