@@ -8,7 +8,7 @@ READY := $(VENV)/ready
 setup: $(READY)
 
 demo: $(READY)
-	$(VENV)/bin/python -m utils.demo
+	$(VENV)/bin/python -m examples.demo
 
 # A process for each core, up to four, with one thread each: most tests start processes of their own.
 test: $(READY) $(VENV)/browser

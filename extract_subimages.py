@@ -8,9 +8,9 @@ fast.
 import argparse
 from pathlib import Path
 
-from data import image_jobs, subimages
-from utils.entry import run
-from utils.errors import UserError
+from sed_sr.data.prepare import image_jobs, subimages
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
 
 
 def main() -> int:

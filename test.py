@@ -14,23 +14,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from data.benchmarks import Benchmark, find_benchmark, find_inputs
-from options.schema import Options, Override
-from utils import results_folder
-from utils.arguments import option_parser, options_from
-from utils.contestants import SCALE, Contestant, Entry, build_contestants, find_weights
-from utils.distributed import World, joined_world
-from utils.entry import run
-from utils.errors import UserError
-from utils.evaluate import evaluate
-from utils.judge import open_judge
-from utils.metrics import Metric, build_metrics
-from utils.paper_scores import paper_row
-from utils.report import NO_EXTRAS, Extras, write_report
-from utils.results import Result
-from utils.score_table import terminal_tables
-from utils.semantic_pictures import report_extras
-from utils.upscaler import Upscaler
+from sed_sr.data.benchmarks import Benchmark, find_benchmark, find_inputs
+from sed_sr.options.arguments import option_parser, options_from
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Options, Override
+from sed_sr.utils.evaluation.candidates import SCALE, Contestant, Entry, build_contestants, find_weights
+from sed_sr.utils.evaluation.evaluate import evaluate
+from sed_sr.utils.evaluation.metrics import Metric, build_metrics
+from sed_sr.utils.evaluation.paper_scores import paper_row
+from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.evaluation.upscaler import Upscaler
+from sed_sr.utils.report import output_folder
+from sed_sr.utils.report.html_page import NO_EXTRAS, Extras, write_report
+from sed_sr.utils.report.terminal import terminal_tables
+from sed_sr.utils.runtime.distributed import World, joined_world
+from sed_sr.utils.visualization.discriminator_file import open_judge
+from sed_sr.utils.visualization.pictures import report_extras
 
 # Flags that override the option of the same name in `test`.
 FLAGS = ("weights", "benchmarks", "metrics", "precision", "tile_px", "batch_size", "self_ensemble")
@@ -94,12 +94,12 @@ def main() -> int:
         for table in terminal_tables(results, plan.metrics):
             console.print(table)
         # The tables are printed by now, and the scores written before the report, for which the disk may be too full.
-        with world.agree():
+        with world.raise_together():
             if world.main:
                 settings = options.test.model_dump(mode="json", include={"precision", "tile_px", "self_ensemble"})
-                results_folder.write_scores(plan.output, results, metrics=plan.metrics, settings=settings)
+                output_folder.write_scores(plan.output, results, metrics=plan.metrics, settings=settings)
                 write_report(
-                    plan.output / results_folder.REPORT,
+                    plan.output / output_folder.REPORT,
                     results,
                     benchmarks=plan.benchmarks,
                     metrics=plan.metrics,
@@ -125,7 +125,7 @@ class Plan:
 def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Plan:
     """Find, load and check all that the options and arguments name. Raises UserError where something is wrong."""
     chosen, pretrained_root = options.test, options.paths.pretrained_root
-    with world.agree():
+    with world.raise_together():
         device = world.device(options.device)
         entries = [Entry.parse(text) for text in chosen.weights]
         if not entries:
@@ -133,10 +133,10 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         paper_row(chosen.paper_row)  # a row that does not exist is told now, not after the last image
     benchmarks = world.from_main(lambda: find_benchmarks(options, arguments.input))
     # One process of each machine downloads what is missing, before the others look for it.
-    with world.agree():
+    with world.raise_together():
         if world.local_rank == 0:
             find_weights(entries, pretrained_root=pretrained_root)
-    with world.agree():
+    with world.raise_together():
         upscaler = partial(
             Upscaler,
             device=device,
@@ -157,10 +157,10 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         )
         sources = {contestant.label: contestant.source for contestant in contestants}
         if world.main:
-            results_folder.refuse_loss(output, sources, benchmarks)
+            output_folder.refuse_loss(output, sources, benchmarks)
     scored = any(benchmark.has_ground_truth for benchmark in benchmarks)
     extras = NO_EXTRAS
-    with world.agree():
+    with world.raise_together():
         if arguments.weights_d is not None and not scored:
             raise UserError("--weights_d shows a discriminator images with ground truth; none that was given has one")
         if arguments.weights_d is not None and world.main:
@@ -169,15 +169,15 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
     # A metric that was asked for by name may be one that needs no ground truth.
     names = chosen.metrics if chosen.metrics is not None or scored else ()
     for downloads in (True, False):  # as above
-        with world.agree():
+        with world.raise_together():
             if (world.local_rank == 0) is downloads:
                 metrics = build_metrics(names, pretrained_root=pretrained_root, device=device, compare=downloads)
-    with world.agree():
+    with world.raise_together():
         useless = [name for name, metric in metrics.items() if metric.needs_ground_truth]
         if useless and not scored:
             raise UserError(f"{', '.join(useless)} cannot be computed: no image that was given has a ground truth")
         if world.main:
-            results_folder.claim(output, sources)
+            output_folder.claim(output, sources)
     return Plan(contestants, benchmarks, metrics, device, output, extras)
 
 
@@ -226,7 +226,7 @@ def tell(results: list[Result], output: Path, console: Console) -> int:
             for failure in scores.failures:
                 console.print(f"failed: {result.label}, {name}: {failure}", markup=False, style="red")
     images = "1 image" if upscaled == 1 else f"{upscaled} images"
-    console.print(f"{images} upscaled; see {output / results_folder.REPORT}", markup=False)
+    console.print(f"{images} upscaled; see {output / output_folder.REPORT}", markup=False)
     return 1 if failed else 0
 
 

@@ -4,8 +4,8 @@ import argparse
 import os
 from functools import partial
 
-from utils.arguments import option_parser, options_from
-from utils.entry import run
+from sed_sr.options.arguments import option_parser, options_from
+from sed_sr.options.cli import run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,7 +31,7 @@ def main() -> int:
     read_options = partial(options_from, arguments)
     if "RANK" not in os.environ:
         read_options()  # one process alone says what is wrong with them before seconds of imports
-    from utils.training_run import run_training
+    from sed_sr.utils.train_run import run_training
 
     run_training(read_options, resume=arguments.resume, only_check=arguments.check, local_rank=arguments.local_rank)
     return 0

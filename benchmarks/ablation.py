@@ -19,13 +19,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from models.semantic_extractor import SemanticExtractor
-from options.schema import Options, Override, load_options
-from utils.entry import run
-from utils.errors import UserError
-from utils.files import write_text
-from utils.results_folder import RESULTS
-from utils.run_folder import RunFolder
+from sed_sr.data.files import write_text
+from sed_sr.models.semantic_extractor import SemanticExtractor
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Options, Override, load_options
+from sed_sr.utils.report.output_folder import RESULTS
+from sed_sr.utils.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 FLAGS = {"paths.data_root": None, "paths.data_test_root": None, "test.benchmarks": "+", "test.metrics": "+"}

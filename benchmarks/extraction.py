@@ -26,9 +26,9 @@ import cv2
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
 from benchmarks.photographs import write_mosaics
-from data.images import list_images
-from data.subimages import Grid
-from utils.entry import run
+from sed_sr.data.images import list_images
+from sed_sr.data.prepare.subimages import Grid
+from sed_sr.options.cli import run
 
 COMMAND = Path(__file__).parents[1] / "extract_subimages.py"
 GRID = Grid(crop_px=480, step_px=240, thresh_px=0)

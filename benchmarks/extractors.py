@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from models.semantic_extractor import SemanticExtractor
-from utils.distributed import World
-from utils.entry import run
-from utils.memory import TensorBytes
+from sed_sr.models.semantic_extractor import SemanticExtractor
+from sed_sr.options.cli import run
+from sed_sr.utils.runtime.distributed import World
+from sed_sr.utils.runtime.memory import TensorBytes
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 EXTRACTORS = (

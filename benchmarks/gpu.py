@@ -54,9 +54,9 @@ from benchmarks.gpu_plan import (
     quick_plan,
 )
 from benchmarks.gpu_report import report
-from utils.distributed import World
-from utils.entry import run
-from utils.errors import UserError
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
+from sed_sr.utils.runtime.distributed import World
 
 LIMIT_S = 150  # of one measurement
 # What measurements take, at most, roughly: none is begun that would not fit.

@@ -26,12 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from models.cuda_graph import WARM_UP_CALLS
-from models.rrdb import RRDBNet
-from models.swinir import SwinIR
-from utils.distributed import World
-from utils.entry import run
-from utils.upscaler import Upscaler
+from sed_sr.models.cuda_graph import WARM_UP_CALLS
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.swinir import SwinIR
+from sed_sr.options.cli import run
+from sed_sr.utils.evaluation.upscaler import Upscaler
+from sed_sr.utils.runtime.distributed import World
 
 NETWORKS = {"rrdb": RRDBNet, "swinir": SwinIR}
 SPANDREL = "spandrel"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import list_images, read_rgb, write_image
+from sed_sr.data.images import list_images, read_rgb, write_image
 
 HEIGHT_PX, WIDTH_PX = 1356, 2040
 

@@ -15,8 +15,8 @@ import cv2
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from data.images import list_images, read_unchanged
-from utils.entry import run
+from sed_sr.data.images import list_images, read_unchanged
+from sed_sr.options.cli import run
 
 TILE_PX = 480
 REPEATS = 3  # the fastest counts

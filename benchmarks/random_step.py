@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from models.build import RANDOM, build_generator, build_train_step
-from models.train_step import Batch, TrainStep
-from options.schema import Options, Override, load_options
+from sed_sr.models.build import RANDOM, build_generator, build_train_step
+from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.options.schema import Options, Override, load_options
 
 
 def random_recipe(opt: str, *chosen: Override, **more: Any) -> Options:

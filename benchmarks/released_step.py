@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.build import build_discriminator, build_extractor, build_generator, build_perceptual_loss
-from models.precision import convolutions
-from models.train_step import Batch
-from options.schema import Options
+from sed_sr.models.build import build_discriminator, build_extractor, build_generator, build_perceptual_loss
+from sed_sr.models.precision import convolutions
+from sed_sr.models.train_step import Batch
+from sed_sr.options.schema import Options
 
 
 class ReleasedStep:

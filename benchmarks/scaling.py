@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anyw
 
 from benchmarks.operations import operations
 from benchmarks.random_step import random_recipe, random_step
-from models.build import records_graphs
-from models.cuda_graph import CudaRecorder
-from models.precision import AUTOCAST_DTYPE, resolved
-from models.train_step import Batch, TrainStep
-from options.schema import Options, Override
-from utils.distributed import World, joined_world
-from utils.entry import run
-from utils.errors import UserError
+from sed_sr.models.build import records_graphs
+from sed_sr.models.cuda_graph import CudaRecorder
+from sed_sr.models.precision import AUTOCAST_DTYPE, resolved
+from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Options, Override
+from sed_sr.utils.runtime.distributed import World, joined_world
 
 WARM_UP_ROUNDS = 2  # on a GPU, the step is recorded within them
 

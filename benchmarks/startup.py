@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from utils.entry import run
+from sed_sr.options.cli import run
 
 ROOT = Path(__file__).parents[1]
 PICTURES = 100
@@ -118,18 +118,18 @@ def phases(large: Path, small: Path) -> tuple[dict[str, float], dict[str, float]
         return result
 
     def import_all() -> None:
-        import utils.training_run  # noqa: F401
+        import sed_sr.utils.train_run  # noqa: F401
 
     timed("imports", import_all)
     import torch
 
-    from data.datasets import PairedImages, SampleStream, make_loader
-    from data.pair_content import check_content
-    from data.pairs import check_pairs, find_pairs
-    from models.build import build_generator, build_train_step
-    from options.schema import Override, load_options
-    from utils.prepare import COMPARED_PAIRS
-    from utils.training_pairs import GivenPairs
+    from sed_sr.data.batches import GivenPairs
+    from sed_sr.data.datasets import PairedImages, SampleStream, make_loader
+    from sed_sr.data.pair_content import check_content
+    from sed_sr.data.pairs import check_pairs, find_pairs
+    from sed_sr.models.build import build_generator, build_train_step
+    from sed_sr.options.schema import Override, load_options
+    from sed_sr.utils.training.setup import COMPARED_PAIRS
 
     overrides = [Override.parse(setting) for setting in settings_of(large, "unused")]
     options = timed("options", lambda: load_options(RECIPE, overrides))

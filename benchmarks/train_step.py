@@ -27,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anyw
 
 from benchmarks.operations import operations
 from benchmarks.random_step import random_recipe
-from models.build import build_generator, build_train_step, build_training_pairs, records_graphs
-from models.cuda_graph import WARM_UP_CALLS, CudaRecorder
-from models.precision import AUTOCAST_DTYPE, resolved
-from models.rrdb import RRDBNet
-from models.train_step import Batch
-from utils.distributed import World
-from utils.entry import run
-from utils.memory import peak_bytes
+from sed_sr.models.build import build_generator, build_train_step, build_training_pairs, records_graphs
+from sed_sr.models.cuda_graph import WARM_UP_CALLS, CudaRecorder
+from sed_sr.models.precision import AUTOCAST_DTYPE, resolved
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.train_step import Batch
+from sed_sr.options.cli import run
+from sed_sr.utils.runtime.distributed import World
+from sed_sr.utils.runtime.memory import peak_bytes
 
 WARM_UP_STEPS = 2  # on a CPU; on a GPU until a step is recorded
 SIDE = 4096  # of matrices

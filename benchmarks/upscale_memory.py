@@ -20,10 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
-from data.images import read_rgb, write_image
-from models.rrdb import RRDBNet
-from utils.entry import run
-from utils.upscaler import Upscaler, bicubic
+from sed_sr.data.images import read_rgb, write_image
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.options.cli import run
+from sed_sr.utils.evaluation.upscaler import Upscaler, bicubic
 
 CPU = torch.device("cpu")
 

@@ -21,12 +21,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import image_jobs
-from data.images import IMAGE_SUFFIXES, image_size, list_images
-from data.pairs import find_pairs, near_pairs, pair_sizes
-from data.prepare_benchmark import prepare
-from utils.entry import run
-from utils.errors import UserError
+from sed_sr.data.images import IMAGE_SUFFIXES, image_size, list_images
+from sed_sr.data.pairs import find_pairs, near_pairs, pair_sizes
+from sed_sr.data.prepare import image_jobs
+from sed_sr.data.prepare.benchmark import prepare
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
 
 INPUTS = "input"  # the benchmark of files that were given one by one
 # What else photographs are stored in: OpenCV reads some of it, and the rest is told of rather than passed over.

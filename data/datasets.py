@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from data.image_folders import ImageFolder, check_images, find_images, read_image
-from data.images import to_tensor
-from data.pack import Pack, Tile
-from data.pairs import check_pairs, find_pairs
-from utils.errors import UserError
-from utils.signals import ignore_wishes
+from sed_sr.data.image_folders import ImageFolder, check_images, find_images, read_image
+from sed_sr.data.images import to_tensor
+from sed_sr.data.pack import Pack, Tile
+from sed_sr.data.pairs import check_pairs, find_pairs
+from sed_sr.data.workers import ignore_stop_signals
+from sed_sr.options.errors import UserError
 
 AUGMENTATIONS = 8
 BATCHES_AHEAD = 4  # per worker
@@ -320,7 +320,7 @@ def _collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | User
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers use the cores already
-    ignore_wishes()
+    ignore_stop_signals()
     sys.excepthook = _tell_unless_left_alone
 
 

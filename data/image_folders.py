@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from data.images import image_size, list_image_names, png_sizes, read_rgb
-from data.pack import PIXELS_SUFFIX, Pack, Tile, check_pixels, is_pack, open_pack
-from utils.errors import UserError
-from utils.signals import ignore_wishes
+from sed_sr.data.images import image_size, list_image_names, png_sizes, read_rgb
+from sed_sr.data.pack import PIXELS_SUFFIX, Pack, Tile, check_pixels, is_pack, open_pack
+from sed_sr.data.workers import ignore_stop_signals
+from sed_sr.options.errors import UserError
 
 Item = TypeVar("Item")
 
@@ -159,7 +159,7 @@ def marked(mark: Callable[[range], np.ndarray], items: int) -> list[int]:
 def _start_reader(mark: Callable[[range], np.ndarray]) -> None:
     global _marks_of_reader
     _marks_of_reader = mark
-    ignore_wishes()
+    ignore_stop_signals()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError
-from utils.files import atomic_writer
+from sed_sr.data.files import atomic_writer
+from sed_sr.options.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

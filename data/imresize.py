@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import image_jobs, images
-from utils.entry import run
-from utils.errors import UserError
+from sed_sr.data import images
+from sed_sr.data.prepare import image_jobs
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
 
 
 def imresize(image: np.ndarray, *, scale: float) -> np.ndarray:

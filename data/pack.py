@@ -21,8 +21,8 @@ from tokenize import TokenError
 import numpy as np
 from numpy.lib import format as npy
 
-from utils.errors import UserError
-from utils.files import atomic_writer
+from sed_sr.data.files import atomic_writer
+from sed_sr.options.errors import UserError
 
 PIXELS_SUFFIX = ".npy"
 TABLE = "tiles.npy"

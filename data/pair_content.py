@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from data.image_folders import first_few, read_image
-from data.imresize import cubic
-from data.pairs import Pairs
-from utils.errors import UserError
+from sed_sr.data.image_folders import first_few, read_image
+from sed_sr.data.imresize import cubic
+from sed_sr.data.pairs import Pairs
+from sed_sr.options.errors import UserError
 
 DETAIL_SIGMAS_PX = (0.8, 2.4)  # of the Gaussians, in LR pixels
 MIN_CONTRAST = 5  # standard deviation of the detail, of 255; noise of sigma 10 alone has 3

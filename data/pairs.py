@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.image_folders import ImageFolder, check_each, find_images, first_few, marked, size_of
-from data.images import strip_scale_suffix
-from data.pack import Pack, Tile
-from utils.errors import UserError
+from sed_sr.data.image_folders import ImageFolder, check_each, find_images, first_few, marked, size_of
+from sed_sr.data.images import strip_scale_suffix
+from sed_sr.data.pack import Pack, Tile
+from sed_sr.options.errors import UserError
 
 UNICODE = "in Unicode normal form (NFC and NFD look the same)"
 # In what the names of one image may differ by mistake, and how to take it away.

@@ -9,30 +9,30 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from data.degradation.pipeline import Degradation, Stage
-from data.degradation.sharpen import sharpen
-from models.discriminators import PatchDiscriminator, UNetDiscriminator
-from models.losses import GANLoss, PerceptualLoss
-from models.precision import keep_in_autocast_type, resolved, use_deterministic_algorithms
-from models.rrdb import RRDBNet
-from models.schedules import cosine, stepwise, warmup
-from models.semantic_extractor import SemanticExtractor, load_extractor_weights, published_weights
-from models.swinir import SwinIR
-from models.train_step import TrainStep
-from options.schema import GeneratorOptions, Options
-from utils import checkpoint
-from utils.errors import UserError
-from utils.generator_file import GeneratorFile
-from utils.generator_weights import DERIVED_BUFFERS, load_into, refuse_misfits
-from utils.memory import keep_freed_memory
-from utils.training_pairs import DegradedPairs, GivenPairs
-from utils.weights import locate, verify
+from sed_sr.data.batches import DegradedPairs, GivenPairs
+from sed_sr.data.degradation.pipeline import Degradation, Stage
+from sed_sr.data.degradation.sharpen import sharpen
+from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
+from sed_sr.models.losses import GANLoss, PerceptualLoss
+from sed_sr.models.precision import keep_in_autocast_type, resolved, use_deterministic_algorithms
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.schedules import cosine, stepwise, warmup
+from sed_sr.models.semantic_extractor import SemanticExtractor, load_extractor_weights, published_weights
+from sed_sr.models.swinir import SwinIR
+from sed_sr.models.train_step import TrainStep
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import GeneratorOptions, Options
+from sed_sr.utils.runtime.memory import disable_malloc_trim
+from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.weights.formats import RECOMPUTED_BUFFERS, check_shapes, load_into
+from sed_sr.utils.weights.generator_file import GeneratorFile
+from sed_sr.utils.weights.pretrained import locate, verify
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
 DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
 
 RANDOM = "random"  # asked for instead of a weight file
-MOST_DERIVED_BYTES = 2**30  # of buffers that follow from a window; SwinIR-M's take 20 MB
+MAX_DERIVED_BYTES = 2**30  # of buffers that follow from a window; SwinIR-M's take 20 MB
 
 
 def build_generator(options: Options) -> nn.Module:
@@ -68,12 +68,12 @@ def load_generator(file: GeneratorFile, options: dict[str, Any] | None = None) -
         raise UserError(f"{file.path} asks for a generator that cannot be: {where}: {problem['msg']}") from None
     except RuntimeError:  # sizes whose product no integer holds
         raise UserError(f"{file.path} asks for a generator that is larger than any memory") from None
-    refuse_misfits(outline, file.weights, file.path)
-    derived_bytes = sum(b.nbytes for name, b in outline.state_dict().items() if name.endswith(DERIVED_BUFFERS))
-    if derived_bytes > MOST_DERIVED_BYTES:
+    check_shapes(outline, file.weights, file.path)
+    derived_bytes = sum(b.nbytes for name, b in outline.state_dict().items() if name.endswith(RECOMPUTED_BUFFERS))
+    if derived_bytes > MAX_DERIVED_BYTES:
         raise UserError(
             f"{file.path} asks for attention windows whose masks would take {derived_bytes / 1e9:.3g} GB; "
-            f"at most {MOST_DERIVED_BYTES / 1e9:.3g} GB make sense"
+            f"at most {MAX_DERIVED_BYTES / 1e9:.3g} GB make sense"
         )
     generator = _generator(options)
     load_into(generator, file.weights, file.path)
@@ -204,7 +204,7 @@ def build_train_step(options: Options, *, generator: nn.Module, device: torch.de
             f"train.gradient_checkpointing is true, but {type(generator).__name__} cannot do it: leave it out"
         )
     if device.type == "cpu":
-        keep_freed_memory()
+        disable_malloc_trim()
     elif train.deterministic:
         use_deterministic_algorithms()
     extractor, perceptual = build_extractor(options), build_perceptual_loss(options)

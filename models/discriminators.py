@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.semantic_fusion import SemanticConcatenation, SemanticFusionBlock
-from models.spectral_norm import spectral_norm
-from utils.errors import UserError
+from sed_sr.models.semantic_fusion import SemanticConcatenation, SemanticFusionBlock
+from sed_sr.models.spectral_norm import spectral_norm
+from sed_sr.options.errors import UserError
 
 SIDE_MULTIPLE_PX = 16  # of the images
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from models.pretrained import load_part
-from utils.errors import UserError
+from sed_sr.models.partial_load import load_part
+from sed_sr.options.errors import UserError
 
 # Convolution `j` of block `i` (Simonyan & Zisserman, ICLR 2015, table 1, column E) -> its index in `vgg19().features`.
 VGG19_LAYERS = {

@@ -21,11 +21,11 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.pretrained import load_part
-from utils import checkpoint
-from utils.errors import UserError
-from utils.weights import KNOWN, sha256_of
-from utils.wrappers import without_wrappers
+from sed_sr.models.partial_load import load_part
+from sed_sr.options.errors import UserError
+from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.weights.pretrained import KNOWN, sha256_of
+from sed_sr.utils.weights.wrappers import without_wrappers
 
 CLIP_RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 # CLIP's ViTs come from timm, whose positional embeddings follow the image's size; OpenAI trained with QuickGELU.

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.cuda_graph import GraphedFunction, Recorder
-from models.diagnostics import accuracy, colour_drift, gradient_shares
-from models.gradients import FlatGradients
-from models.losses import GANLoss, PerceptualLoss, l1_loss
-from models.outcome import FIGURES, Outcome
-from models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
+from sed_sr.models.cuda_graph import GraphedFunction, Recorder
+from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares
+from sed_sr.models.gradients import FlatGradients
+from sed_sr.models.losses import GANLoss, PerceptualLoss, l1_loss
+from sed_sr.models.outcome import FIGURES, Outcome
+from sed_sr.models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
 
 
 class Batch(NamedTuple):

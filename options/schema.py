@@ -27,7 +27,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from utils.errors import UserError
+from sed_sr.options.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The tree

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 
-from models.build import build_discriminator, build_extractor
-from models.semantic_extractor import SemanticExtractor
-from options.schema import Override, load_options
-from utils.errors import UserError
+from sed_sr.models.build import build_discriminator, build_extractor
+from sed_sr.models.semantic_extractor import SemanticExtractor
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Override, load_options
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "options/ablation").glob("*.yml"))
@@ -72,7 +72,7 @@ def extractor_of(model: str, layer: str) -> SemanticExtractor:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_discriminator_fits_the_semantic_maps_of_its_extractor(recipe, monkeypatch):
-    monkeypatch.setattr("models.build.SemanticExtractor", lambda model, layer, **_: extractor_of(model, layer))
+    monkeypatch.setattr("sed_sr.models.build.SemanticExtractor", lambda model, layer, **_: extractor_of(model, layer))
     options = load_options(recipe, [Override("semantic_extractor.weights", "random", "")])
     with torch.device("meta"):
         extractor = build_extractor(options)

@@ -23,13 +23,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import images
-from models.rrdb import RRDBNet
-from models.swinir import SwinIR
-from options.schema import Override, load_options
-from utils import checkpoint
-from utils.errors import UserError
-from utils.generator_weights import generator_weights, load_into
+from sed_sr.data import images
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.swinir import SwinIR
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Override, load_options
+from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.weights.formats import generator_weights, load_into
 
 # Pillow warns of what it skips in a damaged TIFF.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.images import read_rgb
+from sed_sr.data.images import read_rgb
 
 PSNR, SED, REAL = (f"train.py --opt {recipe}.yml" for recipe in ("rrdb_psnr", "rrdb_P+SeD", "rrdb_psnr_real"))
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"

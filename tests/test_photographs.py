@@ -14,10 +14,10 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms
 
-from data.images import PNG_SIGNATURE
-from data.imresize import imresize
-from models.rrdb import RRDBNet
-from models.swinir import SwinIR
+from sed_sr.data.images import PNG_SIGNATURE
+from sed_sr.data.imresize import imresize
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.swinir import SwinIR
 
 ROOT = Path(__file__).parents[1]
 PHOTO = skimage.data.coffee()[100:143, 100:151]  # 51x43: no side is a multiple of a window, a tile or a JPEG block

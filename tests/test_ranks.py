@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from models.losses import PerceptualLoss
+from sed_sr.models.losses import PerceptualLoss
+from sed_sr.utils.weights import checkpoint
 from tests.conftest import TORCHRUN, TRAIN, assert_equal_runs, finished, newest_step, not_outlived
-from utils import checkpoint
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,9 +18,9 @@ SMALL = ("generator.features=8", "generator.blocks=1", "dataset.lr_patch_px=16",
 # Every export that the project knows, in one process: its name, and the largest difference or why there is none.
 EXPORT_ALL = """
 import json, pathlib, sys
-from utils.errors import UserError
-from utils.export import FORMATS, export
-from utils.generator_file import open_generator_file
+from sed_sr.options.errors import UserError
+from sed_sr.utils.weights.export import FORMATS, export
+from sed_sr.utils.weights.generator_file import open_generator_file
 found = {}
 for name, target in FORMATS.items():
     try:

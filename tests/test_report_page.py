@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
-from data.benchmarks import Benchmark, BenchmarkImage
-from utils import report
-from utils.evaluate import BenchmarkScores
-from utils.metrics import Metric
-from utils.report import Extras, write_report
-from utils.results import Result
+from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
+from sed_sr.utils.evaluation.evaluate import BenchmarkScores
+from sed_sr.utils.evaluation.metrics import Metric
+from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.report import html_page
+from sed_sr.utils.report.html_page import Extras, write_report
 
 SIDE_PX = 60  # of SR and HR
 BLUE = {"one": 190, "two": 200, "HR": 200}  # two is HR
@@ -87,7 +87,7 @@ def written(tmp_path_factory) -> Path:
             "photos": BenchmarkScores({PHOTO: {}, LONG: {}}, failures=("broken.jpg cannot be decoded",)),
         }
         results.append(Result(label, f"{label}.pth", "RRDB x4", None, by_benchmark))
-    path = root / "out" / "report.html"
+    path = root / "out" / "html_page.html"
     write_report(path, results, benchmarks=benchmarks, metrics=METRICS, sr_root=root / "out", title=TITLE)
     return path
 
@@ -425,19 +425,19 @@ def test_dot_of_the_scatter_plot_tells_its_image_and_opens_it(page):
 
 
 def test_left_out_pictures_are_told_and_scores_stay(open_page, written, monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "PICTURES_LIMIT_BYTES", 0)
+    monkeypatch.setattr(html_page, "PICTURES_LIMIT_BYTES", 0)
     hr = save(tmp_path / "hr.png", places(blue=0))
     save(tmp_path / "out/one/Set/a.png", places(blue=0))
     lr = save(tmp_path / "lr.png", places(blue=0)[::4, ::4])
     write_report(
-        tmp_path / "report.html",
+        tmp_path / "html_page.html",
         [Result("one", "one.pth", "RRDB x4", None, {"Set": BenchmarkScores({"a": {"psnr": 30.0}})})],
         benchmarks=[Benchmark("Set", (BenchmarkImage("a", lr, hr),))],
         metrics=METRICS,
         sr_root=tmp_path / "out",
         title=TITLE,
     )
-    page = open_page((tmp_path / "report.html").as_uri())
+    page = open_page((tmp_path / "html_page.html").as_uri())
     expect(page.locator("tbody")).to_contain_text("30.00")
     page.get_by_role("button", name="a", exact=True).click()
     expect(page.locator(".notice")).to_contain_text("left out")
@@ -454,7 +454,7 @@ def test_further_pictures_are_chosen_like_the_others_and_never_compared(open_pag
     lr = save(tmp_path / "lr.png", places(blue=100)[2::4, 2::4])
     save(tmp_path / "out/one/Set/a.png", places(blue=BLUE["one"]))
     write_report(
-        tmp_path / "report.html",
+        tmp_path / "html_page.html",
         [Result("one", "one.pth", "RRDB x4", None, {"Set": BenchmarkScores({"a": {"psnr": 30.0}})})],
         benchmarks=[Benchmark("Set", (BenchmarkImage("a", lr, hr),))],
         metrics=METRICS,
@@ -462,7 +462,7 @@ def test_further_pictures_are_chosen_like_the_others_and_never_compared(open_pag
         title=TITLE,
         extras=Extras(("attention", "fake"), f"What D sees {EVIL}.", lambda hr, sr: [places(blue=20), places(blue=40)]),
     )
-    page = open_page((tmp_path / "report.html").as_uri())
+    page = open_page((tmp_path / "html_page.html").as_uri())
     expect(page.locator("header .note")).to_have_text(f"What D sees {EVIL}.")
     look_at(page, "a")
     choose(page, "4 HR", "5 attention")
@@ -489,14 +489,14 @@ def test_folder_without_ground_truth_has_no_hr_no_scatter_plot_and_no_columns_of
     for label in ("one", "two"):
         save(tmp_path / "out" / label / "photos/a.png", places(blue=BLUE[label]))
     write_report(
-        tmp_path / "report.html",
+        tmp_path / "html_page.html",
         [Result(label, f"{label}.pth", "", None, {"photos": BenchmarkScores({"a": {}})}) for label in ("one", "two")],
         benchmarks=[Benchmark("photos", (BenchmarkImage("a", lr, None),))],
         metrics={},
         sr_root=tmp_path / "out",
         title=TITLE,
     )
-    page = open_page((tmp_path / "report.html").as_uri())
+    page = open_page((tmp_path / "html_page.html").as_uri())
     assert page.locator(".scatter, .means, tbody td:nth-child(2)").count() == 0
     look_at(page, "a")
     assert page.get_by_label("Right").locator("option").all_inner_texts() == ["1  LR", "2  bicubic", "3  one", "4  two"]
@@ -570,7 +570,7 @@ def test_report_is_used_while_its_pictures_are_still_being_read(open_page, writt
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        page = open_page(f"http://127.0.0.1:{server.server_port}/report.html")
+        page = open_page(f"http://127.0.0.1:{server.server_port}/html_page.html")
         page.locator("#benchmark-0 tbody button").first.click()
         page.keyboard.press("g")
         expect(page.locator("#stage[aria-busy=true]")).to_have_count(1)

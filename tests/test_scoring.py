@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.images import read_rgb
-from models.build import build_discriminator, build_extractor
-from models.rrdb import RRDBNet
-from options.schema import load_options
-from utils.checkpoint import save_generator, save_state
+from sed_sr.data.images import read_rgb
+from sed_sr.models.build import build_discriminator, build_extractor
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.options.schema import load_options
+from sed_sr.utils.weights.checkpoint import save_generator, save_state
 
 TEST = "test.py --benchmarks"
 TORCHRUN = "-m torch.distributed.run --nproc_per_node=2 --standalone"

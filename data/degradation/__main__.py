@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data.degradation.degrade_folder import degrade_folder
-from data.degradation.sheet import DETAIL_PX, busiest_square, contact_sheet
-from data.images import read_rgb, write_image
-from models.build import build_training_pairs
-from utils.arguments import option_parser, options_from
-from utils.entry import run
-from utils.errors import UserError
+from sed_sr.data.images import read_rgb, write_image
+from sed_sr.data.prepare.degrade import degrade_folder
+from sed_sr.models.build import build_training_pairs
+from sed_sr.options.arguments import option_parser, options_from
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
+from sed_sr.utils.visualization.degradation_sheet import DETAIL_PX, busiest_square, contact_sheet
 
 RECIPE = Path(__file__).parents[2] / "options" / "train_rrdb_P+SeD_real.yml"
 SCALE = 4
-MOST_SAMPLES = 50
+MAX_SAMPLES = 50
 
 
 def main() -> int:
@@ -33,8 +33,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a number that is not negative is expected")
-    if not 1 <= args.samples <= MOST_SAMPLES:
-        raise UserError(f"--samples {args.samples}: 1 to {MOST_SAMPLES} are expected")
+    if not 1 <= args.samples <= MAX_SAMPLES:
+        raise UserError(f"--samples {args.samples}: 1 to {MAX_SAMPLES} are expected")
     options = options_from(args)
     if options.degradation is None:
         raise UserError(f"{args.opt} has no degradation: it trains on LR images that are there already")

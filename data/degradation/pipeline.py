@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.degradation.jpeg import jpeg
-from data.degradation.kernels import (
+from sed_sr.data.degradation.jpeg import jpeg
+from sed_sr.data.degradation.kernels import (
     blur,
     gaussian_kernel,
     generalized_gaussian_kernel,
@@ -25,7 +25,7 @@ from data.degradation.kernels import (
     sinc_kernel,
     stack_kernels,
 )
-from data.degradation.noise import gaussian_noise, poisson_noise
+from sed_sr.data.degradation.noise import gaussian_noise, poisson_noise
 
 KERNELS = {
     "identity": identity_kernel,

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from data.degradation.kernels import blur, gaussian_kernel, stack_kernels
+from sed_sr.data.degradation.kernels import blur, gaussian_kernel, stack_kernels
 
 
 def sharpen(hr: Tensor, *, kernel_px: int, weight: float, threshold: float) -> Tensor:

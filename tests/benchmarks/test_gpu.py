@@ -14,7 +14,7 @@ from benchmarks.gpu import Measurement, measure, measurements
 from benchmarks.gpu_measurements import busy, differing
 from benchmarks.gpu_plan import COMPILED, DEFAULT, EAGER, GRAPHS, RECIPES, RELEASED, combinations, full_plan, key
 from benchmarks.gpu_report import goals, profiles_shown, report
-from utils.errors import UserError
+from sed_sr.options.errors import UserError
 
 CPU = torch.device("cpu")
 LATER_S = time.perf_counter() + 10**6

@@ -5,7 +5,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.operations import operations
-from models.rrdb import RRDBNet
+from sed_sr.models.rrdb import RRDBNet
 
 
 def test_operations_of_forward_and_backward_passes_are_those_of_pytorchs_counter():

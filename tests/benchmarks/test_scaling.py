@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.random_step import random_recipe, random_step
 from benchmarks.scaling import GPUS, LINKS, prediction, sent_bytes
-from models.gradients import ALIGNMENT
-from models.train_step import FIGURES
+from sed_sr.models.gradients import ALIGNMENT
+from sed_sr.models.train_step import FIGURES
 
 ROOT = Path(__file__).parents[2]
 TINY = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.images import write_image
+from sed_sr.data.images import write_image
 
 
 @pytest.fixture

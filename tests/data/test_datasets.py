@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.datasets import HRImages, PairedImages, SampleStream, make_loader
-from data.images import read_rgb, write_image
-from utils.errors import UserError
+from sed_sr.data.datasets import HRImages, PairedImages, SampleStream, make_loader
+from sed_sr.data.images import read_rgb, write_image
+from sed_sr.options.errors import UserError
 
 PATCH_PX = 6
 

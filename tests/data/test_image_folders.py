@@ -4,10 +4,10 @@ import threading
 import numpy as np
 import pytest
 
-import data.image_folders
-from data.image_folders import check_images, check_readable, find_images
-from data.images import write_image
-from utils.errors import UserError
+import sed_sr.data.image_folders
+from sed_sr.data.image_folders import check_images, check_readable, find_images
+from sed_sr.data.images import write_image
+from sed_sr.options.errors import UserError
 
 
 @pytest.fixture
@@ -74,17 +74,17 @@ def test_images_too_small_or_unreadable_are_counted_over_all_folders_and_named(f
 
 @pytest.mark.parametrize("at_once", [1, 7, 50])
 def test_what_is_marked_is_found_however_many_processes_look(monkeypatch, at_once):
-    monkeypatch.setattr(data.image_folders, "MARKED_AT_ONCE", at_once)
+    monkeypatch.setattr(sed_sr.data.image_folders, "MARKED_AT_ONCE", at_once)
     odd = np.random.default_rng(0).random(50) < 0.3
-    found = data.image_folders.marked(lambda indices: odd[indices.start : indices.stop], 50)
+    found = sed_sr.data.image_folders.marked(lambda indices: odd[indices.start : indices.stop], 50)
     assert found == np.flatnonzero(odd).tolist()
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 7])
 def test_every_image_is_looked_at_once_however_many_share_a_task(folders, monkeypatch, tasks):
-    monkeypatch.setattr(data.image_folders, "TASKS", tasks)
+    monkeypatch.setattr(sed_sr.data.image_folders, "TASKS", tasks)
     looked_at = []
-    data.image_folders.check_each(folders, looked_at.append, what="images", fault="cannot be used")
+    sed_sr.data.image_folders.check_each(folders, looked_at.append, what="images", fault="cannot be used")
     assert sorted(looked_at) == [path for folder in folders for path in folder]
 
 

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import images
-from utils.errors import UserError
-from utils.files import WriteError
+from sed_sr.data import images
+from sed_sr.data.files import WriteError
+from sed_sr.options.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 LARGE_IMAGE = """
 import sys
 from pathlib import Path
 import numpy as np
-from data.images import write_image
+from sed_sr.data.images import write_image
 
 def peak_mb():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.images import read_rgb, read_unchanged, write_image, write_unchanged
-from data.imresize import imresize
+from sed_sr.data.images import read_rgb, read_unchanged, write_image, write_unchanged
+from sed_sr.data.imresize import imresize
 
 
 def brute_force(image, scale):

@@ -12,15 +12,15 @@ import skimage.data
 import torch
 from PIL import Image
 
-from data import image_jobs
-from data.datasets import HRImages, PairedImages, SampleStream, make_loader
-from data.image_folders import check_images, check_readable, find_images, read_image
-from data.images import list_images, read_rgb, write_unchanged
-from data.pair_content import check_content
-from data.pairs import find_pairs
-from data.subimages import Grid, single_jobs
-from data.subimages import extract as extract_jobs
-from utils.errors import UserError
+from sed_sr.data.datasets import HRImages, PairedImages, SampleStream, make_loader
+from sed_sr.data.image_folders import check_images, check_readable, find_images, read_image
+from sed_sr.data.images import list_images, read_rgb, write_unchanged
+from sed_sr.data.pair_content import check_content
+from sed_sr.data.pairs import find_pairs
+from sed_sr.data.prepare import image_jobs
+from sed_sr.data.prepare.subimages import Grid, single_jobs
+from sed_sr.data.prepare.subimages import extract as extract_jobs
+from sed_sr.options.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "extract_subimages.py"
 

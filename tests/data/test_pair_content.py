@@ -7,12 +7,12 @@ import pytest
 import skimage.data
 from PIL import Image
 
-import data.pair_content
-from data.images import write_image
-from data.imresize import imresize
-from data.pair_content import check_content
-from data.pairs import find_pairs
-from utils.errors import UserError
+import sed_sr.data.pair_content
+from sed_sr.data.images import write_image
+from sed_sr.data.imresize import imresize
+from sed_sr.data.pair_content import check_content
+from sed_sr.data.pairs import find_pairs
+from sed_sr.options.errors import UserError
 
 HR_PX = 192
 PHOTOS = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
@@ -191,11 +191,13 @@ def test_one_wrong_pair_is_no_evidence_but_two_are(write_pairs):
 
 def test_the_sample_is_spread_over_the_set_and_follows_the_seed(write_pairs, monkeypatch):
     pairs = write_pairs([image[:16, :16] for image in HR[:1] * 40], [image[:4, :4] for image in HR[:1] * 40])
-    read = data.pair_content.read_image
+    read = sed_sr.data.pair_content.read_image
 
     def sample(samples, seed):
         seen = set()
-        monkeypatch.setattr(data.pair_content, "read_image", lambda path: seen.add(Path(path).name) or read(path))
+        monkeypatch.setattr(
+            sed_sr.data.pair_content, "read_image", lambda path: seen.add(Path(path).name) or read(path)
+        )
         check_content(pairs, scale=4, samples=samples, seed=seed)
         return sorted(int(name[:4]) for name in seen if "x4" not in name)
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.image_folders
-from data.images import write_image
-from data.pairs import check_pairs, find_pairs
-from utils.errors import UserError
+import sed_sr.data.image_folders
+from sed_sr.data.images import write_image
+from sed_sr.data.pairs import check_pairs, find_pairs
+from sed_sr.options.errors import UserError
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_pairs_of_wrong_size_are_named_with_what_was_given_and_expected(tmp_path
 
 
 def test_every_pair_is_looked_at_whatever_its_format_and_however_many_there_are(tmp_path, write, monkeypatch):
-    monkeypatch.setattr(data.image_folders, "MARKED_AT_ONCE", 4)
+    monkeypatch.setattr(sed_sr.data.image_folders, "MARKED_AT_ONCE", 4)
     for number in range(10):
         write(f"hr/{number}.png", (16, 20))
         write(f"lr/{number}.png", (3, 5) if number in (3, 9) else (4, 5))

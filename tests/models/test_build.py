@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.backends.debugging import aot_eager
 
 from benchmarks.random_step import random_recipe, random_step
-from models.build import (
+from sed_sr.models.build import (
     build_discriminator,
     build_extractor,
     build_generator,
@@ -17,12 +17,12 @@ from models.build import (
     pretrained_weights,
     records_graphs,
 )
-from models.rrdb import RRDBNet
-from models.swinir import SwinIR
-from options.schema import Override, load_options
-from utils.errors import UserError
-from utils.generator_file import open_generator_file
-from utils.memory import peak_bytes
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.swinir import SwinIR
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Override, load_options
+from sed_sr.utils.runtime.memory import peak_bytes
+from sed_sr.utils.weights.generator_file import open_generator_file
 
 RECIPES = Path(__file__).parents[2] / "options"
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.diagnostics import accuracy, colour_drift, gradient_shares, spectral_norms
-from models.discriminators import PatchDiscriminator, UNetDiscriminator
-from models.losses import GAN_LOSSES, GANLoss
-from models.rrdb import RRDBNet
+from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares, spectral_norms
+from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
+from sed_sr.models.losses import GAN_LOSSES, GANLoss
+from sed_sr.models.rrdb import RRDBNet
 
 BOTH = pytest.mark.parametrize("cls", [PatchDiscriminator, UNetDiscriminator])
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-from models.discriminators import PatchDiscriminator, UNetDiscriminator
-from utils.errors import UserError
+from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
+from sed_sr.options.errors import UserError
 
 BOTH = pytest.mark.parametrize("cls", [PatchDiscriminator, UNetDiscriminator])
 FUSIONS = pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])

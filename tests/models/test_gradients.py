@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from models.gradients import ALIGNMENT, FlatGradients
+from sed_sr.models.gradients import ALIGNMENT, FlatGradients
 
 
 def networks() -> dict[str, nn.Module]:

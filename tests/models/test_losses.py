@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from models.losses import GAN_LOSSES, VGG19_LAYERS, GANLoss, PerceptualLoss, l1_loss
-from utils.errors import UserError
+from sed_sr.models.losses import GAN_LOSSES, VGG19_LAYERS, GANLoss, PerceptualLoss, l1_loss
+from sed_sr.options.errors import UserError
 
 KINDS = pytest.mark.parametrize("kind", list(GAN_LOSSES))
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from models import train_step
-from models.discriminators import PatchDiscriminator, UNetDiscriminator
-from models.losses import GANLoss
-from models.precision import WorkingCopy, convolutions, keep_in_autocast_type, resolved, without_tf32
-from models.rrdb import RRDBNet
-from models.spectral_norm import spectral_norm
-from models.swinir import SwinIR
-from models.train_step import Batch, TrainStep
+from sed_sr.models import train_step
+from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
+from sed_sr.models.losses import GANLoss
+from sed_sr.models.precision import WorkingCopy, convolutions, keep_in_autocast_type, resolved, without_tf32
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.spectral_norm import spectral_norm
+from sed_sr.models.swinir import SwinIR
+from sed_sr.models.train_step import Batch, TrainStep
 from tests.conftest import same
 
 

@@ -4,8 +4,8 @@ import pytest
 import spandrel
 import torch
 
-from models.rrdb import RRDBNet
-from utils.memory import TensorBytes
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.utils.runtime.memory import TensorBytes
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (16, 9), (24, 24)])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR
 
-from models.schedules import cosine, stepwise, warmup
+from sed_sr.models.schedules import cosine, stepwise, warmup
 
 STEPS = 12
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
-from models.semantic_extractor import CLIP_TOWERS, SemanticExtractor, load_extractor_weights, published_weights
-from utils.errors import UserError
-from utils.weights import KNOWN, locate
+from sed_sr.models.semantic_extractor import CLIP_TOWERS, SemanticExtractor, load_extractor_weights, published_weights
+from sed_sr.options.errors import UserError
+from sed_sr.utils.weights.pretrained import KNOWN, locate
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

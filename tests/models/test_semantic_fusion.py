@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.semantic_fusion import SemanticConcatenation, SemanticFusionBlock
+from sed_sr.models.semantic_fusion import SemanticConcatenation, SemanticFusionBlock
 
 Attentive = partial(SemanticFusionBlock, image_channels=8)
 BOTH = pytest.mark.parametrize("kind", [Attentive, SemanticConcatenation], ids=["attention", "concatenation"])

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.spectral_norm import spectral_norm
+from sed_sr.models.spectral_norm import spectral_norm
 
 IMPLEMENTATIONS = (spectral_norm, parametrizations.spectral_norm)  # ours and PyTorch's
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])

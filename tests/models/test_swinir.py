@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spandrel.architectures.SwinIR import SwinIR as OtherSwinIR
 
-from models.swinir import SwinIR, reflect_pad, shift_mask
-from utils.errors import UserError
-from utils.memory import TensorBytes
+from sed_sr.models.swinir import SwinIR, reflect_pad, shift_mask
+from sed_sr.options.errors import UserError
+from sed_sr.utils.runtime.memory import TensorBytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in the other implementation
 

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from options.describe import SCHEMA_FILE, commented_options, recipe_schema
-from options.schema import Options, load_options
-from utils.errors import UserError
+from sed_sr.options.describe import SCHEMA_FILE, commented_options, recipe_schema
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Options, load_options
 
 RECIPES = sorted((Path(__file__).parents[2] / "options").glob("*.yml"))
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}
@@ -28,7 +28,7 @@ def is_allowed(recipe: dict) -> bool:
 def is_read(recipe: dict, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether each choice is allowed alone: which ones go together no schema can tell."""
     with monkeypatch.context() as patch:
-        patch.setattr("options.schema.impossible_combinations", lambda options: ())
+        patch.setattr("sed_sr.options.schema.impossible_combinations", lambda options: ())
         try:
             load_options(recipe)
         except UserError:

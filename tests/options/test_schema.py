@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from options.schema import Options, Override, load_options
-from utils.errors import UserError
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Options, Override, load_options
 
 RECIPES = sorted((Path(__file__).parents[2] / "options").glob("*.yml"))
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from utils.distributed import joined_world
-from utils.entry import run
+from sed_sr.options.cli import run
+from sed_sr.utils.runtime.distributed import joined_world
 
 
 def main() -> int:

@@ -1,13 +1,13 @@
 """Started by torchrun: one rank finds a mistake in a block in which all must agree."""
 
-from utils.distributed import joined_world
-from utils.entry import run
-from utils.errors import UserError
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
+from sed_sr.utils.runtime.distributed import joined_world
 
 
 def main() -> int:
     with joined_world() as world:
-        with world.agree():
+        with world.raise_together():
             if world.rank == 1:
                 raise UserError("rank 1 found a mistake")
         print("went on")

@@ -8,14 +8,14 @@ import sys
 
 import torch
 
-from models.discriminators import PatchDiscriminator
-from models.losses import GANLoss
-from models.rrdb import RRDBNet
-from models.train_step import Batch, TrainStep
+from sed_sr.models.discriminators import PatchDiscriminator
+from sed_sr.models.losses import GANLoss
+from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.options.cli import run
+from sed_sr.utils.runtime.distributed import World, joined_world
+from sed_sr.utils.train_run import share_step
 from tests.conftest import same
-from utils.distributed import World, joined_world
-from utils.entry import run
-from utils.training_run import share_step
 
 
 def make_step(world: World, **more) -> TrainStep:

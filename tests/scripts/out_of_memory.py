@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.upscaler import Upscaler
+from sed_sr.utils.evaluation.upscaler import Upscaler
 
 FEATURES = 64
 

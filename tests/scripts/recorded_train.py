@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from utils import checkpoint
-from utils.train_loop import TrainLoop
+from sed_sr.utils.training.loop import TrainLoop
+from sed_sr.utils.weights import checkpoint
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 SLOW_SHARE, SLOW_S = 0.02, 0.3  # share of slow operations, and how long one of them takes at most

@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from options.schema import Override, load_options
-from utils.distributed import World, joined_world
-from utils.entry import run
-from utils.prepare import prepare
-from utils.training_run import compare_processes, share_step
+from sed_sr.options.cli import run
+from sed_sr.options.schema import Override, load_options
+from sed_sr.utils.runtime.distributed import World, joined_world
+from sed_sr.utils.train_run import compare_processes, share_step
+from sed_sr.utils.training.setup import prepare
 
 
 def read_bytes() -> int:

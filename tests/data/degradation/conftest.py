@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data.degradation import jpeg, noise, sharpen
+from sed_sr.data.degradation import jpeg, noise, sharpen
 
 CONSTANTS = (jpeg._dct_matrix, jpeg._table, noise._luminance_weights, sharpen._kernels)
 

@@ -8,8 +8,8 @@ import skimage.data
 import torch
 from PIL import Image
 
-from data.degradation.jpeg import CHROMINANCE_STEPS, LUMINANCE_STEPS, jpeg, quantization_table
-from data.images import to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.degradation.jpeg import CHROMINANCE_STEPS, LUMINANCE_STEPS, jpeg, quantization_table
+from sed_sr.data.images import to_array, to_float, to_tensor, to_uint8
 
 PHOTOS = {
     "even": skimage.data.astronaut()[:256, :256],

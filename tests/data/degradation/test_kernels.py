@@ -9,7 +9,7 @@ from scipy.ndimage import convolve
 from scipy.special import gamma
 from scipy.stats import multivariate_normal
 
-from data.degradation.kernels import (
+from sed_sr.data.degradation.kernels import (
     blur,
     gaussian_kernel,
     generalized_gaussian_kernel,

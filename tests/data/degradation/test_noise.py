@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from data.degradation.noise import different_values, gaussian_noise, poisson_noise
+from sed_sr.data.degradation.noise import different_values, gaussian_noise, poisson_noise
 
 SIDE_PX = 200
 

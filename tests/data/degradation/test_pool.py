@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from data.degradation.pool import PairPool, origins
+from sed_sr.data.degradation.pool import PairPool, origins
 
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=25)
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.degradation.sharpen import sharpen
+from sed_sr.data.degradation.sharpen import sharpen
 
 
 def opencv_sharpen(image, *, kernel_px, weight, threshold):

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data.degradation.pipeline import Degradation, Stage
-from data.degradation.sharpen import sharpen
-from utils import training_pairs
-from utils.training_pairs import DegradedPairs, GivenPairs
+from sed_sr.data import batches
+from sed_sr.data.batches import DegradedPairs, GivenPairs
+from sed_sr.data.degradation.pipeline import Degradation, Stage
+from sed_sr.data.degradation.sharpen import sharpen
 
 STAGE = Stage(
     blur_probability=0.9,
@@ -65,7 +65,7 @@ class Transfers(TorchDispatchMode):
 @pytest.fixture
 def one_stream(monkeypatch):
     """A batch is copied on the stream of the step: without a GPU there are no streams."""
-    monkeypatch.setattr(training_pairs, "_copy_batch", lambda images, device: images.to(device, non_blocking=True))
+    monkeypatch.setattr(batches, "_copy_batch", lambda images, device: images.to(device, non_blocking=True))
 
 
 def loaded(**sides_px):
@@ -108,7 +108,7 @@ def test_batch_is_copied_on_a_stream_of_its_own_and_the_step_waits_for_it(fake_g
             calls.append("created")
 
         def wait_stream(self, other):
-            assert (self, other) == (current, training_pairs._copy_stream(fake_gpu))
+            assert (self, other) == (current, batches._copy_stream(fake_gpu))
             calls.append("waited for")
 
     @contextmanager
@@ -129,7 +129,7 @@ def test_batch_is_copied_on_a_stream_of_its_own_and_the_step_waits_for_it(fake_g
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     monkeypatch.setattr(Tensor, "record_stream", record_stream)
-    monkeypatch.setattr(training_pairs, "_copy_stream", cache(training_pairs._copy_stream.__wrapped__))
+    monkeypatch.setattr(batches, "_copy_stream", cache(batches._copy_stream.__wrapped__))
     calls.clear()
     GivenPairs()(loaded(lr=16, hr=64), seed=0, device=fake_gpu)
     assert calls == ["created", "copied", "waited for", "recorded", "copied", "waited for", "recorded"]

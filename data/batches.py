@@ -1,0 +1,167 @@
+"""From what a loader yields to the tensors of a training step: pairs as they are, or LR made from HR on the device."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sed_sr.data.degradation.pipeline import Degradation
+from sed_sr.data.degradation.pool import PairPool, origins
+from sed_sr.data.images import to_float
+from sed_sr.models.train_step import Batch
+
+
+class GivenPairs:
+    """LR and HR as they were read."""
+
+    mixes_batches = False
+
+    def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
+        """Return the batch of {'lr': (B, 3, p, p), 'hr': (B, 3, 4p, 4p)}, uint8, on `device`, float in [0, 1]."""
+        lr, hr = (_for_networks(_copy_batch(loaded[key], device)) for key in ("lr", "hr"))
+        return Batch(lr, hr)
+
+
+class DegradedPairs:
+    """LR made from HR, after Real-ESRGAN (Wang et al., ICCVW 2021, section 3).
+
+    A batch is sharpened and degraded, a pair cut from each of its images, and the pairs exchanged for those of earlier
+    batches. Every choice derives from the seed of the batch; what the pool holds, from those of earlier batches.
+
+    Args:
+        lr_patch_px: side of the LR image of a pair.
+        sharpening: of HR, before it is degraded and for the losses that want it; None: none.
+        pool_pairs: how many pairs the pool holds.
+    """
+
+    def __init__(
+        self,
+        degradation: Degradation,
+        *,
+        lr_patch_px: int,
+        sharpening: Callable[[Tensor], Tensor] | None,
+        pool_pairs: int,
+    ) -> None:
+        self.degradation = degradation
+        self.lr_patch_px = lr_patch_px
+        self.sharpening = sharpening
+        self.pool = PairPool(pool_pairs)
+        self.mixes_batches = pool_pairs > 0
+
+    @torch.no_grad()
+    def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
+        """Return a batch made from {'hr': (B, 3, P, P) uint8}, P at least 4 * lr_patch_px, on `device`.
+
+        LR (B, 3, p, p), HR and sharpened HR (B, 3, 4p, 4p) for p = lr_patch_px; float in [0, 1].
+        """
+        lr, hr = self._degraded(loaded, seed=seed, device=device)
+        lr, hr = self.pool.exchange(lr, hr, _pool_rng(seed))
+        lr, hr = _for_networks(lr), _for_networks(hr)
+        return Batch(lr, hr, self._sharpen(hr))
+
+    @torch.no_grad()
+    def refill(
+        self,
+        *,
+        batch_size: int,
+        batches: int,
+        load: Callable[[list[int]], Iterable[dict[str, Any]]],
+        seed_of: Callable[[int], int],
+        device: torch.device,
+    ) -> int:
+        """Make the pool anew as it was after so many batches, so that no training state has to hold it.
+
+        Args:
+            load: yields the batches of these numbers, counted from 0, as the loader yielded them.
+            seed_of: the seed of a batch.
+
+        Returns:
+            How many batches were made again for it.
+        """
+        places = origins(
+            capacity=self.pool.capacity,
+            batch_size=batch_size,
+            batches=batches,
+            rng_of=lambda batch: _pool_rng(seed_of(batch)),
+        )
+        wanted, pairs = defaultdict(list), {}
+        for batch, number in places:
+            wanted[batch].append(number)
+        needed = sorted(wanted)
+        for batch, loaded in zip(needed, load(needed), strict=True):
+            lr, hr = self._degraded(loaded, seed=seed_of(batch), device=device)
+            pairs |= {(batch, number): (lr[number].clone(), hr[number].clone()) for number in wanted[batch]}
+        self.pool.fill([pairs[origin] for origin in places])
+        return len(needed)
+
+    def _degraded(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8."""
+        rng = np.random.default_rng(seed)
+        hr = _copy_batch(loaded["hr"], device)
+        lr = self.degradation(self._sharpen(to_float(hr)), rng=rng)
+        lr = (lr * 255).round().byte()  # no loss: it lies on the 8-bit grid
+        return self._cut(lr, hr, rng)
+
+    def _sharpen(self, hr: Tensor) -> Tensor:
+        return hr if self.sharpening is None else self.sharpening(hr)
+
+    def _cut(self, lr: Tensor, hr: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        side = self.lr_patch_px
+        corners = rng.integers(0, [lr.shape[2] - side + 1, lr.shape[3] - side + 1], size=(len(lr), 2)).tolist()
+
+        def crops(images: Tensor, times: int) -> Tensor:
+            return torch.stack(
+                [
+                    image[:, top * times : (top + side) * times, left * times : (left + side) * times]
+                    for image, (top, left) in zip(images, corners, strict=True)
+                ]
+            )
+
+        return crops(lr, 1), crops(hr, self.degradation.scale)
+
+
+def batch_seed(seed: int, *, rank: int, step: int, number: int) -> int:
+    """The seed of a process's batch.
+
+    Args:
+        seed: of the run.
+        step: optimisation steps before it.
+        number: of the batch in its step, from 1: of a zero at the end of a seed numpy makes nothing.
+    """
+    return mixed_seed(seed, rank, step, number)
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 64-bit seed from several numbers, unrelated for neighbours."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _pool_rng(seed: int) -> np.random.Generator:
+    # Of its own, so that it can be had without making the batch.
+    return np.random.default_rng([seed, 1])
+
+
+def _copy_batch(images: Tensor, device: torch.device) -> Tensor:
+    """Copy images to a device; on a GPU, from pinned memory, while the step before them still runs."""
+    if device.type != "cuda":
+        return images.to(device)
+    copying, current = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        images = images.to(device, non_blocking=True)
+    current.wait_stream(copying)
+    images.record_stream(current)  # else their memory could be given to the next copy while it is still read
+    return images
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _for_networks(images: Tensor) -> Tensor:
+    """Float in [0, 1], in the layout in which convolutions run fastest."""
+    return to_float(images).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,174 @@
+"""The main job in a few minutes, on photographs that every installation has: `python -m utils.demo`.
+
+Builds a small training set in the shape of DF2K, trains PSNR-oriented, trains on with SeD, scores photographs that were
+kept out of training, and shows them side by side. Each step is a command of this project, printed before it runs.
+"""
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+
+from sed_sr.data.files import write_text
+from sed_sr.data.images import read_rgb, write_image
+from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
+
+TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry")  # and the two of a motorcycle
+TEST_PHOTOS = ("chelsea", "coffee")
+SCALE = 4
+RESULTS = ("bicubic", "PSNR-oriented", "SeD")
+DETAIL_PX = 128  # side of the HR detail that the comparison shows
+ENLARGED = 2  # how much larger it is shown
+CAPTION_PX, GAP_PX = 28, 8
+PRETRAINED = Path("pretrained")
+MARK = "made-by-the-demo.txt"
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="FOLDER", help="for all files (demo)")
+    root = parser.parse_args().output
+    started_s = time.monotonic()
+    clear(root)
+    benchmark = build_photos(root)
+    prepare_training_set(root)
+    psnr_oriented = train(root, "demo_rrdb_psnr")
+    sed = train(root, "demo_rrdb_P+SeD", start=psnr_oriented, settings=pretrained_settings())
+    score(root, psnr_oriented, sed)
+    picture = root / "comparison.png"
+    write_image(picture, compare(root, benchmark))
+    console.print(f"LR, bicubic, PSNR-oriented, SeD and HR side by side: {picture}")
+    console.print(f"the whole demo took {time.monotonic() - started_s:.0f} s")
+    return 0
+
+
+def clear(root: Path) -> None:
+    """Start anew, in an empty folder; one that is not empty is emptied only if it is an earlier demo's."""
+    mark = root / MARK
+    if root.exists() and not mark.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} is there and no demo's; give another folder with --output")
+    shutil.rmtree(root, ignore_errors=True)
+    write_text(mark, "This folder is made by the demo, and emptied by the next one.\n")
+
+
+def build_photos(root: Path) -> Path:
+    """Write the photographs of the scikit-image package; returns the benchmark's folder."""
+    step("Photographs from the scikit-image package, in the layout of DF2K and of the benchmarks")
+    left, right, _ = skimage.data.stereo_motorcycle()
+    photos = [getattr(skimage.data, name)() for name in TRAINING_PHOTOS] + [left, right]
+    for number, photo in enumerate(photos, start=1):
+        write_image(root / f"DF2K/train/{number:04d}.png", photo)
+    benchmark = root / "Evaluation/Photos"
+    for name in TEST_PHOTOS:
+        photo = getattr(skimage.data, name)()
+        height, width = (side // SCALE * SCALE for side in photo.shape[:2])
+        write_image(benchmark / f"GTmod12/{name}.png", photo[:height, :width])
+    console.print(f"{len(photos)} to train on, {len(TEST_PHOTOS)} kept out: {', '.join(TEST_PHOTOS)}")
+    return benchmark
+
+
+def prepare_training_set(root: Path) -> None:
+    step("LR images: MATLAB's bicubic downscaling")
+    df2k, photos = root / "DF2K", root / "Evaluation/Photos"
+    for hr, lr in ((df2k / "train", df2k / "train_x4"), (photos / "GTmod12", photos / "LRbicx4")):
+        command("-m", "data.imresize", "--input", hr, "--output", lr, "--scale", SCALE)
+    step("Sub-images")
+    command("extract_subimages.py", "--input", df2k / "train", "--output", df2k / "train_sub",
+            "--crop_size", 192, "--step", 96)  # fmt: skip
+    command("extract_subimages.py", "--input", df2k / "train_x4", "--output", df2k / "train_sub_x4",
+            "--crop_size", 48, "--step", 24)  # fmt: skip
+
+
+def pretrained_settings() -> list[str]:
+    """Real weights of CLIP and VGG19 where they are there; a line about it."""
+    files = {"semantic_extractor.weights": "RN50.pt", "losses.perceptual.vgg_weights": "vgg19-dcbb9e9d.pth"}
+    there = {key: name for key, name in files.items() if (PRETRAINED / name).is_file()}
+    if len(there) < len(files):
+        console.print(
+            "CLIP and VGG19 have random weights here unless pretrained/ holds theirs, because nothing is downloaded: "
+            "the SeD stage shows that everything runs, not how good SeD is",
+            style="yellow",
+        )
+    return [f"{key}={name}" for key, name in there.items()]
+
+
+def train(root: Path, name: str, *, start: Path | None = None, settings: list[str] | None = None) -> Path:
+    """Train a recipe; returns its weights."""
+    step(f"Training: {name}")
+    folders = ["--data_root", root / "DF2K", "--data_test_root", root / "Evaluation", "--out_root", root / "checkpoint"]
+    resume = ["--resume", start] if start else []
+    overrides = [part for setting in settings or [] for part in ("--set", setting)]
+    command("train.py", "--opt", f"options/{name}.yml", *folders, *resume, *overrides)
+    return root / f"checkpoint/{name}/generator_latest.pth"
+
+
+def score(root: Path, psnr_oriented: Path, sed: Path) -> None:
+    """Scores on the photographs that were kept out, side by side."""
+    step("Photographs kept out of training: scores, and a report to look at")
+    metrics = ["psnr", "ssim"] + ["lpips"] * (PRETRAINED / "alexnet-owt-7be5be79.pth").is_file()
+    bicubic, first, second = RESULTS
+    weights = (bicubic, f"{first}={psnr_oriented}", f"{second}={sed}")
+    command("test.py", "--weights", *weights, "--benchmarks", "Photos", "--metrics", *metrics,
+            "--data_test_root", root / "Evaluation", "--output_path", root / "results")  # fmt: skip
+
+
+def compare(root: Path, benchmark: Path) -> np.ndarray:
+    """(H, W, 3) uint8: a row for each photograph, a column for LR, each result and HR."""
+    rows = []
+    for name in TEST_PHOTOS:
+        lr = read_rgb(benchmark / f"LRbicx4/{name}x4.png").repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        made = {result: read_rgb(root / f"results/{result}/Photos/{name}.png") for result in RESULTS}
+        images = {"LR": lr, **made, "HR": read_rgb(benchmark / f"GTmod12/{name}.png")}
+        top, left = busiest_corner(images["HR"])
+        rows.append({title: image[top : top + DETAIL_PX, left : left + DETAIL_PX] for title, image in images.items()})
+    side = DETAIL_PX * ENLARGED
+    width, height = (side + GAP_PX) * len(rows[0]) - GAP_PX, CAPTION_PX + (side + GAP_PX) * len(rows) - GAP_PX
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(rows[0]):
+        left = column * (side + GAP_PX)
+        draw.text((left + side / 2, CAPTION_PX / 2), title, "black", ImageFont.load_default(18), anchor="mm")
+        for index, row in enumerate(rows):
+            detail = Image.fromarray(row[title]).resize((side, side), Image.Resampling.NEAREST)
+            canvas.paste(detail, (left, CAPTION_PX + index * (side + GAP_PX)))
+    return np.array(canvas)
+
+
+def busiest_corner(image: np.ndarray) -> tuple[int, int]:
+    """Corner of the detail with the most contrast between neighbouring pixels: there the methods differ."""
+    grey = image.mean(axis=2)
+    contrast = np.abs(np.diff(grey, axis=0))[:, 1:] + np.abs(np.diff(grey, axis=1))[1:]
+    corners = [
+        (top, left)
+        for top in range(0, image.shape[0] - DETAIL_PX, SCALE)
+        for left in range(0, image.shape[1] - DETAIL_PX, SCALE)
+    ]
+    return max(corners, key=lambda corner: contrast[corner[0] :, corner[1] :][:DETAIL_PX, :DETAIL_PX].sum())
+
+
+def step(title: str) -> None:
+    console.print()
+    console.rule(title, align="left")
+
+
+def command(*arguments: object) -> None:
+    """Print a command and run it. Raises UserError where it fails; it has said why itself."""
+    words = [str(argument) for argument in arguments]
+    console.print(f"$ python {shlex.join(words)}", style="bold", markup=False)
+    code = subprocess.run([sys.executable, *words]).returncode
+    if code:
+        raise UserError(f"the command above ended with exit code {code}")
+
+
+if __name__ == "__main__":
+    run(main)

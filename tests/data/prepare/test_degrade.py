@@ -1,0 +1,82 @@
+"""A benchmark made by the degradation: pairs that are found as such, the same from the same seed."""
+
+import os
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+from sed_sr.data.benchmarks import find_benchmark
+from sed_sr.data.degradation.pipeline import Degradation
+from sed_sr.data.prepare.degrade import degrade_folder
+from sed_sr.options.errors import UserError
+
+
+class Drawn(Degradation):
+    """Keeps every fourth pixel, and one number of what was drawn."""
+
+    def __init__(self):
+        self.scale = 4
+
+    def __call__(self, hr, *, rng):
+        lr = hr[..., ::4, ::4].clone()
+        lr[..., 0, 0] = rng.integers(256) / 255
+        return lr
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(skimage.data.chelsea()[:90, :131]).save(tmp_path / "photos/cat.png")
+    Image.fromarray(skimage.data.coffee()[:80, :120]).save(tmp_path / "photos/cup.bmp")
+    return tmp_path / "photos"
+
+
+def test_result_is_a_benchmark_of_hr_and_its_lr(photographs, tmp_path):
+    assert degrade_folder(photographs, tmp_path / "Real", Drawn(), seed=0) == 0
+    cat, cup = find_benchmark(tmp_path, "Real", scale=4).images
+    assert (cat.name, cup.name) == ("cat", "cup")
+    hr, lr = (np.array(Image.open(path)) for path in (cat.hr, cat.lr))
+    assert (hr == skimage.data.chelsea()[:88, :128]).all()
+    assert (lr[1:] == hr[4::4, ::4]).all()
+
+
+def test_draws_follow_from_the_seed_and_differ_between_images(photographs, tmp_path):
+    corners = {}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        degrade_folder(photographs, tmp_path / name, Drawn(), seed=seed)
+        images = find_benchmark(tmp_path, name, scale=4).images
+        corners[name] = [np.array(Image.open(image.lr))[0, 0, 0] for image in images]
+    assert corners["a"] == corners["b"] != corners["c"]
+    assert corners["a"][0] != corners["a"][1]
+
+
+def test_pairs_are_flushed_together_at_the_end_and_not_one_by_one(photographs, tmp_path, monkeypatch):
+    output, flushed = tmp_path / "Real", []
+
+    def note(folders):
+        flushed.append((folders, len(list(output.rglob("*.png")))))
+
+    monkeypatch.setattr("sed_sr.data.prepare.degrade.flush_file_systems", note)
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a file was flushed by itself"))
+    degrade_folder(photographs, output, Drawn(), seed=0)
+    assert flushed == [([output], 4)]
+
+
+def test_image_that_cannot_be_used_is_named_and_the_others_are_done(photographs, tmp_path, capsys):
+    (photographs / "broken.png").write_bytes(b"nothing")
+    Image.fromarray(skimage.data.chelsea()[:40, :200]).save(photographs / "small.png")
+    assert degrade_folder(photographs, tmp_path / "Real", Drawn(), seed=0) == 1
+    told = capsys.readouterr().err
+    assert "broken.png" in told
+    assert "small.png is 200x40" in told
+    assert len(find_benchmark(tmp_path, "Real", scale=4).images) == 2
+
+
+def test_earlier_benchmark_is_not_written_over_and_no_folder_is_called_like_an_image(photographs, tmp_path):
+    degrade_folder(photographs, tmp_path / "Real", Drawn(), seed=0)
+    for output in (tmp_path / "Real", photographs, photographs / "cat.png", tmp_path / "sheet.png"):
+        with pytest.raises(UserError, match="give another --output"):
+            degrade_folder(photographs, output, Drawn(), seed=1)
+    assert not (tmp_path / "sheet.png").exists()

@@ -1,0 +1,122 @@
+"""From what a loader yields to training pairs: LR made from HR belongs to it, and everything follows from the seed."""
+
+import pytest
+import skimage.data
+import torch
+from torch.nn import functional as F
+
+from sed_sr.data.batches import DegradedPairs, GivenPairs
+
+CPU = torch.device("cpu")
+
+
+class Shrink:
+    """A degradation that leaves the picture where it is; with noise of its own draws."""
+
+    scale = 4
+
+    def __init__(self, noise=0.0):
+        self.noise = noise
+
+    def __call__(self, hr, *, rng):
+        noise = torch.from_numpy(rng.normal(scale=self.noise, size=(len(hr), 3, 24, 24))).float() if self.noise else 0
+        return ((F.avg_pool2d(hr, 4) + noise).clamp(0, 1) * 255).round() / 255
+
+
+def photographs(count=3, side=96):
+    cat = torch.from_numpy(skimage.data.chelsea().transpose(2, 0, 1).copy())
+    return {"hr": torch.stack([cat[:, 20 * k : 20 * k + side, 90 * k : 90 * k + side] for k in range(count)])}
+
+
+def make(*, noise=0.0, lr_patch_px=16, sharpening=None, pool_pairs=0):
+    return DegradedPairs(Shrink(noise), lr_patch_px=lr_patch_px, sharpening=sharpening, pool_pairs=pool_pairs)
+
+
+def test_given_pairs_are_the_files_values_from_0_to_1():
+    loaded = {name: torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16) for name in ("lr", "hr")}
+    batch = GivenPairs()(loaded, seed=0, device=CPU)
+    assert batch.sharp is None
+    for image in (batch.lr, batch.hr):
+        torch.testing.assert_close(image[0, 0].flatten(), torch.linspace(0, 1, 256))
+
+
+@pytest.mark.parametrize("pool_pairs", [0, 4])
+def test_hr_is_cut_where_lr_is_cut(pool_pairs):
+    """LR is HR shrunk, here exactly, also for pairs that come out of the pool in later batches."""
+    pairs = make(pool_pairs=pool_pairs)
+    for seed in range(4):
+        lr, hr, _ = pairs(photographs(), seed=seed, device=CPU)
+        assert lr.shape == (3, 3, 16, 16)
+        torch.testing.assert_close(lr, F.avg_pool2d(hr, 4), atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+def test_crops_reach_every_corner_and_differ_within_a_batch():
+    pairs, loaded = make(), photographs(1, side=72)
+    loaded["hr"] = loaded["hr"].repeat(8, 1, 1, 1)
+    where = set()
+    for seed in range(10):
+        for hr in (pairs(loaded, seed=seed, device=CPU).hr * 255).round().byte():
+            where |= {
+                (top, left)
+                for top in (0, 4, 8)
+                for left in (0, 4, 8)
+                if torch.equal(hr, loaded["hr"][0, :, top : top + 64, left : left + 64])
+            }
+    assert len(where) == 9
+
+
+def test_seed_decides_and_nothing_else():
+    one, other = make(noise=0.1), make(noise=0.1)
+    one(photographs(), seed=1, device=CPU)
+    torch.rand(3)
+    again, first = one(photographs(), seed=7, device=CPU), other(photographs(), seed=7, device=CPU)
+    assert torch.equal(again.lr, first.lr)
+    assert torch.equal(again.hr, first.hr)
+    assert not torch.equal(one(photographs(), seed=8, device=CPU).lr, first.lr)
+
+
+def test_sharpened_hr_is_degraded_and_hr_itself_is_kept():
+    """Sharpening that turns the picture into its negative shows which of the two went where."""
+    lr, hr, sharp = make(sharpening=lambda images: 1 - images)(photographs(), seed=3, device=CPU)
+    torch.testing.assert_close(lr, F.avg_pool2d(1 - hr, 4), atol=0.5 / 255 + 1e-6, rtol=0)
+    assert torch.equal(sharp, 1 - hr)
+    plain = make()(photographs(), seed=3, device=CPU)
+    assert torch.equal(plain.hr, hr)
+    assert torch.equal(plain.sharp, hr)
+
+
+@pytest.mark.parametrize("done", [1, 2, 3, 12])
+@pytest.mark.parametrize("pool_pairs", [2, 6, 7])
+def test_run_goes_on_with_the_pool_as_if_it_had_not_stopped(pool_pairs, done):
+    whole, goes_on = (make(noise=0.1, pool_pairs=pool_pairs) for _ in range(2))
+    expected = [whole(photographs(), seed=seed, device=CPU) for seed in range(16)]
+    refill(goes_on, batches=done)
+    for seed in range(done, 16):
+        batch = goes_on(photographs(), seed=seed, device=CPU)
+        assert torch.equal(batch.lr, expected[seed].lr)
+        assert torch.equal(batch.hr, expected[seed].hr)
+
+
+def refill(pairs, *, batches):
+    """Of batches whose seeds are their numbers."""
+    return pairs.refill(
+        batch_size=3,
+        batches=batches,
+        load=lambda numbers: [photographs() for _ in numbers],
+        seed_of=lambda batch: batch,
+        device=CPU,
+    )
+
+
+def test_pool_is_made_again_from_the_batches_that_are_in_it_alone():
+    assert refill(make(pool_pairs=4), batches=10**6) <= 4
+
+
+@pytest.mark.parametrize("changed", [{"pool_pairs": 2}, {"pool_pairs": 0}, {"pool_pairs": 9}, {"lr_patch_px": 12}])
+def test_run_goes_on_with_another_pool_or_patch(changed):
+    after = make(**{"pool_pairs": 6, **changed})
+    refill(after, batches=3)
+    for seed in range(3, 7):
+        lr, hr, _ = after(photographs(), seed=seed, device=CPU)
+        assert lr.shape == (3, 3, after.lr_patch_px, after.lr_patch_px)
+        torch.testing.assert_close(lr, F.avg_pool2d(hr, 4), atol=0.5 / 255 + 1e-6, rtol=0)

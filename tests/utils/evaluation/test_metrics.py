@@ -1,0 +1,215 @@
+import math
+from types import SimpleNamespace
+
+import lpips
+import numpy as np
+import pytest
+import torch
+import torchvision
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from sed_sr.options.errors import UserError
+from sed_sr.utils.evaluation.metrics import (
+    ALEXNET,
+    BUILT_IN,
+    LPIPS,
+    VGG16,
+    build_metrics,
+    metric_weights,
+    psnr_y,
+    ssim_y,
+)
+from sed_sr.utils.weights.pretrained import KNOWN
+
+CPU = torch.device("cpu")
+
+
+def image_pair(height=40, width=53, *, seed=0):
+    """A smooth image and a noisy version of it, (3, H, W) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 7, 9, generator=generator) * 255
+    hr = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
+    sr = hr + 12 * torch.randn(hr.shape, generator=generator)
+    return sr.clamp(0, 255).byte(), hr.clamp(0, 255).byte()
+
+
+def luma_by_skimage(image, border_px):
+    y = rgb2ycbcr(image.permute(1, 2, 0).numpy())[..., 0]
+    return y[border_px : y.shape[0] - border_px, border_px : y.shape[1] - border_px]
+
+
+@pytest.mark.parametrize("border_px", [0, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_psnr_equals_skimage_on_luma(seed, border_px):
+    sr, hr = image_pair(seed=seed)
+    expected = peak_signal_noise_ratio(luma_by_skimage(hr, border_px), luma_by_skimage(sr, border_px), data_range=255)
+    assert psnr_y(sr, hr, crop_border_px=border_px) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("border_px", [0, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_ssim_equals_skimage_on_the_valid_region_of_luma(seed, border_px):
+    sr, hr = image_pair(seed=seed)
+    _, ssim_map = structural_similarity(
+        luma_by_skimage(hr, border_px),
+        luma_by_skimage(sr, border_px),
+        data_range=255,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    assert ssim_y(sr, hr, crop_border_px=border_px) == pytest.approx(ssim_map[5:-5, 5:-5].mean(), abs=1e-9)
+
+
+def test_luma_is_not_rounded():
+    # One grey level of blue moves Y by 24.966 / 255, which rounding would hide or enlarge.
+    hr = torch.full((3, 16, 16), 100, dtype=torch.uint8)
+    sr = hr.clone()
+    sr[2] += 1
+    assert psnr_y(sr, hr) == pytest.approx(20 * math.log10(255 / (24.966 / 255)))
+
+
+def test_default_border_of_four_pixels_does_not_count():
+    sr, hr = image_pair()
+    spoilt = 255 - sr
+    spoilt[:, 4:-4, 4:-4] = sr[:, 4:-4, 4:-4]
+    assert psnr_y(spoilt, hr) == psnr_y(sr, hr)
+    assert ssim_y(spoilt, hr) == ssim_y(sr, hr)
+    one_pixel_more = sr.clone()
+    one_pixel_more[:, 4, 4] = 255 - sr[:, 4, 4]
+    assert psnr_y(one_pixel_more, hr) != psnr_y(sr, hr)
+
+
+def test_identical_images_score_best():
+    image, _ = image_pair()
+    assert psnr_y(image, image) == math.inf
+    assert ssim_y(image, image) == pytest.approx(1)
+
+
+def test_images_of_different_sizes_are_refused_by_their_sizes():
+    sr, hr = image_pair()
+    with pytest.raises(UserError, match=r"53x39 px.*53x40 px"):
+        psnr_y(sr[:, 1:], hr)
+
+
+def test_images_smaller_than_the_window_are_refused():
+    sr, hr = image_pair(19, 19)
+    ssim_y(sr, hr)
+    with pytest.raises(UserError, match=r"19x18 px is too small.*19 px"):
+        ssim_y(sr[:, 1:], hr[:, 1:])
+    with pytest.raises(UserError, match="too small"):
+        psnr_y(sr[:, :8], hr[:, :8])
+
+
+def networks():
+    vgg = torchvision.models.vgg
+    return {ALEXNET: torchvision.models.alexnet().features, VGG16: vgg.make_layers(vgg.cfgs["D"])}
+
+
+@pytest.fixture(scope="module")
+def backbone_paths(tmp_path_factory):
+    """Files as torchvision publishes them, of random weights; a classifier's last layers play no part."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("pretrained")
+    for backbone, features in networks().items():
+        state = {f"features.{name}": weights for name, weights in features.state_dict().items()}
+        torch.save(state, root / backbone.file)
+    return root
+
+
+@pytest.mark.parametrize("backbone", [ALEXNET, VGG16], ids=lambda backbone: backbone.name)
+def test_lpips_equals_the_package_with_its_own_loading(backbone, backbone_paths, monkeypatch):
+    state = torch.load(backbone_paths / backbone.file)
+    features = networks()[backbone]
+    features.load_state_dict({name.removeprefix("features."): weights for name, weights in state.items()})
+    for classifier in ("alexnet", "vgg16"):
+        monkeypatch.setattr(torchvision.models, classifier, lambda **_: SimpleNamespace(features=features))
+    reference = lpips.LPIPS(net=backbone.lpips_name, verbose=False)
+    monkeypatch.undo()
+    sr, hr = image_pair(64, 70)
+    as_lpips_reads_files = [lpips.im2tensor(np.ascontiguousarray(image.permute(1, 2, 0))) for image in (sr, hr)]
+    expected = reference(*as_lpips_reads_files).item()
+    assert expected > 0
+    assert LPIPS(backbone_paths / backbone.file, backbone=backbone)(sr, hr) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lpips_of_identical_images_is_zero(backbone_paths):
+    image, _ = image_pair()
+    assert LPIPS(backbone_paths / ALEXNET.file)(image, image) == 0
+
+
+def test_building_lpips_is_silent_and_leaves_random_numbers_alone(backbone_paths, capsys, recwarn):
+    before = torch.get_rng_state()
+    LPIPS(backbone_paths / ALEXNET.file)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert capsys.readouterr() == ("", "")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("backbone", [ALEXNET, VGG16], ids=lambda backbone: backbone.name)
+def test_lpips_refuses_images_that_vanish_in_the_backbone(backbone, backbone_paths):
+    distance = LPIPS(backbone_paths / backbone.file, backbone=backbone)
+    side = backbone.min_side_px
+    sr, hr = image_pair(side, side)
+    assert distance(sr, hr) > 0
+    with pytest.raises(UserError, match=f"{side}x{side - 1} px is too small"):
+        distance(sr[:, 1:], hr[:, 1:])
+    layers = distance._network.net  # which indeed cannot take them
+    with pytest.raises(RuntimeError):
+        layers(torch.zeros(1, 3, side - 1, side))
+
+
+@pytest.mark.parametrize("state", [{"features.0.weight": torch.zeros(64, 3, 11, 11)}, {"conv": torch.zeros(1)}])
+def test_lpips_refuses_a_file_that_is_not_its_backbone(state, tmp_path):
+    torch.save(state, tmp_path / "other.pth")
+    for backbone in (ALEXNET, VGG16):
+        with pytest.raises(UserError, match=rf"other\.pth is not torchvision's {backbone.name}"):
+            LPIPS(tmp_path / "other.pth", backbone=backbone)
+
+
+def test_lpips_is_left_out_unless_it_was_asked_for_by_name(tmp_path):
+    nowhere = tmp_path / "file"
+    nowhere.touch()  # a file in the place of the folder: nothing can be downloaded to it
+    assert set(build_metrics(None, pretrained_root=nowhere, device=CPU)) == {"psnr", "ssim"}
+    assert set(build_metrics(("ssim",), pretrained_root=nowhere, device=CPU)) == {"ssim"}
+    for name, backbone in (("lpips", "alexnet"), ("lpips-vgg", "vgg16")):
+        with pytest.raises(UserError, match=backbone):
+            build_metrics(("psnr", name), pretrained_root=nowhere, device=CPU)
+
+
+@pytest.mark.parametrize(("names", "backbone"), [(None, ALEXNET), (("lpips-vgg",), VGG16)])
+def test_damaged_backbone_of_lpips_is_told_and_not_left_out(names, backbone, tmp_path):
+    (tmp_path / backbone.file).write_bytes(b"cut off")
+    with pytest.raises(UserError, match=backbone.file):
+        build_metrics(names, pretrained_root=tmp_path, device=CPU)
+
+
+def test_backbone_is_compared_with_its_checksum_by_one_process_of_a_machine(backbone_paths, monkeypatch):
+    compared = []
+    monkeypatch.setattr("sed_sr.utils.weights.pretrained.verify", compared.append)
+    for compare in (True, False):
+        build_metrics(("lpips",), pretrained_root=backbone_paths, device=CPU, compare=compare)
+    assert compared == [backbone_paths / ALEXNET.file]
+
+
+def test_metrics_know_in_which_direction_they_are_better(backbone_paths, monkeypatch):
+    monkeypatch.setattr(
+        "sed_sr.utils.evaluation.metrics.locate", lambda file, pretrained_root, compare: pretrained_root / file
+    )
+    sr, hr = image_pair(64, 64)
+    metrics = build_metrics((*BUILT_IN, "gmsd", "piqe"), pretrained_root=backbone_paths, device=CPU)
+    assert list(metrics) == [*BUILT_IN, "gmsd", "piqe"]
+    for name, metric in metrics.items():
+        assert metric.name == name
+        if metric.needs_ground_truth:
+            better, worse = metric.compute(hr, hr), metric.compute(sr, hr)
+            assert (better < worse) == metric.lower_is_better
+    assert not metrics["piqe"].needs_ground_truth
+    assert metrics["piqe"].compute(sr, None) > 0
+
+
+def test_files_that_metrics_need_are_named_for_a_download_beforehand():
+    assert metric_weights(("psnr", "lpips-vgg", "lpips", "dists")) == [VGG16.file, ALEXNET.file]
+    assert {VGG16.file, ALEXNET.file} <= KNOWN.keys()

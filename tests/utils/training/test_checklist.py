@@ -1,0 +1,78 @@
+"""What a run will write is foreseen: against the files that it does write."""
+
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sed_sr.data.benchmarks import find_benchmark
+from sed_sr.models.build import build_generator, build_train_step
+from sed_sr.models.train_step import Batch
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Override, load_options
+from sed_sr.utils.training import checklist
+from sed_sr.utils.training.checklist import check_disk
+from sed_sr.utils.training.run_folder import RunFolder
+from sed_sr.utils.weights import checkpoint
+
+RECIPE = Path(__file__).parents[3] / "options/train_rrdb_psnr.yml"
+SETTINGS = {
+    "generator.features": 64,
+    "generator.blocks": 1,
+    "train.ema_decay": 0.9,
+    "train.total_steps": 100,
+    "train.save_every_steps": 10,
+    "train.keep_states": 2,
+    "train.keep_weights": 50,
+    "validation.every_steps": 50,
+}
+
+
+@pytest.fixture
+def needed_bytes(tmp_path, monkeypatch):
+    """The least free space with which a run over these benchmarks is let through."""
+    options = load_options(RECIPE, [Override(key, value, key) for key, value in SETTINGS.items()])
+    step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+    step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # so that Adam has its moments
+
+    def fits(free_bytes, benchmarks):
+        usage = namedtuple("usage", "free")(free_bytes)
+        monkeypatch.setattr(checklist.shutil, "disk_usage", lambda folder: usage)
+        try:
+            check_disk(options, RunFolder(tmp_path / "run"), step, benchmarks, steps_left=100)
+        except UserError:
+            return False
+        return True
+
+    def search(*benchmarks):
+        low, high = 0, 2**40
+        while high - low > 1:
+            middle = (low + high) // 2
+            enough = fits(middle, list(benchmarks))
+            low, high = (low, middle) if enough else (middle, high)
+        return high
+
+    return search, step
+
+
+def test_states_and_weights_are_foreseen(needed_bytes, tmp_path):
+    search, step = needed_bytes
+    weights = {"params": step.generator.state_dict(), "params_ema": step.ema.state_dict()}
+    about = {"options": {}, "step": 1, "scale": 4, "scores": {}, "scored_step": 0}
+    checkpoint.save_generator(tmp_path / "weights.pth", **weights, **about)
+    checkpoint.save_state(tmp_path / "state.pth", {**weights, "step": 1, "train_step": step.state_dict()})
+    weights_bytes, state_bytes = ((tmp_path / name).stat().st_size for name in ("weights.pth", "state.pth"))
+    # Two states and a third until the oldest is deleted; the latest weights and these once more; those of 2 steps kept.
+    assert search() == pytest.approx(3 * state_bytes + 4 * weights_bytes, rel=0.05)
+
+
+def test_validation_images_are_foreseen(needed_bytes, tmp_path):
+    search, _ = needed_bytes
+    (tmp_path / "Photos").mkdir()
+    Image.fromarray(np.zeros((100, 200, 3), np.uint8)).save(tmp_path / "Photos/a.png")
+    benchmark = find_benchmark(tmp_path, "Photos", scale=4)
+    raw_bytes = 3 * 400 * 800
+    assert 2 * raw_bytes * 0.4 < search(benchmark) - search() < 2 * raw_bytes  # twice; a PNG is smaller than its pixels

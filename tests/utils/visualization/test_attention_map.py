@@ -1,0 +1,209 @@
+"""`python -m utils.attention_map`: every picture that a training state can give, and a sentence for what it cannot."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sed_sr.data.images import read_rgb
+from sed_sr.models.build import build_discriminator, build_extractor
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import load_options
+from sed_sr.utils.visualization.attention_map import main, open_scene
+from sed_sr.utils.visualization.discriminator_file import open_judge
+from sed_sr.utils.visualization.discriminator_views import look
+from sed_sr.utils.weights import checkpoint
+
+ALL = {"overview.png", "attention.png", "semantics.png", "real_fake.png"}
+CPU = torch.device("cpu")
+
+
+def save_state(path: Path, *, fusion: str = "cross-attention", kind: str = "patch", **changes) -> Path:
+    """A training state as far as it matters here, and with options of which this version knows nothing."""
+    said = {
+        "name": "run",
+        "discriminator": {"type": kind, "fusion": fusion, "features": 8},
+        "semantic_extractor": {"weights": "random"},
+    }
+    options = load_options({**said, "generator": {"type": "rrdb"}})
+    discriminator = build_discriminator(options, build_extractor(options))
+    state = {"step": 1200, "params": {}, "options": {**said, "losses": {"future": 1}}}
+    state["train_step"] = {"discriminator": discriminator.state_dict()}
+    checkpoint.save_state(path, state | changes)
+    return path
+
+
+def save_image(path: Path, height: int, width: int, *, seed: int = 0) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("states")
+    fusions = ("cross-attention", "concatenation", "none")
+    return {fusion: save_state(root / f"{fusion}.pth", fusion=fusion) for fusion in fusions}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs the command in a folder of its own; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["attention_map", *map(str, words)])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    return run_
+
+
+def written(folder: str | Path) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def test_four_pictures_and_whose_they_are(run, states):
+    save_image(Path("photo.png"), 64, 80)
+    told = run("--weights-d", states["cross-attention"], "--image", "photo.png")
+    assert "patch discriminator of run at step 1,200" in told
+    assert "random weights" in told
+    assert "stripped" not in told
+    assert written("results/photo_attention") == ALL
+    assert read_rgb(Path("results/photo_attention/semantics.png")).shape == (64, 80, 3)
+
+
+def test_discriminator_that_was_saved_in_wrappers_is_found(tmp_path, states):
+    state = checkpoint.load(states["cross-attention"])
+    tensors = state["train_step"]["discriminator"]
+    wrapped = {f"model.discriminator.module._orig_mod.{name}": value for name, value in tensors.items()}
+    wrapped["model.generator.conv0.weight"] = torch.ones(1)
+    checkpoint.save_state(tmp_path / "wrapped.pth", state | {"train_step": {"discriminator": wrapped}})
+    judge = open_judge(tmp_path / "wrapped.pth", device=CPU)
+    assert all(torch.equal(value, tensors[name]) for name, value in judge.discriminator.state_dict().items())
+    assert judge.about.endswith(", stripped of 'model.', 'discriminator.', 'module.', '_orig_mod.'")
+
+
+def test_a_row_for_each_point_and_a_column_for_each_block(run, states):
+    save_image(Path("photo.png"), 64, 64)
+    sizes = {}
+    for name, words in {
+        "one": "--point 3 4",
+        "two": "--point 3 4 --point 60 60",
+        "block": "--point 3 4 --block 2",
+    }.items():
+        run("--weights_d", states["cross-attention"], "--image", "photo.png", *words.split(), "--output", name)
+        sizes[name] = read_rgb(Path(name) / "attention.png").shape[:2]
+    (height, width), gap_px = sizes["one"], 12
+    assert sizes["two"] == (2 * height - gap_px, width)
+    assert sizes["block"][0] == height
+    assert sizes["block"][1] == pytest.approx(width / 2, abs=gap_px)  # of the image and three blocks
+
+
+def test_points_are_of_the_image_and_not_of_the_part_that_is_shown(tmp_path):
+    image = save_image(tmp_path / "photo.png", 64, 90)
+    scene = open_scene(image, None, [(5, 0), (84, 63)])
+    assert scene.corner == (5, 0)
+    assert scene.points == [(0, 0), (79, 63)]
+    assert np.array_equal(scene.hr, read_rgb(image)[:, 5:85])
+    assert "the middle 80x64 pixels of its 90x64" in scene.about
+    with pytest.raises(UserError, match=r"--point 85 63 is outside .* x from 5 to 84, y from 0 to 63"):
+        open_scene(image, None, [(85, 63)])
+
+
+def test_sr_that_lacks_the_last_rows_lies_on_hr(tmp_path, run, states):
+    """HR of 67x82 was cut to whole LR pixels before SR was made."""
+    image, sr = save_image(tmp_path / "photo.png", 67, 82), save_image(tmp_path / "sr.png", 64, 80, seed=1)
+    scene = open_scene(image, sr, None)
+    assert np.array_equal(scene.hr, read_rgb(image)[:64, :80])
+    assert np.array_equal(scene.sr, read_rgb(sr))
+    run("--weights_d", states["cross-attention"], "--image", image, "--output", "without")
+    run("--weights_d", states["cross-attention"], "--image", image, "--sr", sr, "--output", "with")
+    without, both = (read_rgb(Path(name) / "real_fake.png").shape[0] for name in ("without", "with"))
+    assert both > 1.8 * without
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 84), (60, 80), (128, 160)])
+def test_sr_of_another_image_is_refused(tmp_path, height, width):
+    image, sr = save_image(tmp_path / "photo.png", 64, 80), save_image(tmp_path / "sr.png", height, width)
+    with pytest.raises(UserError, match=rf"sr\.png has {width}x{height} pixels.* 80x64"):
+        open_scene(image, sr, None)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "files", "sentence"),
+    [
+        ("concatenation", ALL - {"attention.png"}, "there is no attention to see"),
+        ("none", {"overview.png", "real_fake.png"}, "it is given no semantics"),
+    ],
+)
+def test_without_attention_the_rest_is_shown(run, states, fusion, files, sentence):
+    save_image(Path("photo.png"), 64, 64)
+    told = run("--weights_d", states[fusion], "--image", "photo.png", "--point", 3, 3, "--output", "out")
+    assert sentence in told
+    assert written("out") == files
+
+
+@pytest.mark.parametrize("kind", ["patch", "unet"])
+def test_judge_is_the_discriminator_that_was_trained(tmp_path, kind):
+    path = save_state(tmp_path / "state.pth", kind=kind)
+    state = checkpoint.load(path)
+    for tensor in state["train_step"]["discriminator"].values():
+        tensor.add_(0.01)
+    torch.save(state, path)
+    judge = open_judge(path, device=CPU)
+    assert not judge.discriminator.training
+    loaded = judge.discriminator.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state["train_step"]["discriminator"].items())
+    image = torch.rand(1, 3, 64, 64)
+    assert look(judge.discriminator, image, judge.extractor(image)).real.isfinite().all()
+
+
+def test_state_without_a_discriminator_is_told_apart_from_a_file_of_weights(tmp_path):
+    psnr = save_state(tmp_path / "psnr.pth", train_step={})
+    with pytest.raises(UserError, match=r"psnr\.pth is of PSNR-oriented training"):
+        open_judge(psnr, device=CPU)
+    torch.save({"params": {"conv_first.weight": torch.zeros(3)}}, tmp_path / "generator.pth")
+    with pytest.raises(UserError, match=r"generator\.pth holds no discriminator.*states/state_"):
+        open_judge(tmp_path / "generator.pth", device=CPU)
+
+
+def test_state_that_contradicts_its_options_is_named(tmp_path, states):
+    state = checkpoint.load(states["cross-attention"])
+    options = state["options"]
+    for discriminator, sentence in (
+        ({**options["discriminator"], "features": 16}, "does not fit the options"),
+        ({**options["discriminator"], "semantic": True}, "semantic is not an option"),
+    ):
+        torch.save({**state, "options": {**options, "discriminator": discriminator}}, tmp_path / "state.pth")
+        with pytest.raises(UserError, match=rf"state\.pth.*{sentence}"):
+            open_judge(tmp_path / "state.pth", device=CPU)
+
+
+def test_weights_of_the_extractor_are_looked_for_where_the_user_says(tmp_path, states, monkeypatch):
+    monkeypatch.setenv("SED_OFFLINE", "1")
+    state = checkpoint.load(states["cross-attention"])
+    state["options"] |= {"semantic_extractor": {}, "paths": {"pretrained_root": "elsewhere"}}
+    torch.save(state, tmp_path / "state.pth")
+    for root in (None, tmp_path / "mine"):
+        with pytest.raises(UserError, match=str(root or "elsewhere")):
+            open_judge(tmp_path / "state.pth", device=CPU, pretrained_root=root)
+
+
+def test_image_is_never_written_over(run, states):
+    image = save_image(Path("overview.png"), 64, 64)
+    before = image.read_bytes()
+    with pytest.raises(UserError, match=r"overview\.png would be written over"):
+        run("--weights_d", states["none"], "--image", image, "--output", ".")
+    assert image.read_bytes() == before
+
+
+def test_mistake_is_one_sentence(command, tmp_path):
+    save_image(tmp_path / "photo.png", 20, 64)
+    done = command("-m", "utils.attention_map", "--weights_d", "no.pth", "--image", "photo.png", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "photo.png" in done.stderr
+    assert "64x20 pixels" in done.stderr

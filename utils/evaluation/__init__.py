@@ -1,0 +1,1 @@
+"""Upscaling images and scoring them."""

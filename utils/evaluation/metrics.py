@@ -1,0 +1,219 @@
+"""PSNR, SSIM and LPIPS as the super-resolution literature computes them, and any other metric by its name in pyiqa.
+
+PSNR and SSIM: on Y of images rounded to uint8, with a border cropped that is as wide as the scale. LPIPS and pyiqa's:
+on RGB, uncropped.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lpips
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sed_sr.options.errors import UserError
+from sed_sr.utils.evaluation.pyiqa_metrics import PyiqaMetric
+from sed_sr.utils.weights.checkpoint import load
+from sed_sr.utils.weights.pretrained import WeightsMissing, locate
+
+SSIM_WINDOW_PX = 11
+SSIM_SIGMA_PX = 1.5
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of an SR image, how it is computed and how it is read."""
+
+    name: str  # as options and files of results call it
+    title: str  # as tables call it
+    compute: Callable[[Tensor, Tensor | None], float]  # SR and HR, (3, H, W) uint8 RGB
+    lower_is_better: bool = False
+    needs_ground_truth: bool = True  # False: HR is not looked at, and may be None
+    decimals: int = 4  # that are printed
+
+
+def psnr_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
+    """Peak signal-to-noise ratio of two images on Y, in dB; infinite for identical images.
+
+    Args:
+        sr, hr: (3, H, W) uint8 RGB, on any device.
+        crop_border_px: left out on each side.
+
+    Raises:
+        UserError: the sizes differ, or nothing is left after cropping.
+    """
+    sr, hr = _cropped_luma(sr, hr, crop_border_px, min_side_px=1)
+    mse = (sr - hr).square().mean().item()
+    return 10 * math.log10(255**2 / mse) if mse else math.inf
+
+
+def ssim_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
+    """Structural similarity (Wang et al., 2004) of two images on Y, in [-1, 1].
+
+    The means, variances and covariance are taken in a Gaussian window, and only where it lies inside the image.
+
+    Args:
+        sr, hr: (3, H, W) uint8 RGB, on any device.
+        crop_border_px: left out on each side.
+
+    Raises:
+        UserError: the sizes differ, or less than the window is left after cropping.
+    """
+    sr, hr = _cropped_luma(sr, hr, crop_border_px, min_side_px=SSIM_WINDOW_PX)
+    moments = torch.stack([sr, hr, sr * sr, hr * hr, sr * hr])[:, None]  # (5, 1, H, W)
+    offsets = torch.arange(SSIM_WINDOW_PX, dtype=sr.dtype, device=sr.device) - SSIM_WINDOW_PX // 2
+    window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA_PX**2))
+    window = window / window.sum()
+    moments = F.conv2d(F.conv2d(moments, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    mean_sr, mean_hr, square_sr, square_hr, product = moments[:, 0]
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    variance_sr, variance_hr = square_sr - mean_sr**2, square_hr - mean_hr**2
+    covariance = product - mean_sr * mean_hr
+    luminance = (2 * mean_sr * mean_hr + c1) / (mean_sr**2 + mean_hr**2 + c1)
+    structure = (2 * covariance + c2) / (variance_sr + variance_hr + c2)
+    return (luminance * structure).mean().item()  # their equation 13
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An ImageNet classifier of torchvision whose features LPIPS compares."""
+
+    name: str
+    lpips_name: str
+    file: str
+    min_side_px: int  # below it, nothing is left of an image after the last pooling
+    metric_title: str
+
+
+ALEXNET = Backbone("AlexNet", "alex", "alexnet-owt-7be5be79.pth", min_side_px=31, metric_title="LPIPS")
+VGG16 = Backbone("VGG16", "vgg", "vgg16-397923af.pth", min_side_px=16, metric_title="LPIPS-VGG")
+
+
+class LPIPS:
+    """LPIPS (Zhang et al., 2018), version 0.1; lower is more alike, 0 for identical images.
+
+    Args:
+        backbone_path: torchvision's state dict of the backbone, compared with its checksum before (`locate`). The
+            calibrated linear layers on top of it come with the lpips package.
+        backbone: which one it is; the papers' LPIPS is AlexNet's.
+        device: where to compute.
+
+    Raises:
+        UserError: the file cannot be read or is not that backbone.
+    """
+
+    def __init__(
+        self, backbone_path: str | Path, *, backbone: Backbone = ALEXNET, device: torch.device | str = "cpu"
+    ) -> None:
+        # lpips draws a random backbone first; a run's own random numbers must not depend on that.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # lpips calls torchvision by a deprecated argument
+            self._network = lpips.LPIPS(net=backbone.lpips_name, pnet_rand=True, verbose=False)
+        state = load(backbone_path, verified=True)
+        features = self._network.net
+        try:
+            # lpips cuts torchvision's features.N into slices, slice2.N, and keeps their numbers.
+            features.load_state_dict(
+                {name: state[f"features.{name.partition('.')[2]}"] for name in features.state_dict()}
+            )
+        except (KeyError, RuntimeError) as error:
+            raise UserError(
+                f"{backbone_path} is not torchvision's {backbone.name}, whose weights LPIPS needs"
+            ) from error
+        self._network.to(device).requires_grad_(False)
+        self._device, self._min_side_px = device, backbone.min_side_px
+
+    @torch.inference_mode()
+    def __call__(self, sr: Tensor, hr: Tensor) -> float:
+        """The distance of two images, (3, H, W) uint8 RGB, on any device.
+
+        Raises:
+            UserError: the sizes differ, or a side is shorter than 31 pixels (AlexNet) or 16 (VGG16).
+        """
+        _check_pair(sr, hr, min_side_px=self._min_side_px)
+        sr, hr = (image[None].to(self._device, torch.float32) / 127.5 - 1 for image in (sr, hr))  # in [-1, 1]
+        return self._network(sr, hr).item()
+
+
+FORMULAS = {
+    "psnr": Metric("psnr", "PSNR-Y", psnr_y, decimals=2),
+    "ssim": Metric("ssim", "SSIM-Y", ssim_y),
+}
+BACKBONES = {"lpips": ALEXNET, "lpips-vgg": VGG16}
+BUILT_IN = (*FORMULAS, *BACKBONES)
+USUAL = ("psnr", "ssim", "lpips")  # where the user names none
+
+
+def metric_weights(names: tuple[str, ...]) -> list[str]:
+    """The pretrained files that these metrics need, those of pyiqa's left to itself."""
+    return [BACKBONES[name].file for name in names if name in BACKBONES]
+
+
+def build_metrics(
+    names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device, compare: bool = True
+) -> dict[str, Metric]:
+    """The metrics of these names; for None the usual ones, without LPIPS where its backbone cannot be had.
+
+    Args:
+        compare: as of `utils.weights.locate`.
+
+    Raises:
+        UserError: there is no metric of such a name, or what it needs is not installed or cannot be had.
+    """
+    metrics = {}
+    for name in names if names is not None else USUAL:
+        try:
+            metrics[name] = _build(name, pretrained_root, device, compare=compare)
+        except WeightsMissing:
+            if names is not None:
+                raise
+    return metrics
+
+
+def _build(name: str, pretrained_root: Path, device: torch.device, *, compare: bool) -> Metric:
+    if name in FORMULAS:
+        return FORMULAS[name]
+    if name in BACKBONES:
+        backbone = BACKBONES[name]
+        path = locate(backbone.file, pretrained_root=pretrained_root, compare=compare)
+        distance = LPIPS(path, backbone=backbone, device=device)
+        return Metric(name, backbone.metric_title, distance, lower_is_better=True)
+    metric = PyiqaMetric(name, device=device, built_in=BUILT_IN)
+    return Metric(
+        name,
+        name.upper(),
+        metric,
+        lower_is_better=metric.lower_is_better,
+        needs_ground_truth=metric.needs_ground_truth,
+    )
+
+
+def _cropped_luma(sr: Tensor, hr: Tensor, border_px: int, *, min_side_px: int) -> tuple[Tensor, Tensor]:
+    _check_pair(sr, hr, min_side_px=min_side_px + 2 * border_px)
+    height, width = sr.shape[1:]
+    inside = (slice(border_px, height - border_px), slice(border_px, width - border_px))
+    return _luma(sr)[inside], _luma(hr)[inside]
+
+
+def _luma(image: Tensor) -> Tensor:
+    """Y of ITU-R BT.601 as MATLAB's rgb2ycbcr computes it, in [16, 235], without its rounding."""
+    red, green, blue = image.double()  # (H, W) each, in [0, 255]
+    return (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
+
+
+def _check_pair(sr: Tensor, hr: Tensor, *, min_side_px: int) -> None:
+    assert all(image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 for image in (sr, hr))
+    if sr.shape != hr.shape:
+        raise UserError(f"an SR image of {_size(sr)} cannot be compared with a GT of {_size(hr)}: they must be alike")
+    if min(sr.shape[1:]) < min_side_px:
+        raise UserError(f"an image of {_size(sr)} is too small for this score: at least {min_side_px} px are needed")
+
+
+def _size(image: Tensor) -> str:
+    _, height, width = image.shape
+    return f"{width}x{height} px"

@@ -1,0 +1,1 @@
+"""Tables, data files and the HTML page of an evaluation."""

@@ -1,0 +1,1 @@
+"""Processes, memory, signals and background work: what every command runs on."""

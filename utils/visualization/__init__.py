@@ -1,0 +1,1 @@
+"""Pictures of what a discriminator sees, and of a degradation."""

@@ -1,0 +1,157 @@
+"""A contact sheet of the degradation: what each operation makes of a photograph, and kernels that are drawn."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from sed_sr.data.degradation.kernels import stack_kernels
+from sed_sr.data.degradation.pipeline import Degradation, Stage, draw_kernel
+from sed_sr.data.images import to_array, to_float, to_tensor, to_uint8
+
+DETAIL_PX = 96  # side of the part of HR that the rows show
+CELL_PX = 192  # side at which it is shown: HR pixels twice as large, LR pixels eight times
+KERNEL_CELL_PX = 105  # 5 for each pixel of a kernel of 21
+OVERVIEW_PX = 316  # as high as two rows of kernels
+GAP_PX, MARGIN_PX = 10, 28
+PAPER, INK, FAINT, FRAME = "#ffffff", "#1c1c1c", "#7a7a7a", "#e8372c"
+
+
+def contact_sheet(
+    hr: np.ndarray,
+    degradation: Degradation,
+    *,
+    sharpening: Callable[[Tensor], Tensor] | None,
+    seed: int,
+    samples: int,
+) -> np.ndarray:
+    """Degrade an image several times and show every operation.
+
+    Args:
+        hr: (P, P, 3) uint8, P at least DETAIL_PX and a multiple of the degradation's scale. The part with the most
+            contrast is shown.
+        sharpening: (B, 3, P, P) float in [0, 1] -> the same, before the degradation; None: none.
+        seed: row k, counted from 1, is drawn from (seed, k), so that more samples leave the first ones as they are.
+        samples: number of rows.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    # It begins with a whole LR pixel, so that all that are shown are whole.
+    top, left = (corner // degradation.scale * degradation.scale for corner in busiest_square(hr, DETAIL_PX))
+    detail = (left, top, left + DETAIL_PX, top + DETAIL_PX)
+    batch = to_float(to_tensor(hr))[None]
+    rows = []
+    for row in range(1, samples + 1):
+        traced = _trace(batch, degradation, sharpening, rng=np.random.default_rng([seed, row]))
+        rows.append(_beside([_detail(title, image, detail, hr_px=len(hr)) for title, image in traced]))
+    room_px = rows[0].width - OVERVIEW_PX - GAP_PX
+    rng = np.random.default_rng(seed)
+    stages = {"first": degradation.first, "second": degradation.second}
+    kernels = _below([_kernels(name, stage, rng, room_px=room_px) for name, stage in stages.items()])
+    heading = (
+        f"Draws of the degradation, one in each row: the framed part, {DETAIL_PX}x{DETAIL_PX} pixels of HR, enlarged"
+    )
+    sheet = _below(
+        [_beside([_overview(hr, detail), kernels]), _text_line(heading, size_px=18, width_px=room_px), *rows]
+    )
+    framed = Image.new("RGB", (sheet.width + 2 * MARGIN_PX, sheet.height + 2 * MARGIN_PX), PAPER)
+    framed.paste(sheet, (MARGIN_PX, MARGIN_PX))
+    return np.array(framed)
+
+
+def busiest_square(image: np.ndarray, side_px: int) -> tuple[int, int]:
+    """(H, W, 3) -> (top, left) of the square with the most contrast between neighbouring pixels.
+
+    side_px: at least 2, at most H and W.
+    """
+    grey = image.mean(axis=2)
+    contrast = np.abs(np.diff(grey, axis=0))[:, 1:] + np.abs(np.diff(grey, axis=1))[1:]
+    sums = np.pad(contrast, ((1, 0), (1, 0))).cumsum(0).cumsum(1)  # of all that is above and to the left
+    reach = side_px - 1  # differences in a square
+    squares = sums[reach:, reach:] - sums[:-reach, reach:] - sums[reach:, :-reach] + sums[:-reach, :-reach]
+    top, left = np.unravel_index(squares.argmax(), squares.shape)
+    return int(top), int(left)
+
+
+def _trace(
+    hr: Tensor, degradation: Degradation, sharpening: Callable[[Tensor], Tensor] | None, *, rng: np.random.Generator
+) -> list[tuple[str, np.ndarray]]:
+    """(1, 3, P, P) -> title and (H, W, 3) uint8 of HR and of all that is made of it."""
+    traced = [("HR", hr)]
+    if sharpening is not None:
+        hr = sharpening(hr)
+        traced.append(("sharpened HR", hr))
+    degradation(hr, rng=rng, trace=lambda title, images: traced.append((title, images)))
+    return [(title, to_array(to_uint8(images[0]))) for title, images in traced]
+
+
+def _detail(title: str, image: np.ndarray, box: tuple[int, ...], *, hr_px: int) -> Image.Image:
+    """The part of an image that the box cuts from HR; a title like "noise (Gaussian)" goes on two lines."""
+    height, width = image.shape[:2]
+    box = tuple(side * width / hr_px for side in box)
+    picture = Image.fromarray(image).resize((CELL_PX, CELL_PX), Image.Resampling.NEAREST, box=box)
+    title, _, said = title.partition(" (")
+    return _captioned(picture, title, said.removesuffix(")") or f"{height}x{width}")
+
+
+def _overview(hr: np.ndarray, detail: tuple[int, ...]) -> Image.Image:
+    """HR with a frame around the part that the rows show."""
+    picture = Image.fromarray(hr).resize((OVERVIEW_PX, OVERVIEW_PX), Image.Resampling.LANCZOS)
+    frame = [side * OVERVIEW_PX / len(hr) for side in detail]
+    ImageDraw.Draw(picture).rectangle(frame, outline=FRAME, width=3)
+    return _captioned(picture, "HR", f"{len(hr)}x{len(hr)}")
+
+
+def _kernels(name: str, stage: Stage, rng: np.random.Generator, *, room_px: int) -> Image.Image:
+    """Kernels that a stage draws, as many as there is room for, with a heading; zero is grey, negative darker."""
+    drawn = [draw_kernel(stage, rng) for _ in range((room_px + GAP_PX) // (KERNEL_CELL_PX + GAP_PX))]
+    weights = [kernel.weights() for kernel in drawn]
+    cells = []
+    for kernel, own, padded in zip(drawn, weights, stack_kernels(weights), strict=True):
+        # The root makes weights of a hundredth of the largest visible.
+        shade = np.sign(padded) * np.sqrt(np.abs(padded) / np.abs(padded).max())
+        picture = Image.fromarray((127.5 + 127.5 * shade).round().astype(np.uint8)).convert("RGB")
+        picture = picture.resize((KERNEL_CELL_PX, KERNEL_CELL_PX), Image.Resampling.NEAREST)
+        cells.append(_captioned(picture, kernel.kind.replace("_", " "), f"{len(own)}x{len(own)}", size_px=13))
+    heading = _text_line(f"Blur kernels that the {name} stage draws; grey is zero", size_px=18, width_px=room_px)
+    return _below([heading, _beside(cells)])
+
+
+def _captioned(picture: Image.Image, title: str, details: str, *, size_px: int = 16) -> Image.Image:
+    return _below(
+        [
+            picture,
+            _text_line(title, size_px=size_px, width_px=picture.width),
+            _text_line(details, size_px=size_px - 2, width_px=picture.width, color=FAINT),
+        ],
+        gap_px=0,
+    )
+
+
+def _text_line(text: str, *, size_px: int, width_px: int, color: str = INK) -> Image.Image:
+    line = Image.new("RGB", (width_px, size_px * 3 // 2), PAPER)
+    ImageDraw.Draw(line).text((0, line.height / 2), text, color, ImageFont.load_default(size_px), anchor="lm")
+    return line
+
+
+def _beside(images: Sequence[Image.Image]) -> Image.Image:
+    return _compose(images, gap_px=GAP_PX, across=True)
+
+
+def _below(images: Sequence[Image.Image], gap_px: int = GAP_PX) -> Image.Image:
+    return _compose(images, gap_px=gap_px, across=False)
+
+
+def _compose(images: Sequence[Image.Image], *, gap_px: int, across: bool) -> Image.Image:
+    """Images in a row or a column, with gaps, aligned at their upper left."""
+    along, other = (0, 1) if across else (1, 0)
+    length = sum(image.size[along] for image in images) + gap_px * (len(images) - 1)
+    breadth = max(image.size[other] for image in images)
+    canvas = Image.new("RGB", (length, breadth) if across else (breadth, length), PAPER)
+    place = 0
+    for image in images:
+        canvas.paste(image, (place, 0) if across else (0, place))
+        place += image.size[along] + gap_px
+    return canvas

@@ -1,0 +1,290 @@
+"""Weights and training states on disk: written so that a crash never costs the old file, read without trusting the new.
+
+Files are written under a temporary name, flushed to the disk and then renamed. They are read as tensors and plain
+containers only: nothing in a file can run code. They carry a checksum: torch.save writes a zip archive with the CRC-32
+of each member, which torch.load does not look at and `load` does, so that no flipped bit gets into a run unseen.
+"""
+
+import copy
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import string
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sed_sr.data.files import atomic_writer
+from sed_sr.options.errors import UserError
+
+STATE_FORMAT = "sed-training-state"
+RECORD, ENTRY = "sed_record", "sed_entry"  # in the metadata of safetensors: what lies beside the weights, their name
+ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x3a]")  # begins with its version, then who made it or the graph itself
+STATE_NAME = re.compile(r"state_(\d{9})\.pth")
+WEIGHTS_NAME = re.compile(r"generator_(\d{9})\.pth")
+DOS_DIRECTORY = 0x10  # the attribute of a member of a zip archive
+
+
+def save(obj: object, path: str | Path) -> None:
+    """Write `obj`, tensors in plain containers, with the guarantees of `atomic_writer`.
+
+    Raises:
+        UserError: the file cannot be written (full disk, no permission).
+    """
+    # Serialised in memory first: writing into a full disk, torch.save reports its zip writer's position instead of it.
+    serialised = as_torch(obj)
+    with atomic_writer(Path(path)) as file:
+        file.write(serialised)
+
+
+def as_torch(obj: object) -> memoryview:
+    """`obj`, tensors in plain containers, as the bytes of a file that `load` and `torch.load` read."""
+    serialised = io.BytesIO()
+    torch.save(obj, serialised)
+    serialised.seek(0)
+    refused = torch.serialization.get_unsafe_globals_in_checkpoint(serialised)
+    assert not refused, f"it could never be loaded again: it would hold {', '.join(refused)}"
+    return serialised.getbuffer()
+
+
+def load(path: str | Path, *, verified: bool = False) -> dict:
+    """Read a torch or safetensors file, told apart by content, onto the CPU; nothing in it is executed.
+
+    Args:
+        verified: it is a published file, and has been compared with its checksum. Its own are not looked at then, and
+            its tensors are mapped into memory: of those that nobody looks at, nothing is read. Nobody writes over it.
+
+    Raises:
+        UserError: there is no such file, it is of another kind, damaged, or holds more than tensors and plain
+            containers.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory, but a file of weights was expected")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist, but a file of weights was expected there") from None
+    except OSError as error:
+        raise UserError(f"{path} could not be read: {error.strerror}") from error
+
+    if not head:
+        raise UserError(f"{path} is empty, but weights were expected in it")
+    if set(head) <= set(string.printable.encode()):
+        begins = head.decode().splitlines()[0]
+        raise UserError(f"{path} is a text file that begins with {begins!r}, but weights were expected")
+    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # zip, pickle; safetensors begin with their length
+        if ONNX.match(head):
+            raise UserError(
+                f"{path} is an ONNX program, which cannot be read back: give the file of weights that it was made from"
+            )
+        raise UserError(f"{path} is no file of weights")
+    if head.startswith(b"PK") and not verified and not _is_intact(path):
+        raise UserError(f"{path} is damaged or cut off: it differs from its own checksums; fetch or copy it again")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        payload = _load_safetensors(path)
+    else:
+        payload = _load_torch(path, mapped=verified and head.startswith(b"PK"))
+    if not isinstance(payload, dict):
+        raise UserError(f"{path} holds a {type(payload).__name__}, but a dict of weights was expected in it")
+    return payload
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            record = json.loads(metadata[RECORD]) if RECORD in metadata else None
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is a damaged or cut-off safetensors file ({error}); fetch it again") from error
+    return {**record, metadata.get(ENTRY, "params"): tensors} if isinstance(record, dict) else tensors
+
+
+def _load_torch(path: Path, *, mapped: bool) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: the errors below say what matters
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # broken bytes raise nearly anything: KeyError, EOFError, RuntimeError, OSError...
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript program, but a state dict was expected") from error
+        if isinstance(error, pickle.UnpicklingError):
+            culprit = re.search(r"GLOBAL ([\w.]{1,100}) ", str(error))
+            found = f"the Python object {culprit[1]}" if culprit else "something else than tensors and plain containers"
+            raise UserError(
+                f"{path} holds {found} and is not loaded, because unpickling that could run code; save its bare state "
+                "dict to a new file, if you trust it"
+            ) from error
+        raise UserError(f"{path} is damaged, cut off or no file of weights; fetch or copy it again") from error
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the members of a zip archive have the CRC-32 that the archive says they have."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            # Of a member marked as a directory torch.load reads nothing, and gives memory as it happens to be.
+            if any(member.external_attr & DOS_DIRECTORY for member in members):
+                return False
+            # Those who tell torch.save to leave the checksums out get zeros in their place.
+            return not any(member.CRC for member in members) or archive.testzip() is None
+    except Exception:  # broken bytes raise nearly anything: BadZipFile, zlib.error, EOFError, NotImplementedError...
+        return False
+
+
+def as_safetensors(tensors: dict[str, Tensor], *, entry: str, record: dict[str, Any]) -> bytes:
+    """A safetensors file, of which `load` gives `{entry: tensors, **record}`; other readers find the tensors alone.
+
+    Args:
+        record: plain types only; nothing of it is written where it is empty.
+    """
+    beside = {ENTRY: entry, RECORD: json.dumps(record)} if record else {}
+    return safetensors.torch.save(tensors, metadata={"format": "pt", **beside})
+
+
+def save_generator(
+    path: str | Path,
+    *,
+    params: dict[str, Tensor],
+    params_ema: dict[str, Tensor] | None,
+    options: dict,
+    step: int,
+    scale: int,
+    scores: dict[str, dict[str, float]],
+    scored_step: int,
+) -> None:
+    """Write generator weights in BasicSR's layout, which the tools in use read, and what there is to know of them.
+
+    Args:
+        params: the generator's state dict.
+        params_ema: its running average, where one is kept.
+        options: the resolved options of the run, plain types only.
+        step: optimisation steps done.
+        scale: of the generator.
+        scores: of the last validation at or before `step`: benchmark -> metric -> mean. Empty if there was none.
+        scored_step: after which that validation was.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    averaged = {} if params_ema is None else {"params_ema": _on_cpu(params_ema)}
+    about = {"options": options, "step": step, "scale": scale, "scores": scores, "scored_step": scored_step}
+    save({"params": _on_cpu(params), **averaged, **about}, path)
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Other tools read these files on machines without a GPU and may not ask for the CPU.
+    return {name: value.detach().cpu() for name, value in state.items()}
+
+
+def snapshot(state: Any) -> Any:
+    """A copy in host memory of tensors in plain containers, for somebody who saves it while the original changes.
+
+    What was one tensor under several names is one in the copy too: it takes no more memory and no larger file.
+    """
+    return _copied(state, {})
+
+
+def _copied(value: Any, copies: dict[tuple, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        memory = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if memory not in copies:
+            copies[memory] = value.detach().to("cpu", copy=True)
+        return copies[memory]
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # with what a state dict knows of its modules' versions
+        copied.update((key, _copied(part, copies)) for key, part in value.items())
+        return copied
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(part, copies) for part in value)
+    return value
+
+
+def digest(state: Any) -> str:
+    """The SHA-256 of tensors in plain containers, in hexadecimal digits."""
+    whole = hashlib.sha256()
+    for leaf in tree_leaves(state):
+        if isinstance(leaf, Tensor):
+            whole.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            whole.update(repr(leaf).encode())
+    return whole.hexdigest()
+
+
+def save_state(path: str | Path, state: dict) -> None:
+    """Write all that a run needs to go on.
+
+    Args:
+        state: tensors and plain containers, with the "step" reached and the generator's weights as "params" (and
+            "params_ema"), so that a state serves wherever generator weights do; the rest is the training loop's own.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    assert {"step", "params"} <= state.keys()
+    save({"format": STATE_FORMAT, **state}, path)
+
+
+def is_training_state(payload: dict) -> bool:
+    """Whether a loaded file is what `save_state` wrote."""
+    return payload.get("format") == STATE_FORMAT
+
+
+def state_path(folder: str | Path, step: int) -> Path:
+    """Where in `folder` the training state of `step` lies."""
+    return Path(folder) / f"state_{step:09d}.pth"
+
+
+def states(folder: str | Path) -> list[Path]:
+    """The training states in `folder`, by their steps, the newest first."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    # Nine digits sort as their numbers do. Half-written states have names of their own and never match.
+    return [Path(folder, name) for name in sorted(filter(STATE_NAME.fullmatch, names), reverse=True)]
+
+
+def step_of(state: Path) -> int:
+    """The step of a training state, from its name."""
+    return int(STATE_NAME.fullmatch(state.name)[1])
+
+
+def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) -> None:
+    """Delete the training states in `folder` but for the `newest` (at least 1) and one of one's choice."""
+    assert newest >= 1
+    for path in states(folder)[newest:]:
+        if path != beside:
+            path.unlink(missing_ok=True)
+
+
+def weights_path(folder: str | Path, step: int) -> Path:
+    """Where in `folder` the generator weights of `step` lie."""
+    return Path(folder) / f"generator_{step:09d}.pth"
+
+
+def drop_weights(folder: str | Path, step: int, *, kept_every_steps: int) -> None:
+    """Delete the generator weights of `step` in `folder`, unless they are the first since a step that is kept.
+
+    Kept are the whole multiples of `kept_every_steps`, or what was saved first after them.
+    """
+    since = step - step % kept_every_steps
+    if since == 0 or any(since <= earlier < step for earlier in _weights_steps(folder)):
+        weights_path(folder, step).unlink(missing_ok=True)
+
+
+def _weights_steps(folder: str | Path) -> list[int]:
+    found = (WEIGHTS_NAME.fullmatch(path.name) for path in Path(folder).glob("generator_*.pth"))
+    return [int(name[1]) for name in found if name]
