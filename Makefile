@@ -20,6 +20,7 @@ test-long: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
 
 # At most 8 minutes a call; goes on where it was stopped. results/gpu.jsonl keeps what was measured.
 benchmark-gpu: $(READY)

@@ -1,152 +1,103 @@
-"""The rooms stand in an order, and nothing imports what stands above it: any piece can be used alone."""
+"""The folders have an order: a file imports from its own folder and from folders below it, never from above."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("options", "models", "data", "utils")
-LEAVES = {
-    "utils.errors": set(),
-    "options.schema": {"utils.errors"},
-    "options.describe": {"utils.errors", "options.schema"},
-    "models.rrdb": {"utils.errors"},
-    "models.schedules": set(),
-    "models.swinir": {"utils.errors"},
-    "models.semantic_fusion": {"utils.errors"},
-    "models.pretrained": {"utils.errors"},
-    "models.semantic_extractor": {
-        "utils.errors",
-        "utils.checkpoint",
-        "utils.weights",
-        "utils.wrappers",
-        "models.pretrained",
-    },
-    "models.losses": {"utils.errors", "models.pretrained"},
-    "models.discriminators": {"utils.errors", "models.semantic_fusion", "models.spectral_norm"},
-    "models.diagnostics": set(),
-    "models.semantic_views": {"models.semantic_fusion"},
-    "models.precision": set(),
-    "models.cuda_graph": set(),
-    "models.gradients": set(),
-    "models.outcome": set(),
-    "models.spectral_norm": set(),
-    "models.train_step": {
-        "models.cuda_graph",
-        "models.diagnostics",
-        "models.gradients",
-        "models.losses",
-        "models.outcome",
-        "models.precision",
-    },
-    "data.images": {"utils.errors", "utils.files"},
-    "data.imresize": {"utils.errors", "utils.entry", "data.images", "data.image_jobs"},
-    "data.pack": {"utils.errors", "utils.files"},
-    "data.image_folders": {"utils.errors", "data.pack", "utils.signals", "data.images"},
-    "data.pairs": {"utils.errors", "data.pack", "data.images", "data.image_folders"},
-    "data.pair_content": {"utils.errors", "data.images", "data.image_folders", "data.imresize", "data.pairs"},
-    "data.degradation.jpeg": set(),
-    "data.degradation.noise": set(),
-    "data.degradation.kernels": set(),
-    "data.degradation.sharpen": {"data.degradation.kernels"},
-    "data.degradation.pipeline": {"data.degradation.jpeg", "data.degradation.kernels", "data.degradation.noise"},
-    "data.degradation.pool": set(),
-    "data.degradation.degrade_folder": {
-        "utils.errors",
-        "utils.files",
-        "data.image_jobs",
-        "data.images",
-        "data.degradation.pipeline",
-    },
-    "data.degradation.sheet": {"data.images", "data.degradation.kernels", "data.degradation.pipeline"},
-    "data.datasets": {"utils.errors", "utils.signals", "data.images", "data.image_folders", "data.pack", "data.pairs"},
-    "data.benchmarks": {
-        "utils.errors",
-        "utils.entry",
-        "data.images",
-        "data.image_jobs",
-        "data.pairs",
-        "data.prepare_benchmark",
-    },
-    "data.prepare_benchmark": {"utils.errors", "data.images", "data.imresize", "data.image_jobs"},
-    "utils.download": {"utils.errors", "utils.files"},
-    "utils.files": {"utils.errors"},
-    "utils.memory": set(),
-    "utils.paper_scores": {"utils.errors"},
-    "utils.signals": set(),
-    "utils.gan_watch": set(),
-    "utils.architecture": set(),
-    "utils.wrappers": {"utils.errors"},
-    "utils.generator_weights": {"utils.errors", "utils.architecture", "utils.wrappers"},
-    "utils.generator_file": {"utils.errors", "utils.architecture", "utils.checkpoint", "utils.generator_weights"},
-    "utils.checkpoint": {"utils.errors", "utils.files"},
-    "utils.pyiqa_metrics": {"utils.errors", "utils.memory"},
-    "utils.metrics": {"utils.errors", "utils.checkpoint", "utils.pyiqa_metrics", "utils.weights"},
-    "utils.statistics": set(),
-    "utils.tiles": {"data.images"},
-    "utils.figure": set(),
-    "utils.training_pairs": {
-        "models.train_step",
-        "data.images",
-        "data.degradation.pipeline",
-        "data.degradation.pool",
-    },
+# Each folder with the folders that it may import from, beside itself.
+BELOW = {
+    "options": (),
+    "data": ("options",),
+    "data/degradation": ("options", "data"),
+    "data/prepare": ("options", "data", "data/degradation"),
+    "models": ("options", "data", "data/degradation"),
+    "utils/runtime": ("options", "data", "models"),
+    "utils/weights": ("options", "data", "models", "utils/runtime"),
+    "utils/evaluation": ("options", "data", "models", "utils/runtime", "utils/weights"),
+    "utils/visualization": ("options", "data", "data/degradation", "models", "utils/runtime", "utils/weights"),
 }
-KNOW_THE_OPTIONS = {
-    "models.build",
-    "options.describe",
-    "utils.arguments",
-    "utils.judge",
-    "utils.preflight",
-    "utils.prepare",
-    "utils.resume",
-    "utils.train_loop",
-    "utils.training_run",
-    "test",
+BELOW["utils/report"] = (*BELOW["utils/evaluation"], "utils/evaluation", "utils/visualization")
+BELOW["utils/training"] = (*BELOW["data/degradation"], *BELOW["utils/report"])
+BELOW["utils"] = (*BELOW["utils/training"], "utils/report", "utils/training")
+BELOW["."] = (*BELOW["utils"], "data/prepare", "utils")
+BELOW["benchmarks"] = BELOW["examples"] = BELOW["."]
+READS_THE_OPTION_TREE = {
+    "options",
+    "data/build.py",
+    "models/build.py",
+    "utils/training",
+    "utils",
+    "utils/visualization/discriminator_file.py",  # builds the discriminator that a training state's options describe
 }
+FILES = sorted(file for folder in BELOW for file in (ROOT / folder).glob("*.py"))
 
 
-def imports(file: Path) -> set[str]:
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def folder(file: Path) -> str:
+    return file.parent.relative_to(ROOT).as_posix()
+
+
+def imported_files(file: Path) -> set[Path]:
+    """The files of this project that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return {name for name in found if name.split(".")[0] in (*ROOMS, "train", "test", "extract_subimages")}
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        paths = [ROOT / Path(*dotted.split(".")[1:]).with_suffix(".py") for dotted in names if dotted[:7] == "sed_sr."]
+        found.update(path for path in paths if path.is_file())
+    return found
 
 
-def modules() -> dict[str, set[str]]:
-    files = [file for room in ROOMS for file in (ROOT / room).rglob("*.py")] + list(ROOT.glob("*.py"))
-    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
-    return {name: {target for target in imports(file) if target in names} for name, file in names.items()}
+def test_every_folder_has_its_place():
+    ignored = ("tests", "sed_sr")
+    folders = {folder(file) for file in ROOT.rglob("*.py") if file.relative_to(ROOT).parts[0] not in ignored}
+    assert {path for path in folders if not path.startswith(".") or path == "."} - {"docs"} == set(BELOW)
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_leaf_imports_only_what_stands_below_it(leaf):
-    assert modules()[leaf] <= LEAVES[leaf]
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_file_imports_from_its_own_folder_and_those_below(file):
+    allowed = {folder(file), *BELOW[folder(file)]}
+    above = {name(target) for target in imported_files(file) if folder(target) not in allowed}
+    assert not above, f"{name(file)} imports {', '.join(sorted(above))}"
 
 
-def test_nothing_imports_an_entry_script():
-    for name, targets in modules().items():
-        assert not targets & {"train", "test", "extract_subimages"}, name
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_no_import_by_another_name_than_the_package(file):
+    """`import models.rrdb` would load a second copy beside `sed_sr.models.rrdb`."""
+    tops = {path.split("/")[0] for path in BELOW} - {"."}
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for dotted in names:
+            assert dotted.split(".")[0] not in tops - {"benchmarks", "examples"}, f"{name(file)} imports {dotted}"
 
 
-def test_only_few_know_the_option_tree():
-    assert {name for name, targets in modules().items() if "options.schema" in targets} == KNOW_THE_OPTIONS
+def test_only_the_builders_and_the_runs_read_the_option_tree():
+    schema = ROOT / "options" / "schema.py"
+    readers = {file for file in FILES if schema in imported_files(file) and folder(file) != "benchmarks"}
+    assert not {name(file) for file in readers if not {name(file), folder(file)} & READS_THE_OPTION_TREE}
 
 
 def test_no_import_cycle():
-    graph = modules()
-    done: set[str] = set()
+    graph = {file: imported_files(file) for file in FILES}
+    graphlib.TopologicalSorter(graph).prepare()
 
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, " -> ".join((*path, name))
-        if name not in done:
-            for target in graph[name]:
-                visit(target, (*path, name))
-            done.add(name)
 
-    for name in graph:
-        visit(name, ())
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_an_import_in_a_function_says_why(file):
+    lines = file.read_text().splitlines()
+    for function in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                around = lines[node.lineno - 2 : node.lineno]
+                assert any("#" in line for line in around), f"{name(file)}:{node.lineno}: {around[-1].strip()}"
