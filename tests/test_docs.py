@@ -148,7 +148,7 @@ def module_file(module: str) -> Path | None:
 def target_exists(words: list[str]) -> bool:
     """Whether the script, module or make target that a command in a sentence names is there."""
     if words[0] == "make":
-        return words[1] in make_targets()
+        return {word for word in words[1:] if "=" not in word} <= set(make_targets())
     if "-m" in words:
         return module_file(words[words.index("-m") + 1]) is not None
     return all((ROOT / word).exists() for word in words if word.endswith(".py"))
@@ -217,6 +217,9 @@ def accept_python(arguments: list[str]) -> None:
         launched = torchrun_parser().parse_args(arguments[2:])
         return accept_python([launched.training_script, *launched.training_script_args])
     if arguments[:2] == ["-m", "venv"]:
+        return None
+    if arguments[:2] == ["-m", "pytest"]:
+        assert all(Path(path).exists() for path in arguments[2:])
         return None
     if arguments[0] == "-m":
         file, arguments = module_file(arguments[1]), arguments[2:]
