@@ -110,7 +110,7 @@ def test_links_lead_to_something(page):
     assert not broken
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # which names what was renamed
 def test_files_modules_and_options_that_are_named_exist(page):
     wrong = []
     for code in INLINE_CODE.findall(prose(page)):
