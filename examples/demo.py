@@ -1,7 +1,8 @@
-"""The main job in a few minutes, on photographs that every installation has: `python -m utils.demo`.
+"""The whole workflow in a few minutes, on photographs of the scikit-image package: `python -m examples.demo`.
 
-Builds a small training set in the shape of DF2K, trains PSNR-oriented, trains on with SeD, scores photographs that were
-kept out of training, and shows them side by side. Each step is a command of this project, printed before it runs.
+Prepares a small training set in the layout of DF2K, trains with L1 loss, trains with SeD from there, scores test
+photographs, and writes a picture that compares the results. Each step is a command of this project, which is printed
+before it runs.
 """
 
 import argparse
@@ -22,48 +23,51 @@ from sed_sr.data.images import read_rgb, write_image
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 
-TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry")  # and the two of a motorcycle
+TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry")  # and two views of a motorcycle
 TEST_PHOTOS = ("chelsea", "coffee")
 SCALE = 4
 RESULTS = ("bicubic", "PSNR-oriented", "SeD")
-DETAIL_PX = 128  # side of the HR detail that the comparison shows
-ENLARGED = 2  # how much larger it is shown
+DETAIL_PX = 128  # side of the HR crop in the comparison
+ZOOM = 2
 CAPTION_PX, GAP_PX = 28, 8
 PRETRAINED = Path("pretrained")
-MARK = "made-by-the-demo.txt"
+MARKER = "made-by-the-demo.txt"
 console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="FOLDER", help="for all files (demo)")
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="FOLDER", help="output folder (demo)")
     root = parser.parse_args().output
-    started_s = time.monotonic()
-    clear(root)
-    benchmark = build_photos(root)
+    start_s = time.monotonic()
+    create_output_folder(root)
+    benchmark = write_photos(root)
     prepare_training_set(root)
     psnr_oriented = train(root, "demo_rrdb_psnr")
     sed = train(root, "demo_rrdb_P+SeD", start=psnr_oriented, settings=pretrained_settings())
     score(root, psnr_oriented, sed)
     picture = root / "comparison.png"
     write_image(picture, compare(root, benchmark))
-    console.print(f"LR, bicubic, PSNR-oriented, SeD and HR side by side: {picture}")
-    console.print(f"the whole demo took {time.monotonic() - started_s:.0f} s")
+    console.print(f"Comparison of LR, bicubic, PSNR-oriented, SeD and HR: {picture}")
+    console.print(f"The demo took {time.monotonic() - start_s:.0f} s")
     return 0
 
 
-def clear(root: Path) -> None:
-    """Start anew, in an empty folder; one that is not empty is emptied only if it is an earlier demo's."""
-    mark = root / MARK
-    if root.exists() and not mark.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UserError(f"{root} is there and no demo's; give another folder with --output")
+def create_output_folder(root: Path) -> None:
+    """Create an empty output folder; the output of an earlier demo is deleted.
+
+    Raises UserError if the folder has other content.
+    """
+    marker = root / MARKER
+    if root.exists() and not marker.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} exists and was not written by the demo; give another folder with --output")
     shutil.rmtree(root, ignore_errors=True)
-    write_text(mark, "This folder is made by the demo, and emptied by the next one.\n")
+    write_text(marker, "The demo wrote this folder. The next demo deletes it.\n")
 
 
-def build_photos(root: Path) -> Path:
-    """Write the photographs of the scikit-image package; returns the benchmark's folder."""
-    step("Photographs from the scikit-image package, in the layout of DF2K and of the benchmarks")
+def write_photos(root: Path) -> Path:
+    """Write training and test photographs of scikit-image; return the folder of the benchmark."""
+    step("Photographs of the scikit-image package")
     left, right, _ = skimage.data.stereo_motorcycle()
     photos = [getattr(skimage.data, name)() for name in TRAINING_PHOTOS] + [left, right]
     for number, photo in enumerate(photos, start=1):
@@ -73,37 +77,40 @@ def build_photos(root: Path) -> Path:
         photo = getattr(skimage.data, name)()
         height, width = (side // SCALE * SCALE for side in photo.shape[:2])
         write_image(benchmark / f"GTmod12/{name}.png", photo[:height, :width])
-    console.print(f"{len(photos)} to train on, {len(TEST_PHOTOS)} kept out: {', '.join(TEST_PHOTOS)}")
+    console.print(f"{len(photos)} for training, {len(TEST_PHOTOS)} for testing ({', '.join(TEST_PHOTOS)})")
     return benchmark
 
 
 def prepare_training_set(root: Path) -> None:
-    step("LR images: MATLAB's bicubic downscaling")
+    step("LR images, by bicubic downscaling")
     df2k, photos = root / "DF2K", root / "Evaluation/Photos"
     for hr, lr in ((df2k / "train", df2k / "train_x4"), (photos / "GTmod12", photos / "LRbicx4")):
-        command("-m", "data.imresize", "--input", hr, "--output", lr, "--scale", SCALE)
+        command("-m", "data.prepare.lr_images", "--input", hr, "--output", lr, "--scale", SCALE)
     step("Sub-images")
     command("extract_subimages.py", "--input", df2k / "train", "--output", df2k / "train_sub",
+            "--input_lr", df2k / "train_x4", "--output_lr", df2k / "train_sub_x4",
             "--crop_size", 192, "--step", 96)  # fmt: skip
-    command("extract_subimages.py", "--input", df2k / "train_x4", "--output", df2k / "train_sub_x4",
-            "--crop_size", 48, "--step", 24)  # fmt: skip
 
 
 def pretrained_settings() -> list[str]:
-    """Real weights of CLIP and VGG19 where they are there; a line about it."""
+    """Options that select the real weights of CLIP and VGG19, as far as pretrained/ has them.
+
+    The demo downloads nothing.
+    """
     files = {"semantic_extractor.weights": "RN50.pt", "losses.perceptual.vgg_weights": "vgg19-dcbb9e9d.pth"}
-    there = {key: name for key, name in files.items() if (PRETRAINED / name).is_file()}
-    if len(there) < len(files):
+    present = {key: name for key, name in files.items() if (PRETRAINED / name).is_file()}
+    missing = [name for name in files.values() if name not in present.values()]
+    if missing:
         console.print(
-            "CLIP and VGG19 have random weights here unless pretrained/ holds theirs, because nothing is downloaded: "
-            "the SeD stage shows that everything runs, not how good SeD is",
+            f"{PRETRAINED}/ lacks {' and '.join(missing)}, so random weights are used: the SeD stage shows that "
+            "everything runs, not the quality of SeD",
             style="yellow",
         )
-    return [f"{key}={name}" for key, name in there.items()]
+    return [f"{key}={name}" for key, name in present.items()]
 
 
 def train(root: Path, name: str, *, start: Path | None = None, settings: list[str] | None = None) -> Path:
-    """Train a recipe; returns its weights."""
+    """Train a recipe; return the file of the generator's weights."""
     step(f"Training: {name}")
     folders = ["--data_root", root / "DF2K", "--data_test_root", root / "Evaluation", "--out_root", root / "checkpoint"]
     resume = ["--resume", start] if start else []
@@ -113,8 +120,8 @@ def train(root: Path, name: str, *, start: Path | None = None, settings: list[st
 
 
 def score(root: Path, psnr_oriented: Path, sed: Path) -> None:
-    """Scores on the photographs that were kept out, side by side."""
-    step("Photographs kept out of training: scores, and a report to look at")
+    """Score the test photographs and write the report."""
+    step("Scores and report on the test photographs")
     metrics = ["psnr", "ssim"] + ["lpips"] * (PRETRAINED / "alexnet-owt-7be5be79.pth").is_file()
     bicubic, first, second = RESULTS
     weights = (bicubic, f"{first}={psnr_oriented}", f"{second}={sed}")
@@ -123,15 +130,15 @@ def score(root: Path, psnr_oriented: Path, sed: Path) -> None:
 
 
 def compare(root: Path, benchmark: Path) -> np.ndarray:
-    """(H, W, 3) uint8: a row for each photograph, a column for LR, each result and HR."""
+    """Draw a picture with one row per test photograph and columns for LR, each result and HR; (H, W, 3) uint8."""
     rows = []
     for name in TEST_PHOTOS:
         lr = read_rgb(benchmark / f"LRbicx4/{name}x4.png").repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-        made = {result: read_rgb(root / f"results/{result}/Photos/{name}.png") for result in RESULTS}
-        images = {"LR": lr, **made, "HR": read_rgb(benchmark / f"GTmod12/{name}.png")}
+        sr = {result: read_rgb(root / f"results/{result}/Photos/{name}.png") for result in RESULTS}
+        images = {"LR": lr, **sr, "HR": read_rgb(benchmark / f"GTmod12/{name}.png")}
         top, left = busiest_corner(images["HR"])
         rows.append({title: image[top : top + DETAIL_PX, left : left + DETAIL_PX] for title, image in images.items()})
-    side = DETAIL_PX * ENLARGED
+    side = DETAIL_PX * ZOOM
     width, height = (side + GAP_PX) * len(rows[0]) - GAP_PX, CAPTION_PX + (side + GAP_PX) * len(rows) - GAP_PX
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -145,7 +152,7 @@ def compare(root: Path, benchmark: Path) -> np.ndarray:
 
 
 def busiest_corner(image: np.ndarray) -> tuple[int, int]:
-    """Corner of the detail with the most contrast between neighbouring pixels: there the methods differ."""
+    """(top, left) of the crop with the most contrast between neighbouring pixels, where the methods differ most."""
     grey = image.mean(axis=2)
     contrast = np.abs(np.diff(grey, axis=0))[:, 1:] + np.abs(np.diff(grey, axis=1))[1:]
     corners = [
@@ -162,12 +169,12 @@ def step(title: str) -> None:
 
 
 def command(*arguments: object) -> None:
-    """Print a command and run it. Raises UserError where it fails; it has said why itself."""
+    """Print a command and run it. Raises UserError if it fails; the command itself has printed the reason."""
     words = [str(argument) for argument in arguments]
     console.print(f"$ python {shlex.join(words)}", style="bold", markup=False)
     code = subprocess.run([sys.executable, *words]).returncode
     if code:
-        raise UserError(f"the command above ended with exit code {code}")
+        raise UserError(f"the command above failed with exit code {code}")
 
 
 if __name__ == "__main__":
