@@ -17,11 +17,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
-from sed_sr.utils.evaluation.evaluate import BenchmarkScores
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.evaluation.results import BenchmarkScores, Result
 from sed_sr.utils.report import html_page
-from sed_sr.utils.report.html_page import Extras, write_report
+from sed_sr.utils.report.extra_pictures import ExtraPictures
+from sed_sr.utils.report.html_page import write_report
 
 SIDE_PX = 60  # of SR and HR
 BLUE = {"one": 190, "two": 200, "HR": 200}  # two is HR
@@ -425,7 +425,7 @@ def test_dot_of_the_scatter_plot_tells_its_image_and_opens_it(page):
 
 
 def test_left_out_pictures_are_told_and_scores_stay(open_page, written, monkeypatch, tmp_path):
-    monkeypatch.setattr(html_page, "PICTURES_LIMIT_BYTES", 0)
+    monkeypatch.setattr(html_page, "MAX_PICTURE_BYTES", 0)
     hr = save(tmp_path / "hr.png", places(blue=0))
     save(tmp_path / "out/one/Set/a.png", places(blue=0))
     lr = save(tmp_path / "lr.png", places(blue=0)[::4, ::4])
@@ -460,7 +460,9 @@ def test_further_pictures_are_chosen_like_the_others_and_never_compared(open_pag
         metrics=METRICS,
         sr_root=tmp_path / "out",
         title=TITLE,
-        extras=Extras(("attention", "fake"), f"What D sees {EVIL}.", lambda hr, sr: [places(blue=20), places(blue=40)]),
+        extra_pictures=ExtraPictures(
+            ("attention", "fake"), f"What D sees {EVIL}.", lambda hr, sr: [places(blue=20), places(blue=40)]
+        ),
     )
     page = open_page((tmp_path / "html_page.html").as_uri())
     expect(page.locator("header .note")).to_have_text(f"What D sees {EVIL}.")

@@ -259,7 +259,7 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{TEST} Photo --weights bicubic": "did you mean Photos?",
     f"{TEST} Photos --weights rrdb_psnr.yml": "text file",
     f"{TEST} Photos --weights nothing.pth": "nothing.pth",
-    f"{TEST} Photos --weights bicubic bicubic": "would both be called bicubic",
+    f"{TEST} Photos --weights bicubic bicubic": "have the same label bicubic",
     f"{TEST} Photos --weights a/b=bicubic": "label",
     f"{TEST} Photos --weights bicubic --metrics psnrr": "did you mean psnr",
     f"{TEST} Photos --weights bicubic --set test.paper_row=RRDB+P+SED": "did you mean RRDB+P+SeD?",
@@ -296,7 +296,7 @@ def test_inputs_are_not_written_over(workshop, command):
     before = made.read_bytes()
     refused = command(*words, made.parent, cwd=workshop)
     assert refused.returncode == 2
-    assert "photos's own are" in refused.stderr
+    assert "contains the input images of photos" in refused.stderr
     assert made.read_bytes() == before
 
 

@@ -108,7 +108,7 @@ function fillImages(table, benchmark) {
     });
   }
 
-  sort(columns.find(({weights}) => weights === report.judged) ?? null);
+  sort(columns.find(({weights}) => weights === report.ranked_by) ?? null);
 }
 
 function byScore(a, b, {column: {weights, metric}, bestFirst}) {
@@ -182,7 +182,7 @@ function axis(values, from, to) {
 /* ---- The viewer: versions of one image, all seen through the same zoom and pan ---- */
 
 const [viewer, frame, stage, handle] = ["viewer", "frame", "stage", "handle"].map(byId);
-const {version: judged} = report.weights[report.judged];
+const {version: judged} = report.weights[report.ranked_by];
 const view = {
   benchmark: null, image: null, urls: new Map(), // of the image's pictures, by number
   mode: "wipe", left: judged - 1, right: judged, error: false,

@@ -288,7 +288,7 @@ def test_image_that_a_metric_cannot_score_is_a_failure_and_keeps_its_other_score
     picky = Metric("picky", "Picky", small_only)
     scores = evaluate_all(photographs, metrics=(picky, PSNR))
     (failure,) = scores.failures
-    reason = "the result is not a number" if outcome is math.nan else outcome
+    reason = "the result is NaN" if outcome is math.nan else outcome
     assert f"GTmod12/b.png has no picky: {reason}" in failure
     assert {name: set(row) for name, row in scores.images.items()} == {
         "a": {"psnr", "picky"},

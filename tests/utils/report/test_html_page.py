@@ -17,11 +17,11 @@ from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
 from sed_sr.data.images import read_rgb
 from sed_sr.data.imresize import imresize
 from sed_sr.options.errors import UserError
-from sed_sr.utils.evaluation.evaluate import BenchmarkScores
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.evaluation.results import BenchmarkScores, Result
 from sed_sr.utils.report import html_page
-from sed_sr.utils.report.html_page import NO_EXTRAS, Extras, write_report
+from sed_sr.utils.report.extra_pictures import NO_EXTRA_PICTURES, ExtraPictures
+from sed_sr.utils.report.html_page import write_report
 
 METRICS = {"psnr": Metric("psnr", "PSNR-Y", compute=None, decimals=2)}
 
@@ -53,7 +53,7 @@ class Evaluation:
         Image.fromarray(self._rng.integers(0, 256, (side_px, side_px, 3), np.uint8)).save(path)
         return path
 
-    def write(self, extras: Extras = NO_EXTRAS) -> None:
+    def write(self, extras: Extras = NO_EXTRA_PICTURES) -> None:
         results = [
             Result(
                 label,
@@ -73,10 +73,10 @@ class Evaluation:
             metrics=METRICS,
             sr_root=out,
             title="Evaluation",
-            extras=extras,
+            extra_pictures=extras,
         )
 
-    def written(self, extras: Extras = NO_EXTRAS) -> dict:
+    def written(self, extras: Extras = NO_EXTRA_PICTURES) -> dict:
         """Write the report; returns what its page knows."""
         self.write(extras)
         (block,) = re.findall(r'id="report">(.*)</script>', self.html)
@@ -134,7 +134,7 @@ def test_bicubic_is_there_once_where_it_is_one_of_the_weights(evaluation):
     page = evaluation.written()
     assert page["versions"] == ["LR", "bicubic", "one", "HR"]
     assert [page["versions"][reference] for reference in page["references"]] == ["HR", "bicubic"]
-    assert page["judged"] == 1
+    assert page["ranked_by"] == 1
 
 
 def test_scores_that_json_does_not_have_are_words_that_javascript_reads(evaluation):
@@ -172,7 +172,7 @@ def test_further_pictures_are_drawn_from_hr_and_sr_and_stand_behind_them(evaluat
         assert hr.shape == (48, 48, 3)
         return [255 - hr, *(None if image is None else 255 - image for image in sr)]
 
-    page = evaluation.written(Extras(("not HR", "not one", "not two"), "They are negatives.", draw))
+    page = evaluation.written(ExtraPictures(("not HR", "not one", "not two"), "They are negatives.", draw))
     assert page["note"] == "They are negatives."
     assert page["versions"][page["compared"] - 1 :] == ["HR", "not HR", "not one", "not two"]
     assert [page["versions"][reference] for reference in page["references"]] == ["HR", "bicubic"]
@@ -200,8 +200,8 @@ def test_further_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(ev
         evaluation.add("Set", f"{number}", scores={"one": number})
     evaluation.written()
     plain_bytes = sum(map(len, evaluation.pictures.values()))
-    monkeypatch.setattr(html_page, "PICTURES_LIMIT_BYTES", plain_bytes // 2)
-    page = evaluation.written(Extras(("again",), "", draw))
+    monkeypatch.setattr(html_page, "MAX_PICTURE_BYTES", plain_bytes // 2)
+    page = evaluation.written(ExtraPictures(("again",), "", draw))
     shown = [image for image in page["benchmarks"][0]["images"] if image["pictures"]]
     assert 0 < len(shown) < 3
     assert len(drawn) == len(shown) + 1  # that of the image which did not fit
@@ -210,7 +210,9 @@ def test_further_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(ev
 
 def test_nothing_is_promised_of_further_pictures_where_no_image_has_ground_truth(evaluation):
     evaluation.add("photos", "a", scores={"one": None}, hr=None)
-    page = evaluation.written(Extras(("attention",), "What D sees.", lambda hr, sr: pytest.fail("nothing to draw")))
+    page = evaluation.written(
+        ExtraPictures(("attention",), "What D sees.", lambda hr, sr: pytest.fail("nothing to draw"))
+    )
     assert (page["versions"], page["note"]) == (["LR", "bicubic", "one"], "")
 
 
@@ -224,7 +226,7 @@ def test_beyond_the_limit_the_worst_images_of_each_benchmark_stay(evaluation, mo
     page = evaluation.written()
     assert all(image["pictures"] for benchmark in page["benchmarks"] for image in benchmark["images"])
     limit_bytes = sum(map(len, evaluation.pictures.values())) // 2
-    monkeypatch.setattr(html_page, "PICTURES_LIMIT_BYTES", limit_bytes)
+    monkeypatch.setattr(html_page, "MAX_PICTURE_BYTES", limit_bytes)
     page = evaluation.written()
     for benchmark in page["benchmarks"]:
         shown = {image["name"] for image in benchmark["images"] if image["pictures"]}
@@ -240,7 +242,7 @@ def test_beyond_the_limit_the_worst_images_of_each_benchmark_stay(evaluation, mo
 def test_huge_image_is_left_out_and_the_others_are_not(evaluation, monkeypatch):
     evaluation.add("Set", "huge", scores={"one": 20}, lr_px=26)
     evaluation.add("Set", "small", scores={"one": 30}, lr_px=25)
-    monkeypatch.setattr(html_page, "LARGEST_PX", 100 * 100)
+    monkeypatch.setattr(html_page, "MAX_PX", 100 * 100)
     images = evaluation.written()["benchmarks"][0]["images"]
     assert [image["pictures"] is None for image in images] == [True, False]
 

@@ -8,9 +8,9 @@ from itertools import islice
 import pytest
 from rich.console import Console
 
-from sed_sr.utils.evaluation.evaluate import BenchmarkScores
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result, score_tables
+from sed_sr.utils.evaluation.results import BenchmarkScores, Result
+from sed_sr.utils.report.tables import score_tables
 from sed_sr.utils.report.terminal import terminal_tables
 
 METRICS = {
