@@ -119,7 +119,7 @@ def test_loading_leaves_the_terminal_clean(capfd, caplog, recwarn, monkeypatch):
 
 def test_missing_pyiqa_is_told_with_the_way_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    with pytest.raises(UserError, match=r"dists is not a built-in one \(psnr, ssim\), .*pip install pyiqa") as told:
+    with pytest.raises(UserError, match=r"dists is not a built-in metric \(psnr, ssim\), .*pip install pyiqa") as told:
         PyiqaMetric("dists", device=CPU, built_in=("psnr", "ssim"))
     assert "did you mean" not in str(told.value)
     with pytest.raises(UserError, match=r"did you mean psnr\?"):

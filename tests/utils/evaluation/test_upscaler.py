@@ -230,7 +230,7 @@ def test_graphs_are_dropped_when_memory_does_not_suffice(recorders):
     for _ in range(WARM_UP_CALLS + 1):
         (sr,) = upscale([lr], notes.append)
         assert (sr == nearest(lr)).all()
-    assert notes == ["out of memory on cpu: upscaling goes on in tiles of 64 px"]
+    assert notes == ["out of memory on cpu: upscaling continues in tiles of 64 px"]
     *dropped, last = recorders()
     assert dropped == [None] * 2  # of the whole image, and of tiles of 88 px
     assert (1, 64, 64, 3) in last.shapes
@@ -296,7 +296,7 @@ def test_image_that_memory_does_not_hold_is_upscaled_in_tiles_whose_size_is_reme
         assert max(generator.calls[-1]) <= 64
     refused = [size for size in generator.calls if size[1] * size[2] > generator.most_px]
     assert refused == [(1, 130, 200), (1, 88, 88)]
-    assert notes == ["out of memory on cpu: upscaling goes on in tiles of 64 px"]
+    assert notes == ["out of memory on cpu: upscaling continues in tiles of 64 px"]
 
 
 def test_a_batch_that_memory_does_not_hold_is_upscaled_image_by_image():
@@ -316,7 +316,7 @@ def test_image_that_fits_in_no_tile_is_an_error_of_its_own():
 def test_a_result_that_memory_does_not_hold_is_refused_before_it_is_computed(monkeypatch):
     monkeypatch.setattr(sed_sr.utils.evaluation.upscaler, "free_bytes", lambda device: 10**6)
     generator = Nearest()
-    with pytest.raises(OutOfMemory, match=r"takes 0\.00125 GB of memory, and 0\.001 GB are free"):
+    with pytest.raises(OutOfMemory, match=r"takes 0\.00125 GB of memory, but only 0\.001 GB are free"):
         Upscaler(generator, CPU)([image_of(130, 200)], ignore)
     assert generator.calls == []
 
@@ -343,5 +343,5 @@ def test_a_process_that_really_runs_out_of_memory_makes_the_same_image():
     )
     assert done.returncode == 0, done.stderr
     note, difference = done.stdout.splitlines()
-    assert "out of memory on cpu: upscaling goes on in tiles of" in note
+    assert "out of memory on cpu: upscaling continues in tiles of" in note
     assert int(difference) <= 1

@@ -53,7 +53,7 @@ class Evaluation:
         Image.fromarray(self._rng.integers(0, 256, (side_px, side_px, 3), np.uint8)).save(path)
         return path
 
-    def write(self, extras: Extras = NO_EXTRA_PICTURES) -> None:
+    def write(self, extras: ExtraPictures = NO_EXTRA_PICTURES) -> None:
         results = [
             Result(
                 label,
@@ -76,7 +76,7 @@ class Evaluation:
             extra_pictures=extras,
         )
 
-    def written(self, extras: Extras = NO_EXTRA_PICTURES) -> dict:
+    def written(self, extras: ExtraPictures = NO_EXTRA_PICTURES) -> dict:
         """Write the report; returns what its page knows."""
         self.write(extras)
         (block,) = re.findall(r'id="report">(.*)</script>', self.html)

@@ -15,6 +15,7 @@ from sed_sr.options.schema import load_options
 from sed_sr.utils.visualization.attention_map import check_points, draw_figures, main, read_images
 from sed_sr.utils.visualization.discriminator_file import open_judge
 from sed_sr.utils.visualization.discriminator_views import respond
+from sed_sr.utils.visualization.figure import GAP_PX, TITLE_PX
 from sed_sr.utils.weights import checkpoint
 
 ALL = {"overview.png", "attention.png", "semantics.png", "real_fake.png"}
@@ -116,7 +117,8 @@ def test_point_of_a_cropped_image_is_drawn_where_it_is(tmp_path, states):
     trained = open_judge(states["cross-attention"], device=CPU)
     whole = draw_figures(trained, hr, {}, points=[(5 + 20, 30)], block=1)
     crop = draw_figures(trained, hr[:, 5:85], {}, points=[(20, 30)], block=1)
-    assert np.array_equal(whole["attention.png"][30:], crop["attention.png"][30:])  # below the titles
+    below = GAP_PX + TITLE_PX  # titles have the coordinates in the image
+    assert np.array_equal(whole["attention.png"][below:], crop["attention.png"][below:])
     assert np.array_equal(whole["real_fake.png"], crop["real_fake.png"])
 
 
