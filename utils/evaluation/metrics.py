@@ -209,9 +209,7 @@ def _luma(image: Tensor) -> Tensor:
 def _check_pair(sr: Tensor, hr: Tensor, *, min_side_px: int) -> None:
     assert all(image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 for image in (sr, hr))
     if sr.shape != hr.shape:
-        raise UserError(
-            f"an SR image of {_size(sr)} cannot be compared with an HR image of {_size(hr)}: sizes must be equal"
-        )
+        raise UserError(f"SR of {_size(sr)} cannot be compared with HR of {_size(hr)}: the sizes must be equal")
     if min(sr.shape[1:]) < min_side_px:
         raise UserError(f"an image of {_size(sr)} is too small for this metric, which needs at least {min_side_px} px")
 

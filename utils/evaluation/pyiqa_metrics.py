@@ -102,7 +102,7 @@ def _create(pyiqa: ModuleType, name: str, device: torch.device) -> torch.nn.Modu
             raise UserError(f"{device} has too little memory for {name} of pyiqa") from error
         # usually a missing package, which pyiqa reports in several ways
         raise UserError(
-            f"pyiqa could not build {name} ({_reason(error)}): pip install pyiqa installs all dependencies of its metrics"
+            f"pyiqa could not build {name} ({_reason(error)}): pip install pyiqa installs all that its metrics need"
         ) from error
 
 

@@ -32,7 +32,7 @@ class Span:
 
 
 def spans(length_px: int, tile_px: int, overlap_px: int) -> list[Span]:
-    """The tiles along a side. Neighbours overlap by `overlap_px` (the last two by more), with the seam in the middle."""
+    """The tiles along a side. Neighbours overlap by `overlap_px` (the last two by more); seams are in the middle."""
     assert tile_px % TILE_MULTIPLE_PX == overlap_px % TILE_MULTIPLE_PX == 0, (tile_px, overlap_px)
     assert 0 < 2 * overlap_px <= tile_px, (tile_px, overlap_px)  # the two ramps of a tile must not overlap
     last = round_up(max(length_px - tile_px, 0))  # the last tile is shifted to end at the border
@@ -89,7 +89,7 @@ def upscale_in_tiles(
                 ramp_right, tile = (
                     tile[:, :, -ramp_px:].clone(),
                     tile[:, :, :-ramp_px],
-                )  # a view would keep the tile in memory
+                )  # a view would keep the tile
                 right -= ramp_px
             if row.first > 0:
                 tile[:, :ramp_px] = ramp_down[:, :, left:right].lerp(tile[:, :ramp_px], rising[:, None])

@@ -27,7 +27,7 @@ def test_missing_score_is_empty_in_csv_and_left_out_of_the_means_in_json():
     assert [comparison["images"] for comparison in found["comparisons"]] == [3, 1]
 
 
-def test_markdown_has_the_cells_of_the_tables_the_best_in_bold():
+def test_markdown_has_the_cells_of_the_tables_with_the_best_in_bold():
     results = [result("a", [30, 32], [0.1, 0.3], row="RRDB+U"), result("b", [31, 33], [0.2, 0.4])]
     lines = as_markdown(results, METRICS).splitlines()
     assert "| benchmark | weights | PSNR-Y ↑ | LPIPS ↓ |" in lines
@@ -39,7 +39,7 @@ def test_markdown_has_the_cells_of_the_tables_the_best_in_bold():
 
 
 @pytest.mark.parametrize("label", ["a|b", "a,b", "*a*", "_a_", "<b>", "[a](b)", "`a`", "a\nb", 'a"b', "a\\|b", "&lt;"])
-def test_labels_are_names_in_markdown_and_csv_whatever_they_look_like(label):
+def test_labels_are_escaped_in_markdown_and_csv(label):
     results = [result(label, [30, 32], [0.1, 0.3]), result("other", [30, 31], [0.1, 0.3])]
     lines = [line for line in as_markdown(results, METRICS).splitlines() if line.startswith("|")]
     for line in lines:
@@ -53,7 +53,7 @@ def test_labels_are_names_in_markdown_and_csv_whatever_they_look_like(label):
     assert {row["weights"] for row in rows} == {label, "other"}
 
 
-def test_csv_has_every_score_of_every_image_to_the_last_digit():
+def test_csv_has_every_score_in_full_precision():
     results = [result("a", [30.1, math.inf], [0.1, 1 / 3]), result("b", [31.0, 29.0], [0.2, 0.4])]
     results[1].benchmarks["photos"] = BenchmarkScores({"x": {}})
     rows = list(csv.DictReader(io.StringIO(as_csv(results, METRICS))))
@@ -69,7 +69,7 @@ def test_csv_has_every_score_of_every_image_to_the_last_digit():
     assert rows[-1]["psnr"] == ""
 
 
-def test_json_has_everything_and_is_json_even_of_infinite_scores():
+def test_json_has_all_results_and_is_valid_with_infinite_scores():
     first = result("a", [math.inf, 31.0, 32.0], [0.1, 0.2, 0.3], row="RRDB+P")
     other = result("b", [30.0, 31.0, 32.0], [0.1, 0.2, math.inf])
     text = json.dumps(as_json([first, other], METRICS), allow_nan=False)
@@ -85,7 +85,7 @@ def test_json_has_everything_and_is_json_even_of_infinite_scores():
     assert all(comparison["mean_difference"] is None for comparison in found["comparisons"])
 
 
-def test_comparisons_in_json_are_those_of_the_table():
+def test_comparisons_in_json_equal_the_table():
     first = result("a", [30.0, 20.0, 40.0, 25.0, 35.0], [0.1, 0.2, 0.3, 0.2, 0.2])
     other = result("b", [30.5, 20.6, 40.4, 25.5, 35.5], [0.1, 0.3, 0.2, 0.2, 0.2])
     psnr, _ = as_json([first, other], METRICS)["comparisons"]
@@ -95,7 +95,7 @@ def test_comparisons_in_json_are_those_of_the_table():
     assert (psnr["baseline"], psnr["weights"], psnr["images"]) == ("a", "b", 5)
 
 
-def test_order_in_which_images_were_scored_does_not_matter():
+def test_order_of_the_images_does_not_matter():
     first = result("a", [30.0, 20.0, 40.0, 25.0, 35.0], [0.1, 0.2, 0.3, 0.2, 0.2])
     shuffled = BenchmarkScores(dict(reversed(first.benchmarks["Set5"].images.items())))
     same = Result("b", "b.pth", "RRDB, x4", None, {"Set5": shuffled})

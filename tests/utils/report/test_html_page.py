@@ -1,4 +1,4 @@
-"""The report's file: which pictures it holds, and that it says what became of the others."""
+"""The report file: its data, and which pictures are embedded."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ METRICS = {"psnr": Metric("psnr", "PSNR-Y", compute=None, decimals=2)}
 
 
 class Evaluation:
-    """A folder with LR, HR and SR images of noise, and the scores that somebody has given them."""
+    """A folder with LR, HR and SR images of noise, and made-up scores."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -38,9 +38,9 @@ class Evaluation:
     def add(
         self, benchmark: str, name: str, *, scores: dict[str, float | None], lr_px: int = 12, hr: str | None = "HR.png"
     ) -> None:
-        """An image with SR of each of the weights that are in `scores`; a score of None is none."""
+        """Add an image with SR of each of the weights in `scores`; None: no score."""
         lr = self._image(self.root / benchmark / f"{name}_LR.png", lr_px)
-        # a little larger than SR, as HR images are whose sides are no multiples of the scale
+        # slightly larger than SR, like HR images whose sides are no multiples of the scale
         hr = None if hr is None else self._image(self.root / benchmark / f"{name}_{hr}", 4 * lr_px + 3)
         self._benchmarks.setdefault(benchmark, []).append(BenchmarkImage(name, lr, hr))
         for label, score in scores.items():
@@ -77,7 +77,7 @@ class Evaluation:
         )
 
     def written(self, extras: ExtraPictures = NO_EXTRA_PICTURES) -> dict:
-        """Write the report; returns what its page knows."""
+        """Write the report; returns its data."""
         self.write(extras)
         (block,) = re.findall(r'id="report">(.*)</script>', self.html)
         return json.loads(block, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
@@ -103,7 +103,7 @@ def evaluation(tmp_path):
     return Evaluation(tmp_path)
 
 
-def test_pictures_are_lr_bicubic_sr_and_hr_as_they_are_read(evaluation):
+def test_pictures_are_lr_bicubic_sr_and_hr(evaluation):
     evaluation.add("Set", "a", scores={"one": 20, "two": 30}, hr="HR.tif")
     page = evaluation.written()
     assert page["versions"] == ["LR", "bicubic", "one", "two", "HR"]
@@ -120,7 +120,7 @@ def test_pictures_are_lr_bicubic_sr_and_hr_as_they_are_read(evaluation):
     assert image["pictures"]["scale"] == 4
 
 
-def test_images_of_other_depths_and_modes_become_what_every_browser_shows(evaluation, tmp_path):
+def test_images_of_other_depths_and_modes_are_converted_to_rgb(evaluation, tmp_path):
     evaluation.add("Set", "a", scores={"one": 20})
     deep = np.arange(48 * 48, dtype=np.uint16).reshape(48, 48) * 28
     Image.fromarray(deep).save(tmp_path / "Set" / "a_HR.png")  # grey, 16 bits
@@ -129,7 +129,7 @@ def test_images_of_other_depths_and_modes_become_what_every_browser_shows(evalua
     assert np.array_equal(hr[:, :, 1], np.rint(deep / 257))
 
 
-def test_bicubic_is_there_once_where_it_is_one_of_the_weights(evaluation):
+def test_bicubic_is_not_added_if_it_is_one_of_the_weights(evaluation):
     evaluation.add("Set", "a", scores={"bicubic": 20, "one": 30})
     page = evaluation.written()
     assert page["versions"] == ["LR", "bicubic", "one", "HR"]
@@ -137,14 +137,14 @@ def test_bicubic_is_there_once_where_it_is_one_of_the_weights(evaluation):
     assert page["ranked_by"] == 1
 
 
-def test_scores_that_json_does_not_have_are_words_that_javascript_reads(evaluation):
+def test_infinite_scores_are_strings_that_javascript_parses(evaluation):
     for name, score in {"a": math.inf, "b": math.nan, "c": 30.5}.items():
         evaluation.add("Set", name, scores={"one": score})
     images = evaluation.written()["benchmarks"][0]["images"]
     assert [image["scores"][0]["psnr"] for image in images] == ["Infinity", "NaN", 30.5]
 
 
-def test_image_that_was_not_upscaled_is_not_in_the_list_and_one_that_only_some_upscaled_is(evaluation):
+def test_image_is_listed_if_at_least_one_of_the_weights_upscaled_it(evaluation):
     evaluation.add("Set", "all", scores={"one": 20, "two": 30})
     evaluation.add("Set", "none", scores={})
     evaluation.add("Set", "some", scores={"two": 30})
@@ -163,7 +163,7 @@ def test_folder_without_ground_truth_has_neither_hr_nor_tables(evaluation):
     assert page["benchmarks"][0]["tables"] == []
 
 
-def test_further_pictures_are_drawn_from_hr_and_sr_and_stand_behind_them(evaluation):
+def test_extra_pictures_are_drawn_from_hr_and_sr_and_follow_them(evaluation):
     evaluation.add("Set", "a", scores={"one": 20, "two": 30})
     evaluation.add("Set", "b", scores={"two": 30})
     evaluation.add("photos", "c", scores={"one": None}, hr=None)
@@ -189,7 +189,7 @@ def test_further_pictures_are_drawn_from_hr_and_sr_and_stand_behind_them(evaluat
     assert images["c"]["pictures"]["numbers"][-3:] == [None] * 3
 
 
-def test_further_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(evaluation, monkeypatch):
+def test_extra_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(evaluation, monkeypatch):
     drawn = []
 
     def draw(hr, sr):
@@ -208,7 +208,7 @@ def test_further_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(ev
     assert sum(map(len, evaluation.pictures.values())) <= plain_bytes // 2
 
 
-def test_nothing_is_promised_of_further_pictures_where_no_image_has_ground_truth(evaluation):
+def test_there_are_no_extra_pictures_without_ground_truth(evaluation):
     evaluation.add("photos", "a", scores={"one": None}, hr=None)
     page = evaluation.written(
         ExtraPictures(("attention",), "What D sees.", lambda hr, sr: pytest.fail("nothing to draw"))
@@ -217,7 +217,7 @@ def test_nothing_is_promised_of_further_pictures_where_no_image_has_ground_truth
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
-def test_beyond_the_limit_the_worst_images_of_each_benchmark_stay(evaluation, monkeypatch, lower_is_better):
+def test_worst_images_of_each_benchmark_are_embedded_up_to_the_limit(evaluation, monkeypatch, lower_is_better):
     monkeypatch.setitem(METRICS, "psnr", replace(METRICS["psnr"], lower_is_better=lower_is_better))
     scores = {"a": 24, "b": 21, "c": 25, "d": 22, "e": 23, "f": 20}
     for benchmark in ("Small", "Large"):
@@ -239,7 +239,7 @@ def test_beyond_the_limit_the_worst_images_of_each_benchmark_stay(evaluation, mo
     assert sum(map(len, evaluation.pictures.values())) <= limit_bytes
 
 
-def test_huge_image_is_left_out_and_the_others_are_not(evaluation, monkeypatch):
+def test_huge_image_is_not_embedded(evaluation, monkeypatch):
     evaluation.add("Set", "huge", scores={"one": 20}, lr_px=26)
     evaluation.add("Set", "small", scores={"one": 30}, lr_px=25)
     monkeypatch.setattr(html_page, "MAX_PX", 100 * 100)
@@ -247,7 +247,7 @@ def test_huge_image_is_left_out_and_the_others_are_not(evaluation, monkeypatch):
     assert [image["pictures"] is None for image in images] == [True, False]
 
 
-def test_report_is_written_without_being_held_in_memory(evaluation):
+def test_report_is_never_in_memory_as_a_whole(evaluation):
     for number in range(30):
         evaluation.add("Set", f"{number}", scores={"one": number}, lr_px=48)
     evaluation.write()  # what only a first one imports and keeps is not meant
@@ -258,7 +258,7 @@ def test_report_is_written_without_being_held_in_memory(evaluation):
     assert peak_bytes < len(evaluation.html) / 2
 
 
-def test_nothing_but_the_report_is_left_behind_and_a_failure_leaves_the_old_one(evaluation):
+def test_no_temporary_file_remains_and_a_failure_keeps_the_old_report(evaluation):
     evaluation.add("Set", "a", scores={"one": 20})
     evaluation.write()
     old = evaluation.html

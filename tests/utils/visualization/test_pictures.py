@@ -73,7 +73,7 @@ def test_real_is_yellow_and_fake_is_blue():
     assert (drawn[:, 16:] == yellow).all()
 
 
-def test_attention_is_brightest_where_it_is_largest_and_the_point_is_mark_point():
+def test_attention_is_brightest_where_it_is_highest_and_the_point_is_marked():
     attention = np.full((8, 8), 0.1)
     attention[2, 6] = 0.9
     image = np.full((64, 64, 3), 128, np.uint8)
