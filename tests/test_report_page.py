@@ -1,6 +1,6 @@
-"""The report in a real browser: what its user clicks, drags and presses, and what they then see, pixel by pixel.
+"""The report in a real browser: clicks, drags and keys, and the pixels that they show.
 
-In the pictures red and green tell the place, four levels a pixel, and blue the version: 200 is HR.
+In the pictures, red and green encode the position, four levels per pixel, and blue the version: 200 is HR.
 """
 
 import io

@@ -14,6 +14,7 @@ from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.options.schema import load_options
 from sed_sr.utils.weights.checkpoint import save_generator, save_state
+from tests.conftest import ROOT
 
 TEST = "test.py --benchmarks"
 TORCHRUN = "-m torch.distributed.run --nproc_per_node=2 --standalone"
@@ -51,6 +52,17 @@ def results_of(folder) -> dict:
     return {**results, "weights": {weights["label"]: weights for weights in results["weights"]}}
 
 
+def test_options_are_checked_before_pytorch_is_imported(command, tmp_path):
+    code = (
+        "import runpy, sys; sys.argv[:] = ['test.py', '--set', 'test.tiles=3']\n"
+        f"try: runpy.run_path({str(ROOT / 'test.py')!r}, run_name='__main__')\n"
+        "finally: print({'torch', 'cv2', 'scipy', 'numpy'} & sys.modules.keys())"
+    )
+    done = command("-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "set()\n")
+    assert "test.tiles is not an option" in done.stderr
+
+
 def test_weights_side_by_side(workshop, command):
     """Images, results.json, .csv, .md and the printed tables agree with each other."""
     weights_in(workshop, "a.pth", seed=1)
@@ -73,7 +85,7 @@ def test_weights_side_by_side(workshop, command):
     difference = next(found for found in results["comparisons"] if (found["weights"], found["metric"]) == ("B", "psnr"))
     first, second = (results["weights"][label]["benchmarks"]["Photos"]["mean"]["psnr"] for label in ("bicubic", "B"))
     assert difference["mean_difference"] == pytest.approx(second - first)
-    assert difference["interval_95"] is None  # three images tell too little
+    assert difference["interval_95"] is None  # needs five images
     page = (out / "report.html").read_text()
     assert "https://" not in page
     assert "http://www.w3.org" in page or "http://" not in page

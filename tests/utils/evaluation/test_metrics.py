@@ -156,7 +156,7 @@ def test_lpips_refuses_images_that_are_too_small_for_the_backbone(backbone, back
     assert distance(sr, hr) > 0
     with pytest.raises(UserError, match=f"{side}x{side - 1} px is too small"):
         distance(sr[:, 1:], hr[:, 1:])
-    layers = distance._network.net  # which indeed cannot take them
+    layers = distance._network.net  # which indeed cannot process them
     with pytest.raises(RuntimeError):
         layers(torch.zeros(1, 3, side - 1, side))
 
@@ -171,7 +171,7 @@ def test_lpips_refuses_a_file_that_is_not_its_backbone(state, tmp_path):
 
 def test_missing_lpips_is_an_error_only_if_requested_by_name(tmp_path):
     nowhere = tmp_path / "file"
-    nowhere.touch()  # a file in the place of the folder: nothing can be downloaded to it
+    nowhere.touch()  # a file instead of a folder, so that nothing can be downloaded
     assert set(build_metrics(None, pretrained_root=nowhere, device=CPU)) == {"psnr", "ssim"}
     assert set(build_metrics(("ssim",), pretrained_root=nowhere, device=CPU)) == {"ssim"}
     for name, backbone in (("lpips", "alexnet"), ("lpips-vgg", "vgg16")):

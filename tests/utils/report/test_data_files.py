@@ -43,7 +43,7 @@ def test_labels_are_escaped_in_markdown_and_csv(label):
     results = [result(label, [30, 32], [0.1, 0.3]), result("other", [30, 31], [0.1, 0.3])]
     lines = [line for line in as_markdown(results, METRICS).splitlines() if line.startswith("|")]
     for line in lines:
-        assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 5  # what separates cells, of those with 4
+        assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 5  # separators of 4 cells
     unescaped = [re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", line) for line in lines]
     assert any(f"| {' '.join(label.split())} |" in line for line in unescaped)
     for special in set(label) & set("*_<`["):

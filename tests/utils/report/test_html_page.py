@@ -80,7 +80,7 @@ class Evaluation:
         """Write the report; returns its data."""
         self.write(extras)
         (block,) = re.findall(r'id="report">(.*)</script>', self.html)
-        return json.loads(block, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
+        return json.loads(block, parse_constant=pytest.fail)  # Infinity and NaN are not valid JSON
 
     @property
     def html(self) -> str:
@@ -204,7 +204,7 @@ def test_extra_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(eval
     page = evaluation.written(ExtraPictures(("again",), "", draw))
     shown = [image for image in page["benchmarks"][0]["images"] if image["pictures"]]
     assert 0 < len(shown) < 3
-    assert len(drawn) == len(shown) + 1  # that of the image which did not fit
+    assert len(drawn) == len(shown) + 1  # the image that did not fit
     assert sum(map(len, evaluation.pictures.values())) <= plain_bytes // 2
 
 
@@ -250,7 +250,7 @@ def test_huge_image_is_not_embedded(evaluation, monkeypatch):
 def test_report_is_never_in_memory_as_a_whole(evaluation):
     for number in range(30):
         evaluation.add("Set", f"{number}", scores={"one": number}, lr_px=48)
-    evaluation.write()  # what only a first one imports and keeps is not meant
+    evaluation.write()  # the first call imports modules, which do not count
     tracemalloc.start()
     evaluation.write()
     _, peak_bytes = tracemalloc.get_traced_memory()

@@ -68,7 +68,7 @@ def test_benchmark_that_is_not_in_the_paper_has_no_published_row():
 
 
 def test_published_row_without_scores_is_left_out():
-    bicubic = result("bicubic", [28.40], [0.35], row="bicubic")  # whose LPIPS nobody has published
+    bicubic = result("bicubic", [28.40], [0.35], row="bicubic")  # its LPIPS is not published
     (table,) = score_tables([bicubic], {"lpips": METRICS["lpips"]})
     assert [row.name for row in table.sections["Set5 (1 image)"]] == ["bicubic"]
     assert "paper" not in table.caption
