@@ -1,4 +1,4 @@
-"""test.py on photographs as people have them: every kind of file is upscaled rightly, or named while others go on."""
+"""test.py on all kinds of image files: each is upscaled correctly, or reported while the others are upscaled."""
 
 import csv
 import runpy
@@ -123,7 +123,7 @@ def photographs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_test(monkeypatch, capsys):
-    """Runs test.py in this process; the exit code and what it said."""
+    """Runs test.py in this process; returns the exit code and the output."""
 
     def run(words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["test.py", *words.split(), "--output_path", "out"])
@@ -140,7 +140,7 @@ def run_test(monkeypatch, capsys):
     "how",
     ["--input photos", "--benchmarks photos --tile_px 64 --self_ensemble --precision bf16 --batch_size 4"],
 )
-def test_every_kind_of_photograph_is_upscaled_as_it_shows(photographs, run_test, how):
+def test_every_kind_of_image_file_is_upscaled_as_it_is_displayed(photographs, run_test, how):
     code, said = run_test(f"--weights bicubic rrdb.pth swinir.pth {how}")
     assert code == 0, said
     assert f"{3 * len(KINDS)} images upscaled" in said
@@ -155,7 +155,7 @@ def test_every_kind_of_photograph_is_upscaled_as_it_shows(photographs, run_test,
             assert not levels.any(), name
 
 
-def test_damaged_photographs_are_named_and_the_others_are_done(photographs, run_test):
+def test_damaged_images_are_reported_and_the_others_are_upscaled(photographs, run_test):
     for name, write in DAMAGED.items():
         write(photographs / "photos" / name)
     code, said = run_test("--weights bicubic --input photos")
@@ -166,8 +166,8 @@ def test_damaged_photographs_are_named_and_the_others_are_done(photographs, run_
     assert len(list((photographs / "out/bicubic/photos").iterdir())) == len(KINDS)
 
 
-def test_score_without_reference_needs_no_ground_truth_and_its_lack_is_told(photographs, run_test):
-    """Of images that the metric cannot score, by name; the others keep their scores."""
+def test_no_reference_metric_needs_no_ground_truth_and_missing_scores_are_reported(photographs, run_test):
+    """Images that are too small for the metric are reported; the others have scores."""
     code, said = run_test("--weights bicubic --input photos --metrics piqe")
     rows = csv.DictReader((photographs / "out/results.csv").read_text().splitlines())
     scored = {row["image"] for row in rows if row["piqe"]}

@@ -1,6 +1,6 @@
-"""The report in a real browser: what its user clicks, drags and presses, and what they then see, pixel by pixel.
+"""The report in a real browser: clicks, drags and keys, and the pixels that they show.
 
-In the pictures red and green tell the place, four levels a pixel, and blue the version: 200 is HR.
+In the pictures, red and green encode the position, four levels per pixel, and blue the version: 200 is HR.
 """
 
 import io
@@ -17,11 +17,11 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
-from sed_sr.utils.evaluation.evaluate import BenchmarkScores
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.evaluation.results import BenchmarkScores, Result
 from sed_sr.utils.report import html_page
-from sed_sr.utils.report.html_page import Extras, write_report
+from sed_sr.utils.report.extra_pictures import ExtraPictures
+from sed_sr.utils.report.html_page import write_report
 
 SIDE_PX = 60  # of SR and HR
 BLUE = {"one": 190, "two": 200, "HR": 200}  # two is HR
@@ -67,7 +67,7 @@ def save(path: Path, rgb: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """The report of two weights on a benchmark, on a hundred images and on photos without ground truth."""
+    """A report of two weights on a benchmark, on a hundred images and on photos without ground truth."""
     root = tmp_path_factory.mktemp("evaluation")
     hr = save(root / "hr.png", places(blue=BLUE["HR"]))
     lr = save(root / "lr.png", places(blue=100)[2::4, 2::4])
@@ -94,7 +94,7 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens a page in a window; after the test, nothing was complained about and nothing was asked for."""
+    """Opens a page in a window; checks after the test that there were no errors and no network requests."""
     complaints, requests, opened, contexts = [], [], [], []
 
     def open_(url: str, *, width: int = 1200, height: int = 800, **settings) -> Page:
@@ -151,7 +151,7 @@ def press(page: Page, *keys: str) -> None:
 
 
 def seen(page: Page) -> np.ndarray:
-    """What the window shows: (H, W, 3) RGB levels."""
+    """A screenshot: (H, W, 3) RGB levels."""
     with Image.open(io.BytesIO(page.screenshot())) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
@@ -162,7 +162,7 @@ def middle(locator: Locator) -> tuple[int, int]:
 
 
 def middles(page: Page) -> np.ndarray:
-    """The pixels in the middle of every layer."""
+    """The pixels in the center of every layer."""
     window = seen(page)
     return np.array([window[y, x] for x, y in map(middle, page.locator(".layer").all())])
 
@@ -186,7 +186,7 @@ def test_tables_show_means_and_worst_images_come_first(page):
     assert page.locator("#benchmark-2").get_by_role("table").count() == 1  # the names of its images
 
 
-def test_images_are_sorted_by_any_metric_of_any_weights_and_by_name(page):
+def test_images_can_be_sorted_by_every_column(page):
     def by(weights: str, metric: int, *, worst_first: bool) -> list[str]:
         falling = worst_first == (metric == 1)  # LPIPS: lower is better
         return sorted(SCORES[weights], key=lambda name: SCORES[weights][name][metric], reverse=falling)
@@ -208,20 +208,20 @@ def test_images_are_sorted_by_any_metric_of_any_weights_and_by_name(page):
     assert rows(page) == [EVIL, "a", "b", "c"]
 
 
-def test_names_are_shown_as_they_are_and_run_nothing(page):
+def test_names_are_shown_literally_and_not_executed(page):
     look_at(page, EVIL)
     expect(page.locator("#viewer-title")).to_have_text(f"{EVIL} Set")
     assert page.title() == TITLE
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_long_name_takes_no_more_room_than_two_lines_and_is_told_whole(page):
+def test_long_name_is_clamped_to_two_lines_with_a_tooltip(page):
     short, long = (page.get_by_role("button", name=name, exact=True) for name in (PHOTO, LONG))
     assert long.bounding_box()["height"] <= 1.3 * short.bounding_box()["height"]
     expect(long).to_have_attribute("title", LONG)
 
 
-def test_table_that_is_wider_than_the_window_shows_a_shadow_where_it_goes_on(open_page, written):
+def test_table_that_is_wider_than_the_window_has_scroll_shadows(open_page, written):
     page = open_page(written.as_uri(), width=390, height=844)
     table = page.locator("#benchmark-0").get_by_role("region", name="scores")
 
@@ -238,7 +238,7 @@ def test_table_that_is_wider_than_the_window_shows_a_shadow_where_it_goes_on(ope
     assert right - left > 20
 
 
-def test_scatter_plot_stands_beside_the_scores_unless_they_are_too_wide(page):
+def test_scatter_plot_is_beside_the_scores_unless_they_are_too_wide(page):
     def boxes() -> Iterator[dict[str, float]]:
         return (page.locator(f"#benchmark-0 {of}").first.bounding_box() for of in (".means", ".scatter"))
 
@@ -251,7 +251,7 @@ def test_scatter_plot_stands_beside_the_scores_unless_they_are_too_wide(page):
     assert scores["width"] == page.locator("#benchmark-0").bounding_box()["width"]
 
 
-def test_hundred_images_are_listed_and_none_is_decoded_before_it_is_looked_at(page):
+def test_hundred_images_are_listed_and_none_is_decoded_before_it_is_opened(page):
     assert rows(page, 1) == HUNDRED[::-1]
     assert page.evaluate("made") == 0
     assert page.locator("img:not(.thumbnail)").count() == 0
@@ -282,7 +282,7 @@ def test_focused_wipe_is_moved_by_the_arrow_keys(page):
     expect(page.locator("#viewer-title")).to_contain_text("a Set")
 
 
-def test_every_pane_shows_the_same_place_after_zoom_and_pan(page):
+def test_all_panes_show_the_same_area_after_zoom_and_pan(page):
     look_at(page, "a")
     press(page, "g")
     captions = page.locator(".layer figcaption").all_inner_texts()
@@ -319,7 +319,7 @@ def test_enlarged_pixels_are_not_smoothed(page):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1200, 800), (390, 300)])
-def test_picture_fits_its_pane_and_is_smoothed_when_it_is_shrunk(open_page, written, width, height):
+def test_picture_fits_its_pane_and_is_smoothed_if_shrunk(open_page, written, width, height):
     page = open_page(written.as_uri(), width=width, height=height)
     look_at(page, "a")
     for mode in ("w", "g"):
@@ -365,10 +365,10 @@ def test_error_map_without_ground_truth_is_the_difference_to_bicubic_and_says_so
     assert list(one)[2] == BLUE["one"] - 100
     assert list(two)[2] == BLUE["two"] - 100
     choose(page, "1 LR", "5 HR")
-    expect(page.locator(".layer").last).to_contain_text("there is none")
+    expect(page.locator(".layer").last).to_contain_text("not available")
 
 
-def test_keys(page):
+def test_keyboard_shortcuts(page):
     look_at(page, "b")
     left, right = page.get_by_label("Left"), page.get_by_label("Right")
     viewer, title = page.locator("#viewer"), page.locator("#viewer-title")
@@ -398,7 +398,7 @@ def test_keys(page):
     expect(viewer).to_be_hidden()
 
 
-def test_pictures_of_images_that_were_looked_at_are_given_up(page):
+def test_pictures_of_previous_images_are_released(page):
     """A hundred images of megapixels each would not fit into memory."""
     look_at(page, "042", 1)
     press(page, "g")
@@ -408,7 +408,7 @@ def test_pictures_of_images_that_were_looked_at_are_given_up(page):
     assert page.evaluate("kept") == 5  # of the image that is shown
 
 
-def test_dot_of_the_scatter_plot_tells_its_image_and_opens_it(page):
+def test_dot_of_the_scatter_plot_shows_its_scores_and_opens_its_image(page):
     figure = page.locator("#benchmark-0 .scatter")
     dots = figure.locator("circle")
     expect(dots).to_have_count(7)  # eight scores, one of them infinite
@@ -424,8 +424,8 @@ def test_dot_of_the_scatter_plot_tells_its_image_and_opens_it(page):
     assert page.locator("#benchmark-1 .scatter").count() == 0  # one metric
 
 
-def test_left_out_pictures_are_told_and_scores_stay(open_page, written, monkeypatch, tmp_path):
-    monkeypatch.setattr(html_page, "PICTURES_LIMIT_BYTES", 0)
+def test_pictures_that_are_not_embedded_are_named_and_their_scores_listed(open_page, written, monkeypatch, tmp_path):
+    monkeypatch.setattr(html_page, "MAX_PICTURE_BYTES", 0)
     hr = save(tmp_path / "hr.png", places(blue=0))
     save(tmp_path / "out/one/Set/a.png", places(blue=0))
     lr = save(tmp_path / "lr.png", places(blue=0)[::4, ::4])
@@ -440,7 +440,7 @@ def test_left_out_pictures_are_told_and_scores_stay(open_page, written, monkeypa
     page = open_page((tmp_path / "html_page.html").as_uri())
     expect(page.locator("tbody")).to_contain_text("30.00")
     page.get_by_role("button", name="a", exact=True).click()
-    expect(page.locator(".notice")).to_contain_text("left out")
+    expect(page.locator(".notice")).to_contain_text("not embedded")
     expect(page.locator(".notice code")).to_have_text("out/one/Set/a.png")
     press(page, "g", "e", "+", "0", "1", "ArrowRight")
     page.mouse.move(600, 500)
@@ -449,7 +449,7 @@ def test_left_out_pictures_are_told_and_scores_stay(open_page, written, monkeypa
     expect(page.locator(".notice")).to_be_visible()
 
 
-def test_further_pictures_are_chosen_like_the_others_and_never_compared(open_page, tmp_path):
+def test_extra_pictures_can_be_chosen_but_have_no_error_map(open_page, tmp_path):
     hr = save(tmp_path / "hr.png", places(blue=BLUE["HR"]))
     lr = save(tmp_path / "lr.png", places(blue=100)[2::4, 2::4])
     save(tmp_path / "out/one/Set/a.png", places(blue=BLUE["one"]))
@@ -460,7 +460,9 @@ def test_further_pictures_are_chosen_like_the_others_and_never_compared(open_pag
         metrics=METRICS,
         sr_root=tmp_path / "out",
         title=TITLE,
-        extras=Extras(("attention", "fake"), f"What D sees {EVIL}.", lambda hr, sr: [places(blue=20), places(blue=40)]),
+        extra_pictures=ExtraPictures(
+            ("attention", "fake"), f"What D sees {EVIL}.", lambda hr, sr: [places(blue=20), places(blue=40)]
+        ),
     )
     page = open_page((tmp_path / "html_page.html").as_uri())
     expect(page.locator("header .note")).to_have_text(f"What D sees {EVIL}.")
@@ -479,7 +481,7 @@ def test_further_pictures_are_chosen_like_the_others_and_never_compared(open_pag
     expect(page.locator(".layer figcaption").last).to_have_text("fake")
 
 
-def test_report_without_further_pictures_says_nothing_of_them(page):
+def test_report_without_extra_pictures_has_no_note(page):
     expect(page.locator("header .note")).to_have_text("")
     assert page.locator("header .note").bounding_box()["height"] == 0
 
@@ -510,7 +512,7 @@ def test_light_and_dark_differ_and_follow_the_system(open_page, written):
     assert dark[5, 5].max() < 50
 
 
-def test_phone_needs_no_sideways_scrolling(open_page, written):
+def test_phone_needs_no_horizontal_scrolling(open_page, written):
     page = open_page(written.as_uri(), width=390, height=844, has_touch=True)
     assert page.evaluate("document.scrollingElement.scrollWidth") == 390
     look_at(page, "a")
@@ -523,7 +525,7 @@ def test_phone_needs_no_sideways_scrolling(open_page, written):
         assert page.locator("#stage").bounding_box()["height"] > 600
 
 
-def test_two_fingers_zoom_and_one_moves(open_page, written):
+def test_two_fingers_zoom_and_one_pans(open_page, written):
     page = open_page(written.as_uri(), width=390, height=844, has_touch=True)
     look_at(page, "a")
     choose(page, "3 one", "5 HR")
@@ -548,7 +550,7 @@ def test_two_fingers_zoom_and_one_moves(open_page, written):
     assert list(seen(page)[y - 30, x + 80]) == list(place)
 
 
-def test_report_is_used_while_its_pictures_are_still_being_read(open_page, written):
+def test_report_is_usable_while_its_pictures_are_loading(open_page, written):
     page_and_pictures = written.read_bytes()
     start, end = (page_and_pictures.index(b'id="picture-%d"' % number) for number in (3, 4))
     halfway = (start + end) // 2  # in the first image's picture of "one"

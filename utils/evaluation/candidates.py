@@ -1,4 +1,4 @@
-"""What `test.py` compares: weights of generators, and bicubic interpolation, each under a label."""
+"""What `test.py` compares: generator weights and bicubic interpolation, each with a label."""
 
 import re
 from collections import Counter
@@ -18,49 +18,49 @@ from sed_sr.utils.weights.pretrained import locate
 
 BICUBIC = "bicubic"
 SCALE = 4  # of every generator of this project
-LABEL = re.compile(r"\w[\w+.()-]{0,99}")  # labels are names of folders
-STRANGE = re.compile(r"[^\w+.()-]")  # in the name of a file that gives its label
+LABEL = re.compile(r"\w[\w+.()-]{0,99}")  # labels become folder names
+NOT_IN_LABEL = re.compile(r"[^\w+.()-]")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Weights as they were asked for."""
+    """One argument of --weights."""
 
     source: str  # a file, or `bicubic`
-    label: str | None = None  # None: the file's own name for itself
+    label: str | None = None  # None: taken from the file
 
     @classmethod
     def parse(cls, text: str) -> "Entry":
-        """Read FILE or LABEL=FILE. Raises UserError where the label cannot be a folder's name."""
+        """Parse FILE or LABEL=FILE. Raises UserError if the label is not valid as a folder name."""
         label, equals, source = text.partition("=")
         if not equals or Path(text).exists():
             return cls(text)
         if not LABEL.fullmatch(label):
-            raise UserError(f"the label in --weights {text} should be letters, digits, and . _ + - ( )")
+            raise UserError(f"invalid label in --weights {text}: letters, digits and . _ + - ( ) are allowed")
         return cls(source, label)
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One of those compared, ready to upscale."""
+class Candidate:
+    """Weights that are loaded, or bicubic interpolation."""
 
     label: str
     source: str  # a path, or `bicubic`
-    about: str  # what it is, for people
+    about: str  # description for users
     paper_row: str | None  # the row of the paper's Table 1 that it reproduces
     upscale: Upscale
 
 
 def find_weights(entries: Sequence[Entry], *, pretrained_root: Path, compare: bool = True) -> list[Path | None]:
-    """The file of each entry, None for bicubic; a known file is downloaded where it is missing.
+    """The file of each entry, None for bicubic. Files that can be downloaded are, if they are missing.
 
-    `compare` is as of `utils.weights.locate`. Raises UserError where a file is not there and cannot be had.
+    `compare` is passed to `locate`. Raises UserError if a file is missing and cannot be downloaded.
     """
     find = partial(locate, pretrained_root=pretrained_root, compare=compare)
     return [None if entry.source == BICUBIC else find(entry.source) for entry in entries]
 
 
-def build_contestants(
+def load_candidates(
     entries: Sequence[Entry],
     *,
     pretrained_root: Path,
@@ -68,25 +68,25 @@ def build_contestants(
     paper_row: str | None,
     upscaler: Callable[[nn.Module], Upscale],
     compare: bool = True,
-) -> list[Contestant]:
+) -> list[Candidate]:
     """Load all weights.
 
     Args:
         compare: as of `find_weights`.
-        generator: options of the network that the weights must fit; None: each file tells what network it is.
-        paper_row: of all weights; None: each file's own, where it has one.
-        upscaler: makes a network ready to upscale.
+        generator: options of the network that all weights must fit; None: the architecture is read from each file.
+        paper_row: for all weights; None: each file's own, if it has one.
+        upscaler: makes an `Upscale` from a network.
 
     Raises:
-        UserError: a file cannot be had or read, is no generator, does not fit, or two would have one label.
+        UserError: a file is missing, cannot be read, is not a generator or does not fit; or two labels are equal.
     """
     paths = find_weights(entries, pretrained_root=pretrained_root, compare=compare)
     files = [None if path is None else open_generator_file(path) for path in paths]
     labels = _labels([_names(entry, file) for entry, file in zip(entries, files, strict=True)], entries)
     return [
-        Contestant(label, entry.source, "MATLAB's interpolation", BICUBIC, bicubic(SCALE))
+        Candidate(label, entry.source, "MATLAB's bicubic interpolation", BICUBIC, bicubic(SCALE))
         if file is None
-        else Contestant(
+        else Candidate(
             label,
             entry.source,
             file.about,
@@ -98,29 +98,29 @@ def build_contestants(
 
 
 def _names(entry: Entry, file: GeneratorFile | None) -> list[str]:
-    """What an entry may be called, the best first."""
+    """Possible labels of an entry, the preferred one first."""
     if entry.label is not None or file is None:
         return [entry.label or BICUBIC]
     steps = [] if file.step is None else [f"{file.name}_{file.step:09d}"]
-    return [STRANGE.sub("_", name)[:100] for name in (file.name, *steps, file.path.name)]
+    return [NOT_IN_LABEL.sub("_", name)[:100] for name in (file.name, *steps, file.path.name)]
 
 
 def _labels(names: Sequence[list[str]], entries: Sequence[Entry]) -> list[str]:
-    """For each entry the first of its names, or where another one has that too, the next.
+    """The first name of each entry; if another entry has it too, the next one.
 
-    Raises UserError where that does not tell them apart.
+    Raises UserError if labels are still equal.
     """
     labels = [own[0] for own in names]
-    for place in range(1, max(map(len, names))):
+    for position in range(1, max(map(len, names))):
         uses = Counter(labels)
         labels = [
-            own[place] if uses[label] > 1 and place < len(own) else label
+            own[position] if uses[label] > 1 and position < len(own) else label
             for own, label in zip(names, labels, strict=True)
         ]
     label, uses = Counter(labels).most_common(1)[0]
     if uses > 1:
         sources = [entry.source for entry, other in zip(entries, labels, strict=True) if other == label]
         raise UserError(
-            f"{' and '.join(sources)} would both be called {label}; name them: --weights A={sources[0]} B={sources[1]}"
+            f"{' and '.join(sources)} have the same label {label}; give labels: --weights A={sources[0]} B={sources[1]}"
         )
     return labels

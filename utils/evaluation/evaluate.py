@@ -1,14 +1,13 @@
-"""Upscale a benchmark and score it, its images shared out over the processes.
+"""Upscale and score a benchmark, with its images distributed over the processes.
 
-`test.py` and the validations of a training run both do it here, so that they give a generator the same scores.
+Used by `test.py` and by validation during training, so that both compute the same scores.
 """
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
 from operator import itemgetter
@@ -23,44 +22,10 @@ from sed_sr.data.images import image_size, read_rgb, to_tensor, write_image
 from sed_sr.models.precision import without_tf32
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.metrics import Metric
+from sed_sr.utils.evaluation.results import BenchmarkScores
 from sed_sr.utils.evaluation.upscaler import OutOfMemory, Upscale
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import unless_out_of_memory
-
-
-@dataclass(frozen=True)
-class BenchmarkScores:
-    """Scores of one benchmark: of each image by name, and their means."""
-
-    images: dict[str, dict[str, float]]  # of those that were upscaled; a score that an image lacks is left out
-    failures: tuple[str, ...] = ()  # a sentence for each image that was not upscaled, and for each score that failed
-    notes: tuple[str, ...] = ()  # what the user should know of images that were upscaled
-    not_upscaled: int = 0  # images
-
-    @property
-    def total(self) -> int:
-        """The number of images of the benchmark."""
-        return len(self.images) + self.not_upscaled
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The number of images that have a score, by metric; a metric that no image has is left out."""
-        rows = sorted(self.images.values(), key=len, reverse=True)  # complete rows first: they have the usual order
-        return dict(Counter(chain.from_iterable(rows)))
-
-    @property
-    def mean(self) -> dict[str, float]:
-        """The mean of each metric over the images that have it, which may be fewer than all: see `counts`."""
-        rows = self.images.values()
-        return {
-            metric: math.fsum(row[metric] for row in rows if metric in row) / count
-            for metric, count in self.counts.items()
-        }
-
-    @property
-    def complete_mean(self) -> dict[str, float]:
-        """The means over all images of the benchmark, the only ones that can be compared with other means."""
-        return {metric: mean for metric, mean in self.mean.items() if self.counts[metric] == self.total}
 
 
 def evaluate(
@@ -75,29 +40,29 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     batch_size: int = 1,
 ) -> BenchmarkScores | None:
-    """Upscale every image of a benchmark and score it, by all metrics where it has ground truth.
+    """Upscale every image of a benchmark, and score it by all metrics if it has ground truth.
 
-    The protocol is the paper's (see utils.metrics): SR rounded to 8 bits before it is scored. TF32 is off, whatever
-    the process has set. Every rank takes its share of the images; the scores are gathered, so that every rank returns
-    all of them. While images are upscaled, a thread reads the next one, and another one writes and scores those before.
+    The protocol is the paper's (see `metrics`): SR is rounded to 8 bits before scoring. TF32 is off, whatever the
+    process has set. Every rank processes its share of the images; the scores are gathered, and every rank returns all
+    of them. While images are upscaled, one thread reads the next image and another writes and scores the previous ones.
 
-    A failure does not end the evaluation: hours of training do not end in a validation. An image that cannot be read,
-    or that memory does not suffice for, is left out of `images`. A score that cannot be computed, because the ground
-    truth cannot be read, the image is too small, memory does not suffice or the result is not a number, is left out of
-    the image's scores. `failures` has a sentence for each.
+    A failure does not end the evaluation, so that a validation never ends hours of training. An image that cannot be
+    read or does not fit into memory is left out of `images`. A score that cannot be computed, because the ground
+    truth cannot be read, the image is too small, memory does not suffice or the result is NaN, is left out of the
+    image's scores. `failures` has a sentence for each.
 
     Args:
         output: folder for the SR images, one PNG each.
         on_image: called with each image and its SR on the rank that made it, in order, once they are written.
-        stop: asked before each batch whether to give up.
-        batch_size: images that are upscaled together where they follow each other and are of one size.
+        stop: called before each batch; if it returns True, the evaluation is given up.
+        batch_size: the number of consecutive images of the same size that are upscaled together.
 
     Returns:
-        The scores; None on every rank if one of them was told to stop before its last image.
+        The scores; None on every rank if `stop` returned True on one of them.
     """
-    mine, failures, notes, stopped = {}, [], [], False
+    scores_here, failures, notes, stopped = {}, [], [], False
 
-    def readable() -> Iterator[tuple[BenchmarkImage, np.ndarray]]:
+    def readable_images() -> Iterator[tuple[BenchmarkImage, np.ndarray]]:
         for image, reading in _read_ahead(benchmark.images[world.rank :: world.size]):
             try:
                 yield image, reading.result()
@@ -105,16 +70,18 @@ def evaluate(
                 failures.append((image.name, str(error)))
 
     def collect() -> None:
-        while finishing:
-            image, sr, future = finishing.popleft()
-            mine[image.name], missing = future.result()
+        while pending:
+            image, sr, future = pending.popleft()
+            scores_here[image.name], missing = future.result()
             failures.extend((image.name, sentence) for sentence in missing)
             on_image(image, sr)
 
-    with world.raise_together(), without_tf32(), _worker() as (worker, ended):
-        finish = partial(_finish, metrics=metrics, device=device, output=output, cancelled=ended.is_set)
-        finishing = deque()  # the batch before
-        for batch in _batches(readable(), batch_size):
+    with world.raise_together(), without_tf32(), _worker_thread() as (worker, cancelled):
+        write_and_score = partial(
+            _write_and_score, metrics=metrics, device=device, output=output, cancelled=cancelled.is_set
+        )
+        pending = deque()  # the previous batch
+        for batch in _batches(readable_images(), batch_size):
             stopped = stop()
             if stopped:
                 break
@@ -125,14 +92,14 @@ def evaluate(
                 continue
             collect()
             for (image, _), sr in zip(batch, results, strict=True):
-                finishing.append((image, sr, worker.submit(finish, image, sr)))
+                pending.append((image, sr, worker.submit(write_and_score, image, sr)))
         collect()
     if world.any(stopped):
         return None
-    shares = world.gather((mine, failures, notes))
+    shares = world.gather((scores_here, failures, notes))
     images = {name: scores for share, _, _ in shares for name, scores in share.items()}
     failures = sorted((failure for _, share, _ in shares for failure in share), key=itemgetter(0))
-    notes = dict.fromkeys(text for _, _, texts in shares for text in texts)  # ranks note the same
+    notes = dict.fromkeys(text for _, _, texts in shares for text in texts)  # the ranks have the same notes
     return BenchmarkScores(
         dict(sorted(images.items())),
         failures=tuple(sentence for _, sentence in failures),
@@ -142,16 +109,16 @@ def evaluate(
 
 
 def check_best_by(metric: Metric, benchmark: Benchmark, *, scale: int) -> str:
-    """Check that the metric of `validation.best_by` can score every image of its benchmark, from the images' headers.
+    """Check that the metric of `validation.best_by` can score every image of its benchmark.
 
-    The metric is tried on noise of the size of the smallest image.
+    Reads the headers of the images only, and computes the metric on noise of the size of the smallest image.
 
     Args:
         benchmark: the first of `validation.benchmarks`.
         scale: of the generator.
 
     Returns:
-        What was checked, in words.
+        A description of what was checked.
 
     Raises:
         UserError: an image has no ground truth, which the metric needs, or is too small for it.
@@ -163,7 +130,7 @@ def check_best_by(metric: Metric, benchmark: Benchmark, *, scale: int) -> str:
             raise UserError(
                 f"validation.best_by is {metric.name}, which needs ground truth (HR), but image {image.name} of "
                 f"benchmark {benchmark.name} ({image.lr}, {width}x{height} px after upscaling) has none; put another "
-                "benchmark first, or choose a metric without reference or validation.best_by: null"
+                "benchmark first, or choose a no-reference metric or validation.best_by: null"
             )
         sizes[image] = (height, width) if image.hr is None else _common_size((height, width), image_size(image.hr))
     smallest = min(sizes, key=lambda image: sorted(sizes[image]))
@@ -181,22 +148,22 @@ def check_best_by(metric: Metric, benchmark: Benchmark, *, scale: int) -> str:
 
 
 @contextmanager
-def _worker() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
-    """One thread beside the caller's. When the block ends early, what the thread has not begun is dropped.
+def _worker_thread() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """A thread, and an event that tells its current task to stop.
 
-    The event tells what it is at work on that nobody waits for it any more.
+    If the block ends early, the event is set and tasks that have not started are cancelled.
     """
-    thread, ended = ThreadPoolExecutor(max_workers=1), Event()
+    thread, cancelled = ThreadPoolExecutor(max_workers=1), Event()
     try:
-        yield thread, ended
+        yield thread, cancelled
     finally:
-        ended.set()
+        cancelled.set()
         thread.shutdown(cancel_futures=True)
 
 
 def _read_ahead(images: Sequence[BenchmarkImage]) -> Iterator[tuple[BenchmarkImage, Future[np.ndarray]]]:
-    """The LR of each image. While the caller is at work on one, the next is read, and none beyond it."""
-    with _worker() as (worker, _):
+    """Read the LR images. While the caller processes one, the next one is read, and no further ones."""
+    with _worker_thread() as (worker, _):
         started = ((image, worker.submit(read_rgb, image.lr)) for image in images)
         for (image, reading), _ in pairwise(chain(started, [None])):
             yield image, reading
@@ -205,7 +172,7 @@ def _read_ahead(images: Sequence[BenchmarkImage]) -> Iterator[tuple[BenchmarkIma
 def _batches(
     images: Iterable[tuple[BenchmarkImage, np.ndarray]], size: int
 ) -> Iterator[list[tuple[BenchmarkImage, np.ndarray]]]:
-    """At most `size` images that follow each other and are equally large."""
+    """Batches of at most `size` consecutive images of the same size."""
     batch = []
     for image, lr in images:
         if batch and lr.shape != batch[0][1].shape:
@@ -219,7 +186,7 @@ def _batches(
         yield batch
 
 
-def _finish(
+def _write_and_score(
     image: BenchmarkImage,
     sr: np.ndarray,
     *,
@@ -228,18 +195,18 @@ def _finish(
     output: Path | None,
     cancelled: Callable[[], bool],
 ) -> tuple[dict[str, float], list[str]]:
-    """Write an SR image and score it; return its scores, and a sentence about each score that failed."""
+    """Write an SR image and score it; returns its scores, and a sentence for each score that failed."""
     if output is not None:
         write_image(output / f"{image.name}.png", sr, cancelled=cancelled)
     wanted = {name: metric for name, metric in metrics.items() if image.hr is not None or not metric.needs_ground_truth}
     hr, scores, missing = None, {}, []
-    comparing = [name for name, metric in wanted.items() if metric.needs_ground_truth]
-    if comparing:
+    need_hr = [name for name, metric in wanted.items() if metric.needs_ground_truth]
+    if need_hr:
         try:
             hr = read_rgb(image.hr)
         except UserError as error:
-            missing.append(f"{image.hr} has no {', '.join(comparing)}: {error}")
-            wanted = {name: metric for name, metric in wanted.items() if name not in comparing}
+            missing.append(f"{image.hr} has no {', '.join(need_hr)}: {error}")
+            wanted = {name: metric for name, metric in wanted.items() if name not in need_hr}
     for name, metric in wanted.items():
         try:
             scores[name] = _score(metric, sr, hr, device)
@@ -249,9 +216,9 @@ def _finish(
 
 
 def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.device) -> float:
-    """Of what SR and HR have in common, from the top left, where the sides of HR are no multiples of the scale.
+    """The score of the area that SR and HR share, from the top left: HR may have sides that the scale does not divide.
 
-    Raises UserError where the metric cannot score the image, for instance because it is too small.
+    Raises UserError if the metric cannot score the image, for instance because it is too small.
     """
 
     def compute() -> float:
@@ -264,10 +231,10 @@ def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.
     if score is None:
         raise OutOfMemory(f"out of memory on {device}")
     if math.isnan(score):
-        raise UserError("the result is not a number")
+        raise UserError("the result is NaN")
     return score
 
 
 def _common_size(sr: tuple[int, int], hr: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) that two images have in common."""
+    """The (height, width) of the area that two images share."""
     return min(sr[0], hr[0]), min(sr[1], hr[1])

@@ -1,7 +1,7 @@
-"""PSNR, SSIM and LPIPS as the super-resolution literature computes them, and any other metric by its name in pyiqa.
+"""PSNR, SSIM and LPIPS as in the super-resolution literature, and all metrics of pyiqa.
 
-PSNR and SSIM: on Y of images rounded to uint8, with a border cropped that is as wide as the scale. LPIPS and pyiqa's:
-on RGB, uncropped.
+PSNR and SSIM are computed on Y of 8-bit images, with a border as wide as the scale cropped; LPIPS and the metrics of
+pyiqa on RGB, uncropped.
 """
 
 import math
@@ -26,14 +26,14 @@ SSIM_SIGMA_PX = 1.5
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of an SR image, how it is computed and how it is read."""
+    """A metric: how it is computed and displayed."""
 
-    name: str  # as options and files of results call it
-    title: str  # as tables call it
+    name: str  # in options and data files
+    title: str  # in tables
     compute: Callable[[Tensor, Tensor | None], float]  # SR and HR, (3, H, W) uint8 RGB
     lower_is_better: bool = False
-    needs_ground_truth: bool = True  # False: HR is not looked at, and may be None
-    decimals: int = 4  # that are printed
+    needs_ground_truth: bool = True  # False: HR is not used, and may be None
+    decimals: int = 4  # in tables
 
 
 def psnr_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
@@ -41,7 +41,7 @@ def psnr_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
 
     Args:
         sr, hr: (3, H, W) uint8 RGB, on any device.
-        crop_border_px: left out on each side.
+        crop_border_px: width of the border that is ignored.
 
     Raises:
         UserError: the sizes differ, or nothing is left after cropping.
@@ -54,14 +54,14 @@ def psnr_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
 def ssim_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
     """Structural similarity (Wang et al., 2004) of two images on Y, in [-1, 1].
 
-    The means, variances and covariance are taken in a Gaussian window, and only where it lies inside the image.
+    Means, variances and covariance are computed in a Gaussian window, where it lies completely inside the image.
 
     Args:
         sr, hr: (3, H, W) uint8 RGB, on any device.
-        crop_border_px: left out on each side.
+        crop_border_px: width of the border that is ignored.
 
     Raises:
-        UserError: the sizes differ, or less than the window is left after cropping.
+        UserError: the sizes differ, or the cropped image is smaller than the window.
     """
     sr, hr = _cropped_luma(sr, hr, crop_border_px, min_side_px=SSIM_WINDOW_PX)
     moments = torch.stack([sr, hr, sr * sr, hr * hr, sr * hr])[:, None]  # (5, 1, H, W)
@@ -81,12 +81,12 @@ def ssim_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
 
 @dataclass(frozen=True)
 class Backbone:
-    """An ImageNet classifier of torchvision whose features LPIPS compares."""
+    """An ImageNet classifier of torchvision, of which LPIPS compares the features."""
 
     name: str
     lpips_name: str
     file: str
-    min_side_px: int  # below it, nothing is left of an image after the last pooling
+    min_side_px: int  # smaller images are empty after the last pooling
     metric_title: str
 
 
@@ -95,29 +95,29 @@ VGG16 = Backbone("VGG16", "vgg", "vgg16-397923af.pth", min_side_px=16, metric_ti
 
 
 class LPIPS:
-    """LPIPS (Zhang et al., 2018), version 0.1; lower is more alike, 0 for identical images.
+    """LPIPS (Zhang et al., 2018), version 0.1; lower is more similar, 0 for identical images.
 
     Args:
-        backbone_path: torchvision's state dict of the backbone, compared with its checksum before (`locate`). The
-            calibrated linear layers on top of it come with the lpips package.
-        backbone: which one it is; the papers' LPIPS is AlexNet's.
+        backbone_path: torchvision's state dict of the backbone, with a verified checksum (see `locate`). The
+            calibrated linear layers on top of it are part of the lpips package.
+        backbone: AlexNet in papers on super-resolution.
         device: where to compute.
 
     Raises:
-        UserError: the file cannot be read or is not that backbone.
+        UserError: the file cannot be read, or contains another network.
     """
 
     def __init__(
         self, backbone_path: str | Path, *, backbone: Backbone = ALEXNET, device: torch.device | str = "cpu"
     ) -> None:
-        # lpips draws a random backbone first; a run's own random numbers must not depend on that.
+        # lpips initializes the backbone randomly, which must not change the random numbers of a training run.
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # lpips calls torchvision by a deprecated argument
+            warnings.simplefilter("ignore")  # lpips passes a deprecated argument to torchvision
             self._network = lpips.LPIPS(net=backbone.lpips_name, pnet_rand=True, verbose=False)
         state = load(backbone_path, verified=True)
         features = self._network.net
         try:
-            # lpips cuts torchvision's features.N into slices, slice2.N, and keeps their numbers.
+            # torchvision's features.N is sliceM.N in lpips.
             features.load_state_dict(
                 {name: state[f"features.{name.partition('.')[2]}"] for name in features.state_dict()}
             )
@@ -146,27 +146,27 @@ FORMULAS = {
 }
 BACKBONES = {"lpips": ALEXNET, "lpips-vgg": VGG16}
 BUILT_IN = (*FORMULAS, *BACKBONES)
-USUAL = ("psnr", "ssim", "lpips")  # where the user names none
+DEFAULT = ("psnr", "ssim", "lpips")
 
 
 def metric_weights(names: tuple[str, ...]) -> list[str]:
-    """The pretrained files that these metrics need, those of pyiqa's left to itself."""
+    """The pretrained files that these metrics need, without those that pyiqa downloads itself."""
     return [BACKBONES[name].file for name in names if name in BACKBONES]
 
 
 def build_metrics(
     names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device, compare: bool = True
 ) -> dict[str, Metric]:
-    """The metrics of these names; for None the usual ones, without LPIPS where its backbone cannot be had.
+    """Build metrics by name; for None psnr, ssim and lpips, the latter only if its backbone can be found or downloaded.
 
     Args:
-        compare: as of `utils.weights.locate`.
+        compare: passed to `locate`.
 
     Raises:
-        UserError: there is no metric of such a name, or what it needs is not installed or cannot be had.
+        UserError: a metric does not exist, or what it needs is not installed or cannot be downloaded.
     """
     metrics = {}
-    for name in names if names is not None else USUAL:
+    for name in names if names is not None else DEFAULT:
         try:
             metrics[name] = _build(name, pretrained_root, device, compare=compare)
         except WeightsMissing:
@@ -209,9 +209,9 @@ def _luma(image: Tensor) -> Tensor:
 def _check_pair(sr: Tensor, hr: Tensor, *, min_side_px: int) -> None:
     assert all(image.dtype == torch.uint8 and image.ndim == 3 and len(image) == 3 for image in (sr, hr))
     if sr.shape != hr.shape:
-        raise UserError(f"an SR image of {_size(sr)} cannot be compared with a GT of {_size(hr)}: they must be alike")
+        raise UserError(f"SR of {_size(sr)} cannot be compared with HR of {_size(hr)}: the sizes must be equal")
     if min(sr.shape[1:]) < min_side_px:
-        raise UserError(f"an image of {_size(sr)} is too small for this score: at least {min_side_px} px are needed")
+        raise UserError(f"an image of {_size(sr)} is too small for this metric, which needs at least {min_side_px} px")
 
 
 def _size(image: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Published x4 scores, for a reproduction to be compared with."""
+"""Published x4 scores, with which reproductions are compared."""
 
 import difflib
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from sed_sr.options.errors import UserError
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the images of a benchmark, in the protocol of `utils.metrics`."""
+    """Means over the images of a benchmark, by the protocol of `metrics`."""
 
-    lpips: float | None  # AlexNet v0.1, lower is better; None where it was not published
+    lpips: float | None  # AlexNet v0.1, lower is better; None: not published
     psnr: float  # dB, on Y
     ssim: float  # on Y
 
 
 # LPIPS/PSNR/SSIM. From "ESRGAN" on: Table 1 of the SeD paper (CVPR 2024, arXiv 2402.19387), where P and U are the plain
-# patch and U-Net discriminators. Before it: what bicubic upsampling and the PSNR-oriented generators, from which the
-# GAN training starts, reach in the papers on RRDB (ESRGAN) and SwinIR.
+# patch and U-Net discriminators. Before it: bicubic upsampling and the PSNR-oriented generators with which GAN training
+# starts, from the papers on RRDB (ESRGAN) and SwinIR.
 _TABLE = """
               Set5             Set14            DIV2K            Urban100         Manga109
 bicubic       -/28.42/.8104    -/26.00/.7027    -                -/23.14/.6577    -/24.89/.7866
@@ -54,7 +54,7 @@ PAPER = _parse_table(_TABLE)
 
 
 def paper_row(name: str | None) -> dict[str, Scores]:
-    """What was published for a row (`RRDB+P+SeD`), by benchmark; nothing for None. Raises UserError for another row."""
+    """The published scores of a row (`RRDB+P+SeD`) by benchmark, none for None. Raises UserError for unknown rows."""
     if name is None:
         return {}
     if name not in PAPER:

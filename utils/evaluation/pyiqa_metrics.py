@@ -1,4 +1,4 @@
-"""Any metric of pyiqa (IQA-PyTorch), which is an optional install: it is imported when one of them is asked for."""
+"""The metrics of pyiqa (IQA-PyTorch), an optional dependency that is imported when one of them is used."""
 
 import difflib
 import io
@@ -22,37 +22,37 @@ TRIAL_SIDE_PX = 256
 
 
 class PyiqaMetric:
-    """A metric by the name that pyiqa gives it, on RGB in [0, 1], uncropped.
+    """A metric of pyiqa, on RGB in [0, 1], uncropped.
 
-    pyiqa downloads the weights that a metric needs, into its own cache. The metric is tried on noise at once: some
-    names (fid) are of scores that no single image has, and that should not show after all the images were upscaled.
+    pyiqa downloads the weights of metrics into its own cache. The metric is computed on noise first, since some (fid)
+    do not score single images, and this should not show only after all images are upscaled.
 
     Args:
         name: one of pyiqa.list_models().
         device: where to compute.
-        built_in: the names that need no pyiqa, for messages.
+        built_in: the names of the metrics that do not need pyiqa, for messages.
 
     Attributes:
-        lower_is_better, needs_ground_truth: what pyiqa says of it.
+        lower_is_better, needs_ground_truth: as stated by pyiqa.
 
     Raises:
-        UserError: pyiqa is not installed, or not with all that this metric needs; it has no metric of this name; the
-            metric's weights cannot be had; it does not score single images.
+        UserError: pyiqa or a dependency of the metric is not installed; pyiqa has no metric of this name; the weights
+            of the metric cannot be downloaded; it does not score single images.
     """
 
     def __init__(self, name: str, *, device: torch.device, built_in: Sequence[str]) -> None:
         self._name = name
-        waiting = Text(f"loading {name}; pyiqa downloads weights that are not here yet")
-        with Console(file=sys.stderr).status(waiting), _quiet():
+        status = Text(f"loading {name}; pyiqa downloads missing weights")
+        with Console(file=sys.stderr).status(status), _quiet():
             pyiqa = _import_pyiqa(name, built_in)
             known = pyiqa.list_models()
             if name not in known:
                 raise UserError(
-                    f"there is no metric {name}{_did_you_mean(name, [*built_in, *known])}: neither among the built-in "
-                    f"ones ({', '.join(built_in)}), nor among the {len(known)} of pyiqa {pyiqa.__version__}"
+                    f"there is no metric {name}{_did_you_mean(name, [*built_in, *known])}: it is not a built-in metric "
+                    f"({', '.join(built_in)}), nor one of the {len(known)} of pyiqa {pyiqa.__version__}"
                 )
             metric = _create(pyiqa, name, device)
-            # Not `metric` itself: it calls its network with cuDNN's TF32 on, and that setting is the whole process's.
+            # Not `metric` itself, which turns TF32 of cuDNN on for the whole process.
             self._network, self._device = metric.net, device
             self.lower_is_better: bool = metric.lower_better
             self.needs_ground_truth: bool = metric.metric_mode == "FR"
@@ -63,7 +63,7 @@ class PyiqaMetric:
 
     @torch.inference_mode()
     def __call__(self, sr: Tensor, hr: Tensor | None) -> float:
-        """The score of an image, (3, H, W) uint8 RGB, beside its ground truth where the metric needs one.
+        """The score of an image, (3, H, W) uint8 RGB; `hr` is used if the metric needs ground truth.
 
         Raises:
             UserError: the metric cannot score it, for instance because it is too small.
@@ -72,7 +72,7 @@ class PyiqaMetric:
         try:
             output = self._network(*(image[None].to(self._device).float() / 255 for image in images))
             return (output[0] if isinstance(output, tuple) else output).item()
-        except Exception as error:  # each of pyiqa's hundred networks fails in its own way
+        except Exception as error:  # the networks of pyiqa raise all kinds of exceptions
             if is_out_of_memory(error):
                 raise
             _, height, width = sr.shape
@@ -83,11 +83,11 @@ class PyiqaMetric:
 
 def _import_pyiqa(name: str, built_in: Sequence[str]) -> ModuleType:
     try:
-        import pyiqa
+        import pyiqa  # here, since it is optional, and slow to import
     except ImportError as error:
         raise UserError(
-            f"the metric {name} is not a built-in one ({', '.join(built_in)}){_did_you_mean(name, built_in)}, and "
-            f"pyiqa, which has many more, cannot be imported ({_reason(error)}): pip install pyiqa"
+            f"{name} is not a built-in metric ({', '.join(built_in)}){_did_you_mean(name, built_in)}, and pyiqa, which "
+            f"has many more, cannot be imported ({_reason(error)}): pip install pyiqa"
         ) from error
     return pyiqa
 
@@ -95,20 +95,20 @@ def _import_pyiqa(name: str, built_in: Sequence[str]) -> ModuleType:
 def _create(pyiqa: ModuleType, name: str, device: torch.device) -> torch.nn.Module:
     try:
         return pyiqa.create_metric(name, device=device)
-    except OSError as error:  # of which those of urllib and of the Hugging Face Hub are kinds
+    except OSError as error:  # includes those of urllib and of the Hugging Face Hub
         raise UserError(f"the weights of {name} could not be downloaded or read by pyiqa ({_reason(error)})") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(f"{device} has too little memory for {name} of pyiqa") from error
-        # a package that its network needs is missing, which pyiqa reports in several ways
+        # usually a missing package, which pyiqa reports in several ways
         raise UserError(
-            f"pyiqa could not build {name} ({_reason(error)}): pip install pyiqa brings all that its metrics need"
+            f"pyiqa could not build {name} ({_reason(error)}): pip install pyiqa installs all that its metrics need"
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing is printed, logged or warned of in the block: what pyiqa says while it loads is not for our user."""
+    """Suppress output, logging and warnings, of which pyiqa has many while it loads."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""Upscaling images piece by piece, where memory does not hold what a network computes for the whole of them."""
+"""Upscaling images in overlapping tiles, to limit the memory that the network takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from sed_sr.data.images import to_uint8
 
-TILE_MULTIPLE_PX = 8  # SwinIR's window: attention windows lie in a tile where they lie in the whole image
+TILE_MULTIPLE_PX = 8  # SwinIR's window, so that attention windows are the same in a tile and in the whole image
 OVERLAP_PX = 32  # changes no SR value by more than 1 of 255, where 8 changes some by 19 (benchmarks/RESULTS.md)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tile lies along one side of an image, in LR pixels: [start, stop), of which [first, last) is its own."""
+    """A tile along one side of an image, in LR pixels: [start, stop), between the seams [first, last)."""
 
     start: int
     stop: int
@@ -23,7 +23,7 @@ class Span:
     last: int
 
     def used(self, scale: int, ramp_px: int, *, side_px: int) -> tuple[int, int]:
-        """[first, last) of what counts in the result: the tile's own, and half of each ramp beyond; in SR pixels."""
+        """[first, last) of the part that is used, in SR pixels: up to the seams, and half a ramp beyond."""
         half_px = ramp_px // 2
         return (
             scale * self.first - (half_px if self.first > 0 else 0),
@@ -32,10 +32,10 @@ class Span:
 
 
 def spans(length_px: int, tile_px: int, overlap_px: int) -> list[Span]:
-    """The tiles along a side. Neighbours have `overlap_px` in common (the last ones more), their seam in the middle."""
+    """The tiles along a side. Neighbours overlap by `overlap_px` (the last two by more); seams are in the middle."""
     assert tile_px % TILE_MULTIPLE_PX == overlap_px % TILE_MULTIPLE_PX == 0, (tile_px, overlap_px)
-    assert 0 < 2 * overlap_px <= tile_px, (tile_px, overlap_px)  # so that two ramps of a tile never meet
-    last = round_up(max(length_px - tile_px, 0))  # shifted inwards, so that it ends where the image does
+    assert 0 < 2 * overlap_px <= tile_px, (tile_px, overlap_px)  # the two ramps of a tile must not overlap
+    last = round_up(max(length_px - tile_px, 0))  # the last tile is shifted to end at the border
     starts = [*range(0, last, tile_px - overlap_px), last]
     stops = [min(start + tile_px, length_px) for start in starts]
     seams = [(stop + start) // 2 for stop, start in zip(stops, starts[1:], strict=False)]
@@ -54,17 +54,17 @@ def upscale_in_tiles(
     """Upscale images of one size in overlapping tiles, one tile (the same of each image) at a time.
 
     Neighbouring tiles are blended by linear ramps over the middle quarter of their overlap, before the only rounding.
-    What lies nearer to the edge of a tile than 3/8 of the overlap counts for nothing: where a generator looks no
-    further than that (its receptive field being 3/4 of the overlap wide), the result is that of the whole image.
+    Pixels closer to the edge of a tile than 3/8 of the overlap are not used: if the receptive field of a generator
+    reaches no further than this, the result equals that of the whole image.
 
-    Beside the tile, only its ramp to the right and those of a row of tiles downwards are held in floating point.
+    Only the current tile, its ramp on the right and the ramps below one row of tiles are kept in floating point.
 
     Args:
-        upscale_tile: (N, h, w, 3) uint8 RGB -> (N, scale * h, scale * w, 3) float32 on the CPU, meant for [0, 1]; it
-            is changed here.
+        upscale_tile: (N, h, w, 3) uint8 RGB -> (N, scale * h, scale * w, 3) float32 on the CPU, nominally in
+            [0, 1]; the result is modified in place.
         images: (H, W, 3) uint8 RGB each.
         tile_px: longest side of a tile, in LR pixels, a multiple of 8, at least two overlaps.
-        overlap_px: how much neighbouring tiles have in common (the last ones more), in LR pixels, a multiple of 8.
+        overlap_px: overlap of neighbouring tiles (the last two may overlap by more), in LR pixels, a multiple of 8.
 
     Returns:
         (scale * H, scale * W, 3) uint8 RGB each.
@@ -74,7 +74,7 @@ def upscale_in_tiles(
     ramp_px = scale * (overlap_px // 4)  # in SR pixels
     rising = (torch.arange(ramp_px, dtype=torch.float32)[:, None] + 0.5) / ramp_px  # the weight of the later tile
     results = [np.empty((scale * height, scale * width, 3), np.uint8) for _ in images]
-    ramp_down = torch.empty(len(images), ramp_px, scale * width, 3)  # where the last row of tiles ends
+    ramp_down = torch.empty(len(images), ramp_px, scale * width, 3)  # below the previous row of tiles
     for row in rows:
         ramp_right = None
         for column in columns:
@@ -86,7 +86,10 @@ def upscale_in_tiles(
             if column.first > 0:
                 tile[:, :, :ramp_px] = ramp_right.lerp(tile[:, :, :ramp_px], rising)
             if column.last < width:
-                ramp_right, tile = tile[:, :, -ramp_px:].clone(), tile[:, :, :-ramp_px]  # a view would keep the tile
+                ramp_right, tile = (
+                    tile[:, :, -ramp_px:].clone(),
+                    tile[:, :, :-ramp_px],
+                )  # a view would keep the tile
                 right -= ramp_px
             if row.first > 0:
                 tile[:, :ramp_px] = ramp_down[:, :, left:right].lerp(tile[:, :ramp_px], rising[:, None])
@@ -95,15 +98,15 @@ def upscale_in_tiles(
                 bottom -= ramp_px
             for result, piece in zip(results, to_uint8(tile).numpy(), strict=True):
                 result[top:bottom, left:right] = piece
-            del tile, piece  # before there is the next one
+            del tile, piece  # frees the memory before the next tile
     return results
 
 
 def halved(side_px: int) -> int:
-    """Half of a side, rounded up to one that a tile may have."""
+    """Half of a side, rounded up to a valid tile size."""
     return round_up(-(-side_px // 2))
 
 
 def round_up(length_px: int) -> int:
-    """A length rounded up to one that a tile may have."""
+    """A length, rounded up to a valid tile size."""
     return -(-length_px // TILE_MULTIPLE_PX) * TILE_MULTIPLE_PX

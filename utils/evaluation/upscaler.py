@@ -1,4 +1,4 @@
-"""What upscales: a generator, with bounded memory, or MATLAB's bicubic interpolation."""
+"""Upscaling by a generator, in limited memory, or by MATLAB's bicubic interpolation."""
 
 import copy
 import math
@@ -17,42 +17,40 @@ from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.tiles import TILE_MULTIPLE_PX, halved, spans, upscale_in_tiles
 from sed_sr.utils.runtime.memory import TensorBytes, free_bytes, unless_out_of_memory
 
-Note = Callable[[str], None]  # told what the user should know of how it went
+Note = Callable[[str], None]  # receives messages for the user
 # LR images of one size, (H, W, 3) uint8 RGB each -> as many SR images, (scale * H, scale * W, 3) uint8 RGB each.
 Upscale = Callable[[list[np.ndarray], Note], list[np.ndarray]]
 
-SMALLEST_TILE_PX = 64
-LARGEST_TILE_PX = 512  # of those that are found: twice as much takes 4 times the memory and saves 7 % of the time
+MIN_TILE_PX = 64
+MAX_TILE_PX = 512  # if determined automatically: twice the side takes 4 times the memory and saves 7 % of the time
 PROBE_PX = 32
-MEMORY_SHARE = 0.5  # of what is free; the rest is for what kernels take for themselves, and for other programs
+MEMORY_SHARE = 0.5  # of the free memory; the rest is for the workspace of kernels and for other programs
 BICUBIC_TILE_PX, BICUBIC_OVERLAP_PX = 256, 8  # the kernel reaches 2 pixels
 
 
 class OutOfMemory(UserError):
-    """An image cannot be upscaled, or not be scored, in the memory that there is."""
+    """An image cannot be upscaled or scored, because memory does not suffice."""
 
 
 class Upscaler:
     """Upscaling by a generator, an `Upscale`.
 
-    Images that are small enough go through the generator whole, several at once when they are given together; larger
-    ones in tiles, of which one at a time is on the device. Where memory does not suffice after all, tiles of half the
-    side are tried, and kept for the images after that.
+    Small images are upscaled whole, several of them in a batch if they are passed together; larger ones in tiles, one
+    at a time. If memory does not suffice, tiles of half the side are tried, and used for all later images.
 
-    On a GPU, the generator runs in channels_last, and its kernels are recorded as a CUDA graph for each shape of its
-    input that comes several times.
+    On a GPU, the generator runs in channels_last, and is recorded as a CUDA graph for each input shape that recurs.
 
     Args:
-        generator: on `device`, in float32. It is put into evaluation mode. On a GPU, bf16 and fp16 take a copy of it.
+        generator: on `device`, in float32. It is put into evaluation mode. On a GPU, bf16 and fp16 use a copy of it.
         precision: fp32, or bf16 or fp16 by autocast.
-        tile_px: what goes through the generator at once, as the side of a square of LR pixels, a multiple of 8, at
-            least 64; None: found from the memory that is free, and from what the generator takes.
+        tile_px: side of the largest square of LR pixels that is passed to the generator at once, a multiple of 8, at
+            least 64; None: determined from the free memory and from what the generator takes.
         self_ensemble: average over the 8 flips and rotations of each tile (EDSR+; Lim et al. 2017, section 4.3).
-        new_recorder: makes what records graphs; None: a CudaRecorder on a GPU, and no graphs on a CPU.
+        new_recorder: makes recorders of graphs; None: a CudaRecorder on a GPU, and no graphs on a CPU.
 
     Raises:
-        UserError: fp16 was asked for on a CPU.
-        OutOfMemory (when called): not even the smallest tiles fit, or the result.
+        UserError: fp16 on a CPU.
+        OutOfMemory (when called): memory does not suffice for the smallest tiles, or for the result.
     """
 
     def __init__(
@@ -66,11 +64,11 @@ class Upscaler:
         new_recorder: Callable[[], Recorder] | None = None,
     ) -> None:
         if precision == "fp16" and device.type == "cpu":
-            raise UserError("precision fp16 was asked for, which needs a GPU; on a CPU take bf16 or fp32")
+            raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
         if new_recorder is None and device.type == "cuda":
             new_recorder = CudaRecorder
         if new_recorder is not None:
-            if AUTOCAST_DTYPE[precision] is not None:  # else every call would cast every weight
+            if AUTOCAST_DTYPE[precision] is not None:  # otherwise every call would cast all weights
                 generator = copy.deepcopy(generator)
                 keep_in_autocast_type(generator, precision)
             generator.to(memory_format=torch.channels_last)
@@ -82,10 +80,10 @@ class Upscaler:
             autocast=partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None),
         )
         self._new_recorder = new_recorder
-        self._warnings = []  # of recordings that failed
+        self._warnings = []  # of failed recordings
         self._forget_graphs()
-        self._tile_px = tile_px  # given, or what memory held after it had not sufficed
-        self._bytes_per_px = None  # of LR; measured when first needed
+        self._tile_px = tile_px  # given, or the size that fitted after running out of memory
+        self._bytes_per_px = None  # per LR pixel; measured when needed
 
     @torch.inference_mode()
     def __call__(self, images: list[np.ndarray], note: Note) -> list[np.ndarray]:
@@ -94,7 +92,7 @@ class Upscaler:
         free = free_bytes(torch.device("cpu"))
         if result_bytes > free:
             raise OutOfMemory(
-                f"the result takes {result_bytes / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are free"
+                f"the result takes {result_bytes / 1e9:.3g} GB of memory, but only {free / 1e9:.3g} GB are free"
             )
         first_px = self._tile_px or self._find_tile_px(images, result_bytes)
         for tile_px in _tile_sizes(first_px, images):
@@ -103,27 +101,27 @@ class Upscaler:
                 note(self._warnings.pop())
             if results is not None:
                 if tile_px != first_px:
-                    note(f"out of memory on {self.device}: upscaling goes on in tiles of {tile_px} px")
+                    note(f"out of memory on {self.device}: upscaling continues in tiles of {tile_px} px")
                     self._tile_px = tile_px
                 return results
             self._forget_graphs()
-        raise OutOfMemory(f"out of memory on {self.device}, even in tiles of {SMALLEST_TILE_PX} px")
+        raise OutOfMemory(f"out of memory on {self.device}, even in tiles of {MIN_TILE_PX} px")
 
     def _forget_graphs(self) -> None:
-        """Give back the memory of recorded graphs; shapes that come again are recorded anew."""
+        """Free the memory of recorded graphs; recurring shapes are recorded again."""
         self._graphed_forward = self._forward
         if self._new_recorder is not None:
-            # It knows nothing of this object: in a cycle, its memory would not be free as soon as this object is gone.
+            # It has no reference to this object: a cycle would delay the release of its memory.
             self._graphed_forward = GraphedFunction(
                 self._forward, name="upscaling", recorder=self._new_recorder(), warn=self._warnings.append
             )
 
     def _upscale(self, images: list[np.ndarray], tile_px: int) -> list[np.ndarray]:
-        """With no more than `tile_px` squared LR pixels in the generator at once."""
+        """Upscale with at most `tile_px` squared LR pixels in the generator at once."""
         height, width = images[0].shape[:2]
-        whole = tile_px**2 // (height * width)  # images that go through it at once
-        if whole:
-            groups = [np.stack(images[start : start + whole]) for start in range(0, len(images), whole)]
+        batch_size = tile_px**2 // (height * width)
+        if batch_size:
+            groups = [np.stack(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
             return [sr for group in groups for sr in to_uint8(self._compute(group)).cpu().numpy()]
         upscale = partial(upscale_in_tiles, self._upscale_tile, scale=self.generator.scale, tile_px=tile_px)
         return [sr for image in images for sr in upscale([image])]
@@ -134,26 +132,26 @@ class Upscaler:
 
     def _compute(self, lr: np.ndarray) -> Tensor:
         """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32 on the device, valid until the next call."""
-        # Once a graph was recorded in inference mode, older PyTorch can record no training step (pytorch#166792).
+        # After recording a graph in inference mode, older PyTorch cannot record a training step (pytorch#166792).
         with torch.inference_mode(False):
             return self._graphed_forward(torch.from_numpy(lr).to(self.device))
 
     def _find_tile_px(self, images: list[np.ndarray], result_bytes: int) -> int:
-        """The largest tile that memory should hold, from what the generator takes for a small one."""
+        """The largest tile that should fit into memory, from the memory that the generator takes for a small one."""
         height, width = images[0].shape[:2]
-        if len(images) * height * width <= SMALLEST_TILE_PX**2:
-            return SMALLEST_TILE_PX
+        if len(images) * height * width <= MIN_TILE_PX**2:
+            return MIN_TILE_PX
         if self._bytes_per_px is None:
             self._bytes_per_px = unless_out_of_memory(self._measure_bytes_per_px)
             if self._bytes_per_px is None:
-                return SMALLEST_TILE_PX
+                return MIN_TILE_PX
         free = self._free_gpu_bytes if self.device.type == "cuda" else free_bytes(self.device) - result_bytes
         side_px = math.isqrt(max(0, int(MEMORY_SHARE * free / self._bytes_per_px)))
-        return min(max(side_px // TILE_MULTIPLE_PX * TILE_MULTIPLE_PX, SMALLEST_TILE_PX), LARGEST_TILE_PX)
+        return min(max(side_px // TILE_MULTIPLE_PX * TILE_MULTIPLE_PX, MIN_TILE_PX), MAX_TILE_PX)
 
     @cached_property
     def _free_gpu_bytes(self) -> int:
-        """Found once: graphs keep memory, and tiles of another size would have to be recorded anew."""
+        """Determined once: graphs take memory, and tiles of another size would have to be recorded again."""
         return free_bytes(self.device)
 
     def _measure_bytes_per_px(self) -> float:
@@ -167,7 +165,7 @@ def _super_resolve(
     generator: Callable[[Tensor], Tensor], lr: Tensor, *, autocast: Callable[[], torch.autocast]
 ) -> Tensor:
     """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32."""
-    # A view of pixels beside each other as (N, 3, h, w): the layout in which convolutions run fastest.
+    # A channels_last view as (N, 3, h, w), the layout in which convolutions are fastest.
     images = to_float(lr.permute(0, 3, 1, 2))
     with autocast():
         sr = generator(images)
@@ -175,17 +173,17 @@ def _super_resolve(
 
 
 def _tile_sizes(first_px: int, images: list[np.ndarray]) -> Iterator[int]:
-    """The sizes to try: `first_px`, then half by half of what that has put into the generator at once."""
+    """The tile sizes to try: `first_px`, then repeatedly half of the size that was actually used."""
     yield first_px
     height, width = images[0].shape[:2]
     tile_px = min(first_px, math.isqrt(len(images) * height * width))
-    while tile_px > SMALLEST_TILE_PX:
-        tile_px = max(halved(tile_px), SMALLEST_TILE_PX)
+    while tile_px > MIN_TILE_PX:
+        tile_px = max(halved(tile_px), MIN_TILE_PX)
         yield tile_px
 
 
 def self_ensembled(generator: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
-    """The mean of what a generator makes of the 8 flips and rotations of images, each turned back; in float32.
+    """The mean of the results for the 8 flips and rotations of images, each transformed back; in float32.
 
     (N, 3, H, W) -> (N, 3, scale * H, scale * W). Source: EDSR+ (Lim et al. 2017, section 4.3).
     """
@@ -198,7 +196,7 @@ def self_ensembled(generator: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
 
 
 def bicubic(scale: int) -> Upscale:
-    """MATLAB's bicubic interpolation, the baseline of every table; the memory that it takes is bounded by tiles."""
+    """MATLAB's bicubic interpolation, in tiles to limit the memory."""
     return lambda images, note: [_bicubic(image, scale) for image in images]
 
 

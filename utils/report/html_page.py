@@ -1,6 +1,6 @@
-"""The report of an evaluation: one HTML file with all that it needs inside, to be looked at in any browser.
+"""The report of an evaluation: one self-contained HTML file for any browser.
 
-How it looks and what it does stands in page.html, .css and .js beside this file; here it gets its content.
+Its layout and behaviour are in page.html, .css and .js in this folder; this file adds the content.
 """
 
 import base64
@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -24,27 +24,15 @@ from sed_sr.data.files import atomic_writer
 from sed_sr.data.images import image_size, read_rgb
 from sed_sr.data.imresize import imresize
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result, score_tables
+from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.report.extra_pictures import NO_EXTRA_PICTURES, ExtraPictures
+from sed_sr.utils.report.tables import score_tables
 
-PICTURES_LIMIT_BYTES = 256 * 2**20  # of all pictures in a report
-LARGEST_PX = 16_000_000  # of an SR image in it
+MAX_PICTURE_BYTES = 256 * 2**20  # of all pictures in a report
+MAX_PX = 16_000_000  # of an SR image in it
 THUMBNAIL_PX = 128
 PNG_COMPRESSION_LEVEL = 3
 PAGE = Path(__file__).with_name("page.html")
-
-
-@dataclass(frozen=True)
-class Extras:
-    """Further pictures of each image with ground truth, beside LR, SR and HR and as large as HR."""
-
-    titles: tuple[str, ...]
-    note: str  # what they show, for people
-    # From HR, (H, W, 3) uint8, and SR of each of the weights, at least as large (None: there is none), a picture for
-    # each title; None in place of one that cannot be had.
-    draw: Callable[[np.ndarray, list[np.ndarray | None]], list[np.ndarray | None]]
-
-
-NO_EXTRAS = Extras((), "", lambda hr, sr: [])
 
 
 def write_report(
@@ -55,44 +43,45 @@ def write_report(
     metrics: dict[str, Metric],
     sr_root: Path,
     title: str,
-    extras: Extras = NO_EXTRAS,
+    extra_pictures: ExtraPictures = NO_EXTRA_PICTURES,
 ) -> None:
-    """Write the report of some weights on some benchmarks: tables, scatter plots, and every image to be compared.
+    """Write the report: tables, scatter plots, and a viewer that compares the images.
 
-    Pictures are put into the file up to a limit, the worst images of each benchmark first; the others keep their
-    scores, and the report says where they lie. An image that none of the weights upscaled is not in it.
+    Pictures are embedded up to a limit, the worst images of each benchmark first. For the other images, the report has
+    the scores and the paths of the files. Images that no candidate upscaled are left out.
 
     Args:
         path: of the HTML file.
-        results: one for each weights, at least one; all of them have all `benchmarks`.
+        results: one for each candidate, at least one; all of them contain all `benchmarks`.
         sr_root: the folder of the SR images, `label/benchmark/image.png`.
-        extras: further pictures; they count towards the limit.
+        extra_pictures: of each image; they count towards the limit.
 
     Raises:
         WriteError: the file cannot be written.
         UserError: an image cannot be read.
     """
     has_ground_truth = any(benchmark.has_ground_truth for benchmark in benchmarks)
-    versions = _Versions(results, extras if has_ground_truth else NO_EXTRAS, has_ground_truth=has_ground_truth)
+    extras = extra_pictures if has_ground_truth else NO_EXTRA_PICTURES
+    versions = _Versions(results, extras, has_ground_truth=has_ground_truth)
     sections = [_Section(benchmark, results, metrics, sr_root) for benchmark in benchmarks]
-    # The top of the page says what became of every picture: until it is written, they wait in a file.
+    # The top of the page needs the numbers of all pictures: until it is written, they are in a temporary file.
     with atomic_writer(path) as page, tempfile.TemporaryFile(dir=path.parent) as pictures:
         album = _Album(pictures)
-        for subject in _in_turn([section.worst_first(versions.judged) for section in sections]):
-            subject.pictures = versions.embed(subject, album)
+        for entry in _alternate([section.worst_first(versions.ranked_by) for section in sections]):
+            entry.pictures = versions.embed(entry, album)
         pictures.seek(0)
-        described = [section.described(path.parent) for section in sections]
-        _write_page(page, {"title": title, **versions.described(), "benchmarks": described}, pictures)
+        benchmarks_json = [section.as_json(path.parent) for section in sections]
+        _write_page(page, {"title": title, **versions.as_json(), "benchmarks": benchmarks_json}, pictures)
 
 
 @dataclass
-class _Subject:
-    """An image, what was made of it, and what the page shows of that."""
+class _ImageEntry:
+    """An image, its results, and its pictures in the report."""
 
     image: BenchmarkImage
-    sr: list[Path | None]  # of each of the weights
-    scores: list[dict[str, float]]  # of each of the weights
-    pictures: dict[str, Any] | None = None  # None: left out of the report
+    sr: list[Path | None]  # of each candidate
+    scores: list[dict[str, float]]  # of each candidate
+    pictures: dict[str, Any] | None = None  # None: not embedded
 
 
 class _Section:
@@ -104,27 +93,27 @@ class _Section:
         images = [result.benchmarks[self._name].images for result in results]
         scored = {metric for scores in images for row in scores.values() for metric in row}
         self._metrics = {name: metric for name, metric in metrics.items() if name in scored}
-        self._subjects = []
+        self._entries = []
         for image in benchmark.images:
             files = [sr_root / result.label / self._name / f"{image.name}.png" for result in results]
             sr = [file if file.is_file() else None for file in files]
             if any(sr):
-                self._subjects.append(_Subject(image, sr, [scores.get(image.name, {}) for scores in images]))
+                self._entries.append(_ImageEntry(image, sr, [scores.get(image.name, {}) for scores in images]))
 
-    def worst_first(self, judged: int) -> list[_Subject]:
-        """The images by their first metric, as the weights of this number have it; those without it come last."""
+    def worst_first(self, candidate: int) -> list[_ImageEntry]:
+        """The images sorted by the first metric of a candidate; those without a score come last."""
         if not self._metrics:
-            return self._subjects
+            return self._entries
         metric = next(iter(self._metrics.values()))
 
-        def rank(subject: _Subject) -> tuple[bool, float]:
-            score = subject.scores[judged].get(metric.name, math.nan)
+        def rank(entry: _ImageEntry) -> tuple[bool, float]:
+            score = entry.scores[candidate].get(metric.name, math.nan)
             return (True, 0) if math.isnan(score) else (False, -score if metric.lower_is_better else score)
 
-        return sorted(self._subjects, key=rank)
+        return sorted(self._entries, key=rank)
 
-    def described(self, folder: Path) -> dict[str, Any]:
-        """What the page in this folder has to know."""
+    def as_json(self, folder: Path) -> dict[str, Any]:
+        """The data for a page in this folder."""
         fields = ("name", "title", "decimals", "lower_is_better")
         return {
             "name": self._name,
@@ -145,28 +134,28 @@ class _Section:
             ],
             "images": [
                 {
-                    "name": subject.image.name,
-                    "scores": [{name: _number(score) for name, score in row.items()} for row in subject.scores],
-                    "files": [os.path.relpath(file, folder) for file in subject.sr if file],
-                    "pictures": subject.pictures,
+                    "name": entry.image.name,
+                    "scores": [{name: _number(score) for name, score in row.items()} for row in entry.scores],
+                    "files": [os.path.relpath(file, folder) for file in entry.sr if file],
+                    "pictures": entry.pictures,
                 }
-                for subject in self._subjects
+                for entry in self._entries
             ],
         }
 
 
 class _Versions:
-    """What can be compared of an image: LR, bicubic, SR of each of the weights, HR, and further pictures of it."""
+    """The versions of each image: LR, bicubic, SR of each candidate, HR, and extra pictures."""
 
-    def __init__(self, results: list[Result], extras: Extras, *, has_ground_truth: bool):
+    def __init__(self, results: list[Result], extras: ExtraPictures, *, has_ground_truth: bool):
         self._results, self._extras = results, extras
         self._adds_bicubic = all(result.source != "bicubic" for result in results)
         self._has_ground_truth = has_ground_truth
-        # The weights whose worst images come first: bicubic's are of interest only where there are no others.
-        self.judged = next((number for number, result in enumerate(results) if result.source != "bicubic"), 0)
+        # The candidate whose worst images come first: bicubic only if there are no others.
+        self.ranked_by = next((number for number, result in enumerate(results) if result.source != "bicubic"), 0)
 
-    def described(self) -> dict[str, Any]:
-        """What the page has to know."""
+    def as_json(self) -> dict[str, Any]:
+        """The data for the page."""
         before = ["LR", "bicubic"] if self._adds_bicubic else ["LR"]
         compared = [*before, *(result.label for result in self._results), *["HR"] * self._has_ground_truth]
         after_lr = [*["bicubic"] * self._adds_bicubic, *(result.source for result in self._results)]
@@ -176,32 +165,32 @@ class _Versions:
             "compared": len(compared),
             "note": self._extras.note,
             "references": [len(compared) - 1, bicubic] if self._has_ground_truth else [bicubic],
-            "judged": self.judged,
+            "ranked_by": self.ranked_by,
             "weights": [
                 {"label": result.label, "about": result.about, "source": result.source, "version": len(before) + number}
                 for number, result in enumerate(self._results)
             ],
         }
 
-    def embed(self, subject: _Subject, album: "_Album") -> dict[str, Any] | None:
-        """Put an image into the album in all versions; None where it has no place there."""
-        sizes = [image_size(file) for file in subject.sr if file]
-        if album.full or max(height * width for height, width in sizes) > LARGEST_PX:
+    def embed(self, entry: _ImageEntry, album: "_Album") -> dict[str, Any] | None:
+        """Add all versions of an image to the album; None if it is too large or the album is full."""
+        sizes = [image_size(file) for file in entry.sr if file]
+        if album.full or max(height * width for height, width in sizes) > MAX_PX:
             return None
-        lr = read_rgb(subject.image.lr)
-        hr = None if subject.image.hr is None else read_rgb(subject.image.hr)
+        lr = read_rgb(entry.image.lr)
+        hr = None if entry.image.hr is None else read_rgb(entry.image.hr)
         scale = round(sizes[0][0] / lr.shape[0])
         height, width = sizes[0]
-        if hr is not None:  # scored is what both have
+        if hr is not None:  # scores are of the area that both share
             hr = hr[:height, :width]
             height, width, _ = hr.shape
         pngs = [_png(lr)]
         if self._adds_bicubic:
             pngs.append(_png(imresize(lr, scale=scale)))
-        pngs += [None if file is None else file.read_bytes() for file in subject.sr]
+        pngs += [None if file is None else file.read_bytes() for file in entry.sr]
         if self._has_ground_truth:
             pngs.append(None if hr is None else _png(hr))
-        pngs += self._drawn(subject, hr)
+        pngs += self._extra_pngs(entry, hr)
         numbers = album.add(pngs)
         if numbers is None:
             return None
@@ -212,29 +201,28 @@ class _Versions:
             "thumbnail": _thumbnail(lr if hr is None else hr),
         }
 
-    def _drawn(self, subject: _Subject, hr: np.ndarray | None) -> list[bytes | None]:
-        """The further pictures of an image."""
+    def _extra_pngs(self, entry: _ImageEntry, hr: np.ndarray | None) -> list[bytes | None]:
         if hr is None or not self._extras.titles:
             return [None] * len(self._extras.titles)
-        drawn = self._extras.draw(hr, [None if file is None else read_rgb(file) for file in subject.sr])
+        drawn = self._extras.draw(hr, [None if file is None else read_rgb(file) for file in entry.sr])
         return [None if picture is None else _png(picture) for picture in drawn]
 
 
 class _Album:
-    """The pictures of a report, numbered, in the order in which they were added."""
+    """The pictures of a report, numbered in the order in which they are added."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self._count = 0
-        self._left_bytes = PICTURES_LIMIT_BYTES
+        self._left_bytes = MAX_PICTURE_BYTES
 
     @property
     def full(self) -> bool:
-        """Whether no picture is taken any more."""
+        """Whether the limit is reached."""
         return self._left_bytes < 0
 
     def add(self, pngs: list[bytes | None]) -> list[int | None] | None:
-        """The numbers of the pictures (None for None); None where they do not fit, nor any after them."""
+        """Add pictures, of which some may be None; returns their numbers, or None if they do not fit."""
         self._left_bytes -= sum(len(png) for png in pngs if png is not None)
         return None if self.full else [None if png is None else self._write(png) for png in pngs]
 
@@ -246,14 +234,14 @@ class _Album:
         return self._count
 
 
-def _in_turn(lists: list[list[_Subject]]) -> Iterator[_Subject]:
-    """The first of each list, then the second of each, ...: a limit is shared evenly."""
+def _alternate(lists: list[list[_ImageEntry]]) -> Iterator[_ImageEntry]:
+    """The first of each list, then the second of each, ..., so that benchmarks share the limit evenly."""
     for row in itertools.zip_longest(*lists):
-        yield from (subject for subject in row if subject is not None)
+        yield from (entry for entry in row if entry is not None)
 
 
 def _number(score: float) -> float | str:
-    """A score for JSON, which has no infinity: JavaScript's Number() makes one of the word."""
+    """A score for JSON, which has no infinity: JavaScript's Number() parses this word."""
     if math.isfinite(score):
         return score
     return "Infinity" if score > 0 else "NaN"
@@ -266,7 +254,7 @@ def _png(rgb: np.ndarray) -> bytes:
 
 
 def _thumbnail(rgb: np.ndarray) -> str:
-    """A small JPEG file of an image, as a data URL."""
+    """A small JPEG as a data URL."""
     small, buffer = Image.fromarray(rgb), BytesIO()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     small.save(buffer, "JPEG", quality=80)
@@ -274,11 +262,11 @@ def _thumbnail(rgb: np.ndarray) -> str:
 
 
 def _write_page(page: BinaryIO, report: dict[str, Any], pictures: BinaryIO) -> None:
-    """Write the page with its style, its script, what it has to know, and the blocks of the pictures."""
+    """Write the page with its style, script, data and pictures."""
     top, bottom = PAGE.read_text("utf-8").split("{{pictures}}")
     top = top.replace("{{style}}", PAGE.with_suffix(".css").read_text("utf-8"))
     top = top.replace("{{script}}", PAGE.with_suffix(".js").read_text("utf-8"))
-    # Names are in it: last, so that nothing in them is replaced; and none of them ends the block, for "<" is escaped.
+    # Last, so that nothing in names is replaced. "<" is escaped, so that no name ends the script block.
     top = top.replace("{{report}}", json.dumps(report, allow_nan=False).replace("<", "\\u003c"))
     page.write(top.encode())
     shutil.copyfileobj(pictures, page)

@@ -1,13 +1,13 @@
 "use strict";
 
-/* What the page knows was written by utils/report.py:
-   {title, weights: [{label, about, source, version}], judged: one of the weights, versions: ["LR", ..., "HR", ...],
-    compared: how many of them show the image itself (the others are further pictures, of which note tells),
-    references: the versions of HR, if any, and of bicubic, benchmarks: [{name, metrics: [{name, title, decimals,
-    lower_is_better}], tables: [{title, columns, rows: [{name, cells: [{text, best}], aside}], caption}], remarks,
-    images: [{name, scores: [of each weights, by metric], files, pictures: null where they were left out, or
-    {numbers: [of each version, null where it is not there], size: [width, height], scale, thumbnail}}]}]}
-   Names are data: they become text, never markup. */
+/* The data, written by html_page.py:
+   {title, weights: [{label, about, source, version}], ranked_by: index of the weights that sort the images at first,
+    versions: ["LR", ..., "HR", ...], compared: how many of them show the image itself (the others are extra pictures,
+    explained by note), references: the versions of HR, if any, and of bicubic, benchmarks: [{name, metrics: [{name,
+    title, decimals, lower_is_better}], tables: [{title, columns, rows: [{name, cells: [{text, best}], aside}],
+    caption}], remarks, images: [{name, scores: [of each weights, by metric], files, pictures: null if not embedded, or
+    {numbers: [of each version, null if missing], size: [width, height], scale, thumbnail}}]}]}
+   Names become text, never markup. */
 const report = JSON.parse(document.getElementById("report").textContent);
 const pageIsRead = new Promise(done => document.addEventListener("DOMContentLoaded", done));
 const names = new Intl.Collator(undefined, {numeric: true});
@@ -24,7 +24,7 @@ const colour = weights => `--colour: var(--series-${weights % 8})`;
 const swatch = weights =>
   element("span", {className: "swatch", style: colour(weights), ariaHidden: "true", textContent: "●\u00a0"});
 
-// JSON has no infinity: it comes as the word, and a score that is not there does not come.
+// JSON has no infinity, which is passed as a string. Missing scores have no entry.
 const score = (image, weights, metric) => Number(image.scores[weights][metric.name] ?? NaN);
 
 function asText(value, metric) {
@@ -69,17 +69,17 @@ function fillImages(table, benchmark) {
   const columns = report.weights.flatMap((_, weights) => metrics.map(metric => ({weights, metric})));
   const edge = metric => (metric === metrics[0] ? "edge" : "");
   const sorted = {column: null, bestFirst: false};
-  benchmark.shown = [...benchmark.images]; // as the table shows them, and the viewer follows
+  benchmark.shown = [...benchmark.images]; // in the order of the table, which the viewer uses too
 
   const groups = report.weights.map(({label}, number) =>
     element("th", {scope: "colgroup", className: "edge", colSpan: metrics.length, title: label},
       swatch(number), label));
   const headers = [null, ...columns].map(column => {
-    const button = element("button", {title: "by name", textContent: "Image", onclick: () => sort(column)});
+    const button = element("button", {title: "sort by name", textContent: "Image", onclick: () => sort(column)});
     if (!column) return element("th", {scope: "col"}, button);
     const {weights, metric} = column;
     const ariaLabel = `${metric.title} of ${report.weights[weights].label}`;
-    Object.assign(button, {title: "worst first, then best first", textContent: metric.title, ariaLabel});
+    Object.assign(button, {title: "sort worst first, then best first", textContent: metric.title, ariaLabel});
     return element("th", {scope: "col", className: edge(metric)}, button);
   });
   if (metrics.length) table.tHead.append(element("tr", {}, element("th"), ...groups));
@@ -108,13 +108,14 @@ function fillImages(table, benchmark) {
     });
   }
 
-  sort(columns.find(({weights}) => weights === report.judged) ?? null);
+  sort(columns.find(({weights}) => weights === report.ranked_by) ?? null);
 }
 
 function byScore(a, b, {column: {weights, metric}, bestFirst}) {
   const [ofA, ofB] = [a, b].map(image => score(image, weights, metric));
   const rising = metric.lower_is_better === bestFirst ? 1 : -1;
-  return Number.isNaN(ofA) - Number.isNaN(ofB) || rising * ((ofA > ofB) - (ofA < ofB)); // without a score: last
+  // Images without a score come last.
+  return Number.isNaN(ofA) - Number.isNaN(ofB) || rising * ((ofA > ofB) - (ofA < ofB));
 }
 
 function drawScatter(figure, benchmark) {
@@ -147,24 +148,24 @@ function drawScatter(figure, benchmark) {
   const [aside, upright] = [across.lower_is_better ? "←" : "→", up.lower_is_better ? "↓" : "↑"];
   draw("text", {x: right, y: bottom + 36, "text-anchor": "end"}, `${across.title}, better ${aside}`);
   draw("text", {x: 0, y: 14}, `${up.title}, better ${upright}`);
-  svg.setAttribute("aria-label", `${up.title} against ${across.title}, a dot for each image and weights`);
+  svg.setAttribute("aria-label", `${up.title} against ${across.title}, one dot for each image and weights`);
 
-  const say = point => {
+  const showCaption = point => {
     for (const {image, dot} of points) dot.classList.toggle("same", image === point?.image);
     caption.textContent = point ? `${point.image.name}, ${report.weights[point.weights].label}: ` +
       `${across.title} ${asText(point.x, across)}, ${up.title} ${asText(point.y, up)}` :
-      "A dot for each image; click it to see the image.";
+      "One dot for each image; click a dot to open the image.";
   };
   for (const point of points) {
     point.dot = draw("circle", {cx: x.place(point.x), cy: y.place(point.y), r: 4.5, style: colour(point.weights)});
-    point.dot.onpointerenter = () => say(point);
-    point.dot.onpointerleave = () => say(null);
+    point.dot.onpointerenter = () => showCaption(point);
+    point.dot.onpointerleave = () => showCaption(null);
     point.dot.onclick = () => openViewer(benchmark, point.image, report.weights[point.weights].version);
   }
-  say(null);
+  showCaption(null);
 }
 
-// Where values lie between two places, and a few round ticks.
+// A linear scale from values to positions, and its ticks at round values.
 function axis(values, from, to) {
   const span = Math.max(...values) - Math.min(...values);
   const margin = span * .06 || Math.abs(values[0]) * .05 || 1;
@@ -179,16 +180,16 @@ function axis(values, from, to) {
 }
 
 
-/* ---- The viewer: versions of one image, all seen through the same zoom and pan ---- */
+/* ---- The viewer: versions of one image, with the same zoom and pan ---- */
 
 const [viewer, frame, stage, handle] = ["viewer", "frame", "stage", "handle"].map(byId);
-const {version: judged} = report.weights[report.judged];
+const {version: first} = report.weights[report.ranked_by];
 const view = {
   benchmark: null, image: null, urls: new Map(), // of the image's pictures, by number
-  mode: "wipe", left: judged - 1, right: judged, error: false,
-  zoom: 1, x: 0, y: 0, fitted: true, // CSS pixels for one of SR; the point of SR in the middle; until moved by hand
+  mode: "wipe", left: first - 1, right: first, error: false,
+  zoom: 1, x: 0, y: 0, fitted: true, // CSS pixels per SR pixel; SR point in the center; until zoomed or panned
   wipe: 50, gain: 4, // percent of the width; factor of the error map
-  turn: 0, // counts what was asked for
+  request: 0, // number of the latest request
 };
 
 function openViewer(benchmark, image, right = view.right) {
@@ -216,15 +217,15 @@ async function showImage(image) {
 
 const isThere = (image, version) => Number.isInteger(image.pictures?.numbers[version]);
 
-// Put the chosen versions on the stage once they are decoded: until then it shows what it showed, and nothing flickers.
+// Show the chosen versions once they are decoded. Until then the previous ones stay, which avoids flicker.
 async function arrange() {
   const {image} = view;
-  const turn = ++view.turn;
+  const request = ++view.request;
   const all = report.versions.map((_, version) => version).filter(version => isThere(image, version));
   const versions = view.mode === "grid" ? all : [view.left, view.right];
   stage.ariaBusy = "true";
   const layers = image.pictures ? await Promise.all(versions.map(layer)) : [notice(image)];
-  if (turn !== view.turn) return; // something else was asked for meanwhile
+  if (request !== view.request) return; // superseded meanwhile
   stage.ariaBusy = "false";
   stage.replaceChildren(...layers);
   viewer.dataset.mode = image.pictures ? view.mode : "nothing";
@@ -232,14 +233,14 @@ async function arrange() {
   for (const side of ["left", "right"]) byId(side).value = view[side];
   for (const [name, on] of [["wipe", view.mode === "wipe"], ["grid", view.mode === "grid"], ["error", view.error]])
     viewer.querySelector(`[data-do=${name}]`).ariaPressed = String(on);
-  look();
+  applyView();
 }
 
 async function layer(version) {
   const {image} = view;
-  const error = view.error && version < report.compared; // a further picture is no image to be compared
+  const error = view.error && version < report.compared; // extra pictures have no error map
   const [width, height] = image.pictures.size;
-  const reference = report.references.find(each => isThere(image, each)); // one for all versions of an image
+  const reference = report.references.find(each => isThere(image, each)); // the same for all versions of an image
   const shown = error ? [version, reference] : [version];
   const found = shown.every(each => isThere(image, each)) ? shown : [];
   const pictures = await Promise.all(found.map(each => picture(image, each)));
@@ -252,20 +253,20 @@ async function layer(version) {
   return element("figure", {className: "layer"},
     element("div", {className: "world", style: `width: ${width}px; height: ${height}px`},
       ...(error ? [difference(pictures, width, height)] : pictures)),
-    element("figcaption", {}, report.versions[version], ...(found.length ? text : [": there is none"])));
+    element("figcaption", {}, report.versions[version], ...(found.length ? text : [": not available"])));
 }
 
 async function picture(image, version) {
   const {numbers, scale} = image.pictures;
   const made = element("img", {alt: `${image.name}, ${report.versions[version]}`, draggable: false});
   made.src = await urlOf(numbers[version]);
-  await made.decode().catch(() => {}); // of a damaged file the browser shows the text
+  await made.decode().catch(() => {}); // for a damaged file, the browser shows the alt text
   const enlarged = version === 0 ? scale : 1; // LR
   [made.width, made.height] = [made.naturalWidth * enlarged, made.naturalHeight * enlarged];
   return made;
 }
 
-// Made at full size: pictures that are shrunk first differ by less.
+// Computed at full size: shrinking first would reduce the difference.
 function difference(pictures, width, height) {
   const canvas = element("canvas", {width, height, role: "img", ariaLabel: "Error map"});
   const context = canvas.getContext("2d");
@@ -291,12 +292,12 @@ async function makeUrl(number) {
 function notice(image) {
   const files = image.files.map(file => element("code", {textContent: file}));
   return element("div", {className: "notice"},
-    element("p", {textContent: `The pictures of ${image.name} were left out, to keep this report at a size that a ` +
-      "browser opens. Beside the report, SR lies in"}), ...files);
+    element("p", {textContent: `The pictures of ${image.name} are not embedded, to limit the size of this ` +
+      "report. The SR images are in"}), ...files);
 }
 
-// What is seen of the pictures, as style: every layer follows the same variables.
-function look() {
+// Set zoom, pan and wipe as style variables, which all layers share.
+function applyView() {
   if (!stage.hasChildNodes()) return;
   const [width, height] = view.image.pictures?.size ?? [1, 1];
   const box = frame.getBoundingClientRect();
@@ -306,7 +307,7 @@ function look() {
   if (view.fitted) {
     const layer = stage.firstElementChild.getBoundingClientRect();
     const fit = Math.min(layer.width / width, layer.height / height);
-    Object.assign(view, {zoom: fit > 1 ? Math.floor(fit) : fit, x: width / 2, y: height / 2}); // whole pixels
+    Object.assign(view, {zoom: fit > 1 ? Math.floor(fit) : fit, x: width / 2, y: height / 2}); // integer factor
   }
   view.x = clamp(view.x, 0, width);
   view.y = clamp(view.y, 0, height);
@@ -320,7 +321,7 @@ function look() {
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-// Zoom, while what lies at a place of the window (of the first layer, unless given: its middle) stays there.
+// Zoom around a point of the window; by default around the center of the first layer.
 function zoomBy(factor, clientX, clientY) {
   const boxes = [...stage.children].map(layer => layer.getBoundingClientRect());
   const box = boxes.find(({left, right, top, bottom}) =>
@@ -331,15 +332,15 @@ function zoomBy(factor, clientX, clientY) {
   moveBy(x / view.zoom - x / before, y / view.zoom - y / before);
 }
 
-// By pixels of SR, to the right and down.
+// Pan by SR pixels, to the right and down.
 function moveBy(x, y) {
   Object.assign(view, {x: view.x - x, y: view.y - y, fitted: false});
-  look();
+  applyView();
 }
 
 function wipeTo(percent) {
   view.wipe = clamp(percent, 0, 100);
-  look();
+  applyView();
 }
 
 function choose(changes) {
@@ -356,19 +357,20 @@ const actions = {
   error: () => choose({error: !view.error}),
   zoomIn: () => zoomBy(2),
   zoomOut: () => zoomBy(1 / 2),
-  fit: () => { view.fitted = true; look(); },
+  fit: () => { view.fitted = true; applyView(); },
   help: () => byId("help").togglePopover(),
 };
-const keys = { // Esc is the dialog's own
+const keys = { // Esc is handled by the dialog
   ArrowLeft: "previous", ArrowRight: "next", w: "wipe", g: "grid", e: "error",
   "+": "zoomIn", "=": "zoomIn", "-": "zoomOut", 0: "fit", "?": "help",
 };
 
 viewer.addEventListener("click", event => actions[event.target.closest("[data-do]")?.dataset.do]?.());
 viewer.addEventListener("keydown", event => {
-  const itsOwn = event.target.matches("select") || (event.target === byId("gain") && event.key.startsWith("Arrow"));
-  if (event.ctrlKey || event.metaKey || event.altKey || itsOwn) return;
-  const digit = Number(/^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1]); // the key: with Shift it types another sign
+  const ownKeys = event.target.matches("select") || (event.target === byId("gain") && event.key.startsWith("Arrow"));
+  if (event.ctrlKey || event.metaKey || event.altKey || ownKeys) return;
+  // The code, because with Shift the key is another character.
+  const digit = Number(/^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1]);
   const wiping = event.target === handle && {ArrowLeft: -2, ArrowRight: 2}[event.key];
   if (wiping) wipeTo(view.wipe + wiping);
   else if (digit <= report.versions.length) choose({mode: "wipe", [event.shiftKey ? "right" : "left"]: digit - 1});
@@ -380,14 +382,14 @@ for (const side of ["left", "right"]) {
   byId(side).append(...report.versions.map((name, version) => new Option(`${version + 1}  ${name}`, version)));
   byId(side).onchange = event => {
     choose({mode: "wipe", [side]: Number(event.target.value)});
-    frame.focus(); // or the arrow keys would go on choosing
+    frame.focus(); // otherwise the arrow keys would change the selection
   };
 }
-byId("gain").oninput = event => { view.gain = 2 ** event.target.value; look(); };
-new ResizeObserver(look).observe(frame);
+byId("gain").oninput = event => { view.gain = 2 ** event.target.value; applyView(); };
+new ResizeObserver(applyView).observe(frame);
 
 handle.onpointerdown = event => {
-  event.preventDefault(); // the focus, and with it the arrow keys, stay where they are
+  event.preventDefault(); // keeps the focus
   handle.setPointerCapture(event.pointerId);
 };
 handle.onpointermove = event => {
@@ -417,7 +419,7 @@ stage.addEventListener("wheel", event => {
 }, {passive: false});
 
 
-/* ---- All of it is put in its place ---- */
+/* ---- Fill the page ---- */
 
 document.title = report.title;
 document.querySelector("h1").textContent = report.title;

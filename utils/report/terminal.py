@@ -1,4 +1,4 @@
-"""The tables of results, on a terminal."""
+"""The tables of results on the terminal."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result, ScoreTable, score_tables
+from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.report.tables import ScoreTable, score_tables
 
-NAME_WIDTH = 20  # characters for the names of weights, before cells are broken over lines; longer names are folded
+NAME_WIDTH = 20  # characters for names; where less is left, the cells are broken into lines
 GAP_WIDTH = 3  # between columns
 
 
 def terminal_tables(results: list[Result], metrics: dict[str, Metric]) -> Iterator["TerminalTable"]:
-    """Scores beside the published ones; and where there are several weights, their differences to the first."""
+    """The `score_tables`, to be printed by rich."""
     return map(TerminalTable, score_tables(results, metrics))
 
 
 @dataclass(frozen=True)
 class TerminalTable:
-    """A table that fits its terminal: names give way first, then cells are broken; a number is only the last resort."""
+    """A table that fits the width of the terminal: names are folded first, then cells are broken into lines."""
 
     scores: ScoreTable
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """What rich prints."""
+        """Called by rich."""
         for breaks in ("", " ", " ,"):
             columns = [[_broken(text, breaks) for text in column] for column in self._columns()]
             widths = [max(cell_len(line) for text in column for line in text.split("\n")) for column in columns]
@@ -38,7 +39,7 @@ class TerminalTable:
         yield self._table(breaks)
 
     def _columns(self) -> Iterator[tuple[str, ...]]:
-        """The texts of each column, its header first."""
+        """The texts of each column, with the header first."""
         rows = [row for rows in self.scores.sections.values() for row in rows]
         return zip(self.scores.columns, *([cell.text for cell in row.cells] for row in rows), strict=True)
 
@@ -65,7 +66,7 @@ class TerminalTable:
 
 
 def _broken(text: str, breaks: str) -> str:
-    """A text with a new line after each of these characters."""
+    """A text with a line break after each of these characters."""
     for character in breaks:
         text = text.replace(character, f"{character.strip()}\n")
     return text

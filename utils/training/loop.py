@@ -30,7 +30,8 @@ from sed_sr.utils.runtime.signals import wish_to_stop
 from sed_sr.utils.training.gan_monitor import GanMonitor
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.training.run_log import SilentLog
-from sed_sr.utils.visualization.pictures import MIN_PX, views
+from sed_sr.utils.visualization.discriminator_views import MIN_PX
+from sed_sr.utils.visualization.pictures import discriminator_pictures
 from sed_sr.utils.weights import checkpoint
 
 PREVIEW_IMAGES = 4  # of each benchmark, in TensorBoard
@@ -354,7 +355,7 @@ class TrainLoop:
             return
         discriminator, extractor = self.train_step.discriminator, self.train_step.extractor
         with self.train_step.autocast():  # the extractor's weights are kept in the type of the forward passes
-            seen = views(discriminator, extractor, hr=hr, sr={"SR": to_array(to_uint8(sr))})
+            seen = discriminator_pictures(discriminator, extractor, hr=hr, sr={"SR": to_array(to_uint8(sr))})
         pictures = {
             "semantics": seen.semantics,
             "attention": seen.attention,

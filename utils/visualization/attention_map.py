@@ -1,14 +1,14 @@
-"""Show what a discriminator sees in an image: the semantics it is given, where it attends, what it takes for real.
+"""Draw what a discriminator sees in an image: semantic features, attention maps, and what it takes for real.
 
-The semantics of a place ask, the image features of all places answer: the attention of a point tells where in the image
-a fusion block of SeD looks, to judge that point. Points that are not given are those whose semantics differ most.
+In the cross-attention of SeD, queries come from the semantics, keys and values from the image features. The attention
+map of a point shows which image features a fusion block uses there. Default points are those with the most distinct
+semantics.
 
-    python -m utils.attention_map --weights_d checkpoint/run/states/state_000300000.pth --image photo.png
+    python -m utils.visualization.attention_map --weights_d checkpoint/run/states/state_000300000.pth --image photo.png
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,26 +20,18 @@ from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import unless_out_of_memory
 from sed_sr.utils.visualization.discriminator_file import Judge, open_judge
-from sed_sr.utils.visualization.discriminator_views import Look, Point, attending_blocks, look, telling_points
+from sed_sr.utils.visualization.discriminator_views import Point, Views, discriminator_views, shown_part
 from sed_sr.utils.visualization.figure import INFERNO, VIRIDIS, Panel, Scale, draw
-from sed_sr.utils.visualization.pictures import (
-    attention_picture,
-    marked,
-    middle,
-    real_picture,
-    semantics_picture,
-    to_batch,
-)
+from sed_sr.utils.visualization.pictures import attention_picture, mark_point, real_picture, semantics_picture
 
-TELLING_POINTS = 4
-LEFT_AWAY_PX = 3  # of HR at most, which SR may lack where LR was made of whole blocks of it
+DEFAULT_POINTS = 4
+MAX_MISSING_PX = 3  # by which SR may be smaller than HR: HR is cropped to a multiple of the scale before it is shrunk
 FILES = ("overview.png", "attention.png", "semantics.png", "real_fake.png")
-BELIEF = Scale(VIRIDIS, "0 fake", "real 1")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.attention_map",
+        prog="python -m utils.visualization.attention_map",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -47,13 +39,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weights_d", "--weights-d", type=Path, required=True, metavar="STATE",
                         help="training state, checkpoint/<run>/states/state_*.pth")  # fmt: skip
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="HR image")
-    parser.add_argument("--sr", type=Path, metavar="FILE", help="SR image of it, to compare what is taken for real")
+    parser.add_argument("--sr", type=Path, metavar="FILE", help="SR image of it, for real/fake maps of both")
     parser.add_argument("--point", type=int, nargs=2, action="append", metavar=("X", "Y"),
-                        help="pixel of the image, from the left and from the top; any number of times "
-                        f"(default: {TELLING_POINTS} whose semantics differ most)")  # fmt: skip
-    parser.add_argument("--block", type=int, choices=(1, 2, 3), help="this fusion block alone")
+                        help="pixel of the image, from the left and from the top; may be repeated "
+                        f"(default: {DEFAULT_POINTS} points of distinct semantics)")  # fmt: skip
+    parser.add_argument("--block", type=int, choices=(1, 2, 3), help="only this fusion block")
     parser.add_argument("--pretrained_root", type=Path, metavar="FOLDER",
-                        help="of the pretrained weights (default: the run's)")  # fmt: skip
+                        help="folder of the pretrained weights (default: the run's)")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: results/<image>_attention")
     return parser.parse_args()
 
@@ -61,128 +53,123 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     output = arguments.output or Path("results") / f"{arguments.image.stem}_attention"
-    refuse_loss(output, arguments)
-    scene = open_scene(arguments.image, arguments.sr, arguments.point)
+    for source in filter(None, (arguments.image, arguments.sr)):
+        if source.resolve() in [(output / name).resolve() for name in FILES]:
+            raise UserError(f"{source} would be overwritten; give another --output than {output}")
+    hr, sr = read_images(arguments.image, arguments.sr)
+    about = check_points(arguments.point or (), hr, arguments.image)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judge = open_judge(arguments.weights_d, device=device, pretrained_root=arguments.pretrained_root)
-    print(f"{arguments.weights_d}: {judge.about}")
-    print(f"{arguments.image}: {scene.about}")
-    made = unless_out_of_memory(partial(pictures, judge, scene, arguments.block, device))
-    if made is None:
-        raise UserError(f"{device} ran out of memory on {arguments.image}; cut a smaller image out of it")
-    for name, picture in made.items():
-        write_image(output / name, picture)
+    trained = open_judge(arguments.weights_d, device=device, pretrained_root=arguments.pretrained_root)
+    print(f"{arguments.weights_d}: {trained.about}")
+    print(about)
+    compute = partial(draw_figures, trained, hr, sr, points=arguments.point, block=arguments.block)
+    figures = unless_out_of_memory(compute)
+    if figures is None:
+        raise UserError(f"out of memory on {device} for {arguments.image}; give a smaller image")
+    for name, figure in figures.items():
+        write_image(output / name, figure)
         print(output / name)
     return 0
 
 
-def refuse_loss(output: Path, arguments: argparse.Namespace) -> None:
-    """Raise UserError where a picture would take the place of an image that was given."""
-    for given in filter(None, (arguments.image, arguments.sr)):
-        if given.resolve() in [(output / name).resolve() for name in FILES]:
-            raise UserError(f"{given} would be written over; give another --output than {output}")
+def read_images(image: Path, sr: Path | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Read HR, and SR if given, and crop HR to the size of SR.
 
-
-@dataclass(frozen=True)
-class Scene:
-    """What is shown to a discriminator."""
-
-    hr: np.ndarray  # (H, W, 3) uint8, of sides that it takes
-    sr: np.ndarray | None  # of the same size
-    corner: Point  # of `hr` in the image
-    points: list[Point] | None  # in `hr`; None: none were given
-    about: str
-
-
-def open_scene(image: Path, sr: Path | None, points: Sequence[Sequence[int]] | None) -> Scene:
-    """Read the images and cut them to what a discriminator takes.
-
-    Raises UserError where an image cannot be read or is too small, SR is no SR of it, or a point lies outside.
+    Raises UserError if an image cannot be read, or SR does not have the size of an SR image of HR.
     """
     hr_pixels = read_rgb(image)
-    height, width = hr_pixels.shape[:2]
-    sr_pixels = None if sr is None else read_rgb(sr)
-    if sr_pixels is not None:
-        lacking = [whole - side for whole, side in zip(hr_pixels.shape[:2], sr_pixels.shape[:2], strict=True)]
-        if not all(0 <= each <= LEFT_AWAY_PX for each in lacking):
-            raise UserError(
-                f"{sr} has {sr_pixels.shape[1]}x{sr_pixels.shape[0]} pixels, but an SR image of {image} has "
-                f"{width}x{height}"
-            )
-        height, width = sr_pixels.shape[:2]
+    if sr is None:
+        return hr_pixels, {}
+    sr_pixels = read_rgb(sr)
+    (height, width), (sr_height, sr_width) = hr_pixels.shape[:2], sr_pixels.shape[:2]
+    if not (0 <= height - sr_height <= MAX_MISSING_PX and 0 <= width - sr_width <= MAX_MISSING_PX):
+        raise UserError(
+            f"{sr} has {sr_width}x{sr_height} pixels, but an SR image of {image} has {width}x{height} pixels"
+        )
+    return hr_pixels[:sr_height, :sr_width], {"SR": sr_pixels}
+
+
+def check_points(points: Sequence[Sequence[int]], hr: np.ndarray, image: Path) -> str:
+    """Check that the points lie in the part of the image that the discriminator accepts.
+
+    Returns:
+        A description of this part.
+
+    Raises:
+        UserError: a point lies outside, or the image is too small.
+    """
     try:
-        rows, columns = middle(height, width)
+        rows, columns = shown_part(*hr.shape[:2])
     except UserError as error:
         raise UserError(f"{image}: {error}") from None
-    for x, y in points or ():
+    bounds = f"x from {columns.start} to {columns.stop - 1}, y from {rows.start} to {rows.stop - 1}"
+    for x, y in points:
         if not (columns.start <= x < columns.stop and rows.start <= y < rows.stop):
-            raise UserError(
-                f"--point {x} {y} is outside of what is shown of {image}: x from {columns.start} to "
-                f"{columns.stop - 1}, y from {rows.start} to {rows.stop - 1}"
-            )
-    shown = (columns.stop - columns.start, rows.stop - rows.start)
-    about = "{}x{} pixels".format(*shown)
-    if shown != hr_pixels.shape[1::-1]:
-        about = (
-            f"the middle {about} of its {hr_pixels.shape[1]}x{hr_pixels.shape[0]} (a discriminator takes multiples of "
-            "16, and 2^20 pixels are shown at most)"
-        )
-    return Scene(
-        hr=hr_pixels[rows, columns],
-        sr=None if sr_pixels is None else sr_pixels[rows, columns],
-        corner=(columns.start, rows.start),
+            raise UserError(f"--point {x} {y} is outside of the part of {image} that is shown: {bounds}")
+    return f"{image}: the part that is shown has {bounds}"
+
+
+def draw_figures(
+    trained: Judge,
+    hr: np.ndarray,
+    sr: dict[str, np.ndarray],
+    *,
+    points: Sequence[Sequence[int]] | None,
+    block: int | None,
+) -> dict[str, np.ndarray]:
+    """All figures by file name, (H, W, 3) uint8; prints why one is missing."""
+    rows, columns = shown_part(*hr.shape[:2])
+    views = discriminator_views(
+        trained.discriminator,
+        trained.extractor,
+        hr=hr,
+        sr=sr,
         points=None if points is None else [(x - columns.start, y - rows.start) for x, y in points],
-        about=about,
+        max_points=DEFAULT_POINTS,
+    )
+    images = {"HR": hr, **sr}
+    real = [
+        [Panel(name, images[name][views.part]), _real_panel(name, values, hr[views.part].shape[:2])]
+        for name, values in {"HR": views.real_hr, **views.real_sr}.items()
+    ]
+    figures, top, attention = {}, [panel for row in real for panel in row], []
+    if views.semantics is None:
+        print("this discriminator has no semantics and no attention")
+    else:
+        figures["semantics.png"] = semantics_picture(views.semantics, hr[views.part].shape[:2])
+        channels, grid_rows, grid_columns = views.semantics.shape[1:]
+        top.insert(1, Panel(f"semantics, {grid_columns}x{grid_rows} of {channels}", figures["semantics.png"]))
+        if views.attention:
+            attention = [
+                _attention_row(hr[views.part], views, number, block=block, corner=(columns.start, rows.start))
+                for number in range(len(views.points))
+            ]
+            figures["attention.png"] = draw(attention)
+        else:
+            print("this discriminator concatenates the semantics and has no attention")
+    return {**figures, "real_fake.png": draw(real), "overview.png": draw([top, *attention])}
+
+
+def _real_panel(name: str, real: np.ndarray, size: tuple[int, int]) -> Panel:
+    return Panel(
+        f"{name}: {real.mean():.0%} real on average", real_picture(real, size), Scale(VIRIDIS, "0 fake", "real 1")
     )
 
 
-def pictures(judge: Judge, scene: Scene, block: int | None, device: torch.device) -> dict[str, np.ndarray]:
-    """Everything that can be seen, by the name of its file, (H, W, 3) uint8; says what cannot."""
-    size, image = scene.hr.shape[:2], to_batch(scene.hr, device)
-    semantic = None if judge.extractor is None else judge.extractor(image)
-    points = scene.points
-    if points is None:
-        points = [] if semantic is None else telling_points(semantic, size, TELLING_POINTS)
-    at_hr = look(judge.discriminator, image, semantic, points)
-    belief = [[Panel("HR", scene.hr), _belief("HR", at_hr, size)]]
-    if scene.sr is not None:
-        at_sr = look(judge.discriminator, to_batch(scene.sr, device), semantic)
-        belief.append([Panel("SR", scene.sr), _belief("SR", at_sr, size)])
-    made, top, attention = {}, [panel for row in belief for panel in row], []
-    if semantic is None:
-        print("the discriminator is a plain one: it is given no semantics, and attends to nothing")
-    else:
-        made["semantics.png"] = semantics_picture(semantic, size)
-        channels, rows, columns = semantic.shape[1:]
-        top.insert(1, Panel(f"semantics, {columns}x{rows} of {channels}", made["semantics.png"]))
-        if attending_blocks(judge.discriminator):
-            attention = _attention_rows(scene, at_hr, points, block)
-            made["attention.png"] = draw(attention)
-        else:
-            print("the discriminator concatenates the semantics: there is no attention to see")
-    return {**made, "real_fake.png": draw(belief), "overview.png": draw([top, *attention])}
-
-
-def _belief(name: str, seen: Look, size: tuple[int, int]) -> Panel:
-    return Panel(f"{name}: {seen.real.mean():.0%} real on average", real_picture(seen.real, size), BELIEF)
-
-
-def _attention_rows(scene: Scene, seen: Look, points: Sequence[Point], block: int | None) -> list[list[Panel]]:
-    """For each point the image, and where the blocks look."""
-    names = [name for name in seen.attention if block is None or name == f"fusion{block}"]
-    rows = []
-    for number, point in enumerate(points):
-        x, y = (start + at for start, at in zip(scene.corner, point, strict=True))
-        row = [Panel(f"point {x} {y}", marked(scene.hr, point))]
-        for name in names:
-            attention = seen.attention[name][number]
-            # By how much it differs from the mean, which every position would get if all got the same.
-            low, high = (100 * (attention.numel() * value.item() - 1) for value in attention.aminmax())
-            title = f"{name} looks at ({attention.shape[1]}x{attention.shape[0]})"
+def _attention_row(image: np.ndarray, views: Views, number: int, *, block: int | None, corner: Point) -> list[Panel]:
+    """The image with a point, and the attention maps of the point in all blocks."""
+    point = views.points[number]
+    x, y = (start + at for start, at in zip(corner, point, strict=True))
+    row = [Panel(f"point {x} {y}", mark_point(image, point))]
+    for name, maps in views.attention.items():
+        if block is None or name == f"fusion{block}":
+            attention = maps[number]
+            # Relative to uniform attention, which is the mean.
+            low, high = (100 * (attention.size * float(value) - 1) for value in (attention.min(), attention.max()))
+            title = f"attention of {name} ({attention.shape[1]}x{attention.shape[0]})"
             scale = Scale(INFERNO, f"mean {low:+.4g} %", f"{high:+.4g} %")
-            row.append(Panel(title, attention_picture(scene.hr, attention, point), scale))
-        rows.append(row)
-    return rows
+            row.append(Panel(title, attention_picture(image, attention, point), scale))
+    return row
 
 
 if __name__ == "__main__":

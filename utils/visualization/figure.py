@@ -1,58 +1,46 @@
-"""Figures: pictures in rows, each with a title and, where colours stand for values, with a scale."""
+"""Figures: pictures in rows, each with a title and, for colour-coded values, a colour bar."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PANEL_PX = 320  # the longer side of a picture in a figure, small ones enlarged and large ones shrunk
-GAP_PX, TITLE_PX, SCALE_PX = 12, 26, 34  # between panels; height of a title, and of a scale with its words
+PANEL_PX = 320  # longer side of a picture in a figure; pictures are enlarged or shrunk to it
+GAP_PX, TITLE_PX, SCALE_PX = 12, 26, 34  # between panels; height of a title, and of a colour bar with its labels
 BAR_PX, FONT_PX = 12, 15
-LETTERS = ImageFont.load_default(FONT_PX)
-
-
-def _colour_map(colours: str) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex(colours), np.uint8).reshape(-1, 3)
-
-
-# Perceptually uniform colour maps (matplotlib's, CC0): RGB at equal steps from low to high.
-INFERNO = _colour_map(
-    "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 f8850f fca50a fac62d f2e661 fcffa4"
-)
-VIRIDIS = _colour_map(
-    "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e 1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725"
-)
+FONT = ImageFont.load_default(FONT_PX)
+INFERNO, VIRIDIS = cv2.COLORMAP_INFERNO, cv2.COLORMAP_VIRIDIS  # perceptually uniform
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What the colours of a picture stand for."""
+    """A colour bar."""
 
-    colours: np.ndarray  # INFERNO or VIRIDIS
-    low: str  # words below either end
+    colour_map: int  # INFERNO or VIRIDIS
+    low: str  # labels of both ends
     high: str
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture, (H, W, 3) uint8 RGB, and what is written above and below it."""
+    """A picture, (H, W, 3) uint8 RGB, with the title above and the colour bar below it."""
 
     title: str
     picture: np.ndarray
     scale: Scale | None = None
 
 
-def coloured(values: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """(H, W) float in [0, 1] -> (H, W, 3) uint8; what lies outside gets the colour of the nearer end."""
-    steps = np.linspace(0, 1, len(colours))
-    channels = [np.interp(values, steps, channel) for channel in colours.T]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+def apply_colour_map(values: np.ndarray, colour_map: int) -> np.ndarray:
+    """(H, W) float -> (H, W, 3) uint8; values are clipped to [0, 1]."""
+    levels = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+    return cv2.applyColorMap(levels, colour_map)[..., ::-1]  # OpenCV's order is BGR
 
 
 def draw(rows: Sequence[Sequence[Panel]]) -> np.ndarray:
     """The figure of these panels, (H, W, 3) uint8."""
-    drawn = [[_drawn(panel) for panel in row] for row in rows]
+    drawn = [[_draw_panel(panel) for panel in row] for row in rows]
     widths = [sum(panel.width + GAP_PX for panel in row) + GAP_PX for row in drawn]
     heights = [max(panel.height for panel in row) + GAP_PX for row in drawn]
     figure = Image.new("RGB", (max(widths), sum(heights) + GAP_PX), "white")
@@ -66,23 +54,23 @@ def draw(rows: Sequence[Sequence[Panel]]) -> np.ndarray:
     return np.array(figure)
 
 
-def _drawn(panel: Panel) -> Image.Image:
+def _draw_panel(panel: Panel) -> Image.Image:
     picture = Image.fromarray(panel.picture)
     factor = PANEL_PX / max(picture.size)
     size = [max(1, round(side * factor)) for side in picture.size]
-    # Cells of a map keep their edges where they are enlarged.
+    # Nearest: the cells of an enlarged map keep their edges.
     picture = picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
-    words_px = round(LETTERS.getlength(f"{panel.scale.low}    {panel.scale.high}")) if panel.scale else 0
-    below_px = max(picture.width, words_px)
-    width = max(below_px, round(LETTERS.getlength(panel.title)))
+    labels_px = round(FONT.getlength(f"{panel.scale.low}    {panel.scale.high}")) if panel.scale else 0
+    bar_px = max(picture.width, labels_px)
+    width = max(bar_px, round(FONT.getlength(panel.title)))
     drawn = Image.new("RGB", (width, TITLE_PX + picture.height + (SCALE_PX if panel.scale else 0)), "white")
-    draw = ImageDraw.Draw(drawn)
-    draw.text((0, TITLE_PX / 2), panel.title, "black", LETTERS, anchor="lm")
+    pen = ImageDraw.Draw(drawn)
+    pen.text((0, TITLE_PX / 2), panel.title, "black", FONT, anchor="lm")
     drawn.paste(picture, (0, TITLE_PX))
     if panel.scale:
         top = TITLE_PX + picture.height + 3
-        bar = coloured(np.linspace(0, 1, below_px)[None].repeat(BAR_PX, axis=0), panel.scale.colours)
+        bar = apply_colour_map(np.linspace(0, 1, bar_px)[None].repeat(BAR_PX, axis=0), panel.scale.colour_map)
         drawn.paste(Image.fromarray(bar), (0, top))
-        draw.text((0, top + BAR_PX + 2), panel.scale.low, "black", LETTERS)
-        draw.text((below_px, top + BAR_PX + 2), panel.scale.high, "black", LETTERS, anchor="ra")
+        pen.text((0, top + BAR_PX + 2), panel.scale.low, "black", FONT)
+        pen.text((bar_px, top + BAR_PX + 2), panel.scale.high, "black", FONT, anchor="ra")
     return drawn

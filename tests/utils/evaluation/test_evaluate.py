@@ -1,4 +1,4 @@
-"""Evaluation: the protocol around the metrics, work beside the upscaling, sharing, and too little memory."""
+"""Evaluation: the protocol, overlap of reading, upscaling and scoring, ranks, and failures."""
 
 import math
 import signal
@@ -37,7 +37,7 @@ def without_ground_truth(benchmark):
 
 @pytest.fixture
 def benchmark(tmp_path):
-    """HR sides that are no multiples of 4, as in Set14."""
+    """A benchmark whose HR sides are no multiples of 4, as in Set14."""
     rng = np.random.default_rng(0)
     for folder, height, width in (("HR", 50, 63), ("LR_bicubic/X4", 12, 15)):
         (tmp_path / "Set" / folder).mkdir(parents=True)
@@ -50,7 +50,7 @@ def benchmark(tmp_path):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """A benchmark of three images, the middle one of which is the largest: 130x200 px of LR."""
+    """A benchmark of three images, of which the second is the largest: 130x200 px of LR."""
     rng = np.random.default_rng(0)
     for name, height, width in (("a", 40, 60), ("b", 130, 200), ("c", 40, 70)):
         lr = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -61,7 +61,7 @@ def photographs(tmp_path):
 
 
 class Nearest(torch.nn.Module):
-    """A generator whose memory holds `most_px` LR pixels."""
+    """A generator that runs out of memory beyond `most_px` LR pixels."""
 
     scale = 4
 
@@ -75,7 +75,7 @@ class Nearest(torch.nn.Module):
         return lr.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)
 
 
-def test_scores_are_the_metrics_of_the_written_images_on_the_common_part(benchmark, tmp_path):
+def test_scores_are_the_metrics_of_the_written_images_on_the_shared_area(benchmark, tmp_path):
     scores = evaluate_all(benchmark, metrics=(PSNR, SSIM), output=tmp_path)
     assert list(scores.images) == ["a", "b", "c", "d", "e"]
     for image in benchmark.images:
@@ -84,8 +84,8 @@ def test_scores_are_the_metrics_of_the_written_images_on_the_common_part(benchma
     assert scores.mean["psnr"] == pytest.approx(np.mean([row["psnr"] for row in scores.images.values()]))
 
 
-def test_sr_that_is_larger_than_the_ground_truth_is_scored_on_the_common_part(tmp_path):
-    """As where LR sides were rounded up."""
+def test_sr_that_is_larger_than_the_ground_truth_is_scored_on_the_shared_area(tmp_path):
+    """For instance if LR sides were rounded up."""
     rng = np.random.default_rng(0)
     lr, hr = (rng.integers(0, 256, (*size, 3), np.uint8) for size in ((13, 16), (49, 63)))
     for name, pixels in (("Canon_001_LR4", lr), ("Canon_001_HR", hr)):
@@ -95,14 +95,14 @@ def test_sr_that_is_larger_than_the_ground_truth_is_scored_on_the_common_part(tm
     assert scores.images == {"Canon_001": {"psnr": psnr_y(sr, to_tensor(hr)), "ssim": ssim_y(sr, to_tensor(hr))}}
 
 
-def test_without_ground_truth_an_image_has_the_scores_that_need_none(benchmark, tmp_path):
+def test_image_without_ground_truth_has_the_scores_that_need_none(benchmark, tmp_path):
     scores = evaluate_all(without_ground_truth(benchmark), metrics=(PSNR, BRIGHTNESS), output=tmp_path)
     for name, row in scores.images.items():
         assert row == {"brightness": pytest.approx(read_rgb(tmp_path / f"{name}.png").mean(), abs=1e-3)}
     assert set(evaluate_all(benchmark, metrics=(PSNR, BRIGHTNESS)).images["a"]) == {"psnr", "brightness"}
 
 
-def test_batches_are_of_neighbours_of_one_size_and_change_nothing(benchmark, photographs):
+def test_batches_contain_images_of_one_size_and_do_not_change_scores(benchmark, photographs):
     joined = Benchmark("Both", (*benchmark.images, *photographs.images))
     sizes = []
 
@@ -117,8 +117,8 @@ def test_batches_are_of_neighbours_of_one_size_and_change_nothing(benchmark, pho
     assert batched == evaluate_all(joined)
 
 
-def test_ranks_share_the_images_out_and_each_has_all_scores(benchmark):
-    """Two ranks after one another: the second is handed what the first had to share, and has an image that fails."""
+def test_images_are_distributed_over_ranks_and_every_rank_has_all_scores(benchmark):
+    """Two ranks run one after the other; an image of the second one fails."""
 
     class Rank(World):
         def gather(self, value):
@@ -138,8 +138,8 @@ def test_ranks_share_the_images_out_and_each_has_all_scores(benchmark):
     assert scores == evaluate_all(benchmark)
 
 
-def test_while_an_image_is_upscaled_its_neighbours_are_read_and_written_and_no_others(benchmark, tmp_path, monkeypatch):
-    """Upscaling an image waits until the next has been read and the one before is being written."""
+def test_next_image_is_read_and_previous_one_written_during_upscaling(benchmark, tmp_path, monkeypatch):
+    """Upscaling an image waits until the next one is read and the previous one is being written; no others are."""
     read, writing = [], []
     moved = threading.Condition()
 
@@ -167,7 +167,7 @@ def test_while_an_image_is_upscaled_its_neighbours_are_read_and_written_and_no_o
         calls += 1
         with moved:
             assert moved.wait_for(lambda: len(read) >= min(calls + 1, 5) and len(writing) >= calls - 1, timeout=20)
-        time.sleep(0.05)  # for whoever would go further
+        time.sleep(0.05)  # time in which further images could be read
         assert len(read) <= calls + 1
         assert len(writing) <= calls - 1
         return bicubic(4)(images, note)
@@ -176,7 +176,7 @@ def test_while_an_image_is_upscaled_its_neighbours_are_read_and_written_and_no_o
     assert "".join(read) == "".join(writing) == "abcde"
 
 
-def test_a_disk_that_fails_is_told_before_the_image_after_the_next(benchmark, tmp_path):
+def test_write_error_is_raised_before_the_image_after_the_next(benchmark, tmp_path):
     (tmp_path / "file").touch()
     calls = []
 
@@ -189,8 +189,8 @@ def test_a_disk_that_fails_is_told_before_the_image_after_the_next(benchmark, tm
     assert len(calls) <= 2
 
 
-def test_a_damaged_image_costs_its_own_scores_alone(benchmark):
-    """LR all of them, HR those that compare with it."""
+def test_damaged_image_does_not_affect_other_scores(benchmark):
+    """A damaged LR has no scores, a damaged HR only those without reference."""
     whole = evaluate_all(benchmark, metrics=(PSNR, BRIGHTNESS)).images
     benchmark.images[0].hr.write_bytes(b"cut off")
     benchmark.images[2].lr.write_bytes(b"cut off")
@@ -209,7 +209,7 @@ def test_a_damaged_image_costs_its_own_scores_alone(benchmark):
     assert (list(alone.images), alone.counts, alone.total) == (["a", "b", "d", "e"], {"brightness": 4}, 5)
 
 
-def test_ctrl_c_leaves_at_once_what_is_being_written_and_nothing_of_it(benchmark, tmp_path, monkeypatch):
+def test_ctrl_c_cancels_writing_at_once_and_leaves_no_partial_file(benchmark, tmp_path, monkeypatch):
     original = sed_sr.utils.evaluation.evaluate.write_image
     started, outcome = threading.Event(), []
 
@@ -247,14 +247,14 @@ def test_ctrl_c_leaves_at_once_what_is_being_written_and_nothing_of_it(benchmark
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_being_told_to_stop_ends_it_without_scores_and_with_whole_images(benchmark, tmp_path):
+def test_stop_ends_the_evaluation_without_scores_and_with_whole_images(benchmark, tmp_path):
     answers = iter((False, False, True))
     assert evaluate_all(benchmark, output=tmp_path / "out", stop=lambda: next(answers)) is None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     assert all(read_rgb(path).shape == (48, 60, 3) for path in (tmp_path / "out").iterdir())
 
 
-def test_image_that_fits_in_no_tile_is_a_failure_and_the_others_go_on(photographs, tmp_path):
+def test_image_that_runs_out_of_memory_is_a_failure_and_the_others_are_scored(photographs, tmp_path):
     scores = evaluate_all(photographs, Upscaler(Nearest(most_px=40 * 70), CPU), output=tmp_path / "out")
     assert scores.images.keys() == {"a", "c"} == {path.stem for path in (tmp_path / "out").iterdir()}
     (failure,) = scores.failures
@@ -264,7 +264,7 @@ def test_image_that_fits_in_no_tile_is_a_failure_and_the_others_go_on(photograph
     assert (scores.counts, scores.total, scores.complete_mean) == ({"psnr": 2}, 3, {})
 
 
-def test_metric_that_runs_out_of_memory_costs_its_score_alone(photographs, tmp_path):
+def test_metric_that_runs_out_of_memory_does_not_affect_other_scores(photographs, tmp_path):
     def hungry(sr, hr):
         if sr.numel() > 3 * 400 * 400:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -288,7 +288,7 @@ def test_image_that_a_metric_cannot_score_is_a_failure_and_keeps_its_other_score
     picky = Metric("picky", "Picky", small_only)
     scores = evaluate_all(photographs, metrics=(picky, PSNR))
     (failure,) = scores.failures
-    reason = "the result is not a number" if outcome is math.nan else outcome
+    reason = "the result is NaN" if outcome is math.nan else outcome
     assert f"GTmod12/b.png has no picky: {reason}" in failure
     assert {name: set(row) for name, row in scores.images.items()} == {
         "a": {"psnr", "picky"},
@@ -300,8 +300,8 @@ def test_image_that_a_metric_cannot_score_is_a_failure_and_keeps_its_other_score
     assert scores.complete_mean == {"psnr": pytest.approx(np.mean([row["psnr"] for row in scores.images.values()]))}
 
 
-def test_failures_are_told_in_the_order_of_the_images(photographs):
-    """Whenever they arise: the first is found when it is scored, the second when it is upscaled, before that."""
+def test_failures_are_in_the_order_of_the_images(photographs):
+    """Even if they occur in another order: the first one fails in scoring, the second one in upscaling, before that."""
 
     def hungry(sr, hr):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -312,7 +312,7 @@ def test_failures_are_told_in_the_order_of_the_images(photographs):
     assert [failure.split("/")[-1][0] for failure in scores.failures] == ["a", "b", "c"]
 
 
-def test_best_weights_by_a_metric_that_needs_ground_truth_need_a_benchmark_that_has_it(benchmark):
+def test_best_by_needs_ground_truth_if_its_metric_does(benchmark):
     assert "psnr on Set" in check_best_by(PSNR, benchmark, scale=4)
     alone = without_ground_truth(benchmark)
     assert "brightness on Set" in check_best_by(BRIGHTNESS, alone, scale=4)
@@ -323,8 +323,8 @@ def test_best_weights_by_a_metric_that_needs_ground_truth_need_a_benchmark_that_
     assert "ax4.png, 60x48 px after upscaling) has none" in str(told.value)
 
 
-def test_best_weights_by_a_metric_need_images_that_are_large_enough_for_it(photographs, tmp_path):
-    """What is scored is what SR, of 20 rows, and HR, of 18, have in common."""
+def test_best_by_needs_images_that_are_large_enough_for_its_metric(photographs, tmp_path):
+    """SR has 20 rows and HR 18, which are scored."""
     for folder, height, width in (("LRbicx4", 5, 300), ("GTmod12", 18, 1200)):
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / "Photos" / folder / "d.png")
     small = find_benchmark(tmp_path, "Photos", scale=4)
@@ -333,4 +333,4 @@ def test_best_weights_by_a_metric_need_images_that_are_large_enough_for_it(photo
     with pytest.raises(UserError, match=r"best_by is ssim, which cannot score image d of benchmark Photos \(") as told:
         check_best_by(SSIM, small, scale=4)
     assert "GTmod12/d.png, 1200x18 px): " in str(told.value)
-    assert "at least 19 px are needed" in str(told.value)
+    assert "needs at least 19 px" in str(told.value)

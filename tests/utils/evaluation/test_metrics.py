@@ -71,7 +71,7 @@ def test_luma_is_not_rounded():
     assert psnr_y(sr, hr) == pytest.approx(20 * math.log10(255 / (24.966 / 255)))
 
 
-def test_default_border_of_four_pixels_does_not_count():
+def test_default_border_of_four_pixels_is_ignored():
     sr, hr = image_pair()
     spoilt = 255 - sr
     spoilt[:, 4:-4, 4:-4] = sr[:, 4:-4, 4:-4]
@@ -88,7 +88,7 @@ def test_identical_images_score_best():
     assert ssim_y(image, image) == pytest.approx(1)
 
 
-def test_images_of_different_sizes_are_refused_by_their_sizes():
+def test_images_of_different_sizes_are_refused():
     sr, hr = image_pair()
     with pytest.raises(UserError, match=r"53x39 px.*53x40 px"):
         psnr_y(sr[:, 1:], hr)
@@ -110,7 +110,7 @@ def networks():
 
 @pytest.fixture(scope="module")
 def backbone_paths(tmp_path_factory):
-    """Files as torchvision publishes them, of random weights; a classifier's last layers play no part."""
+    """Random weights in torchvision's format; the last layers of the classifiers are not used."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("pretrained")
     for backbone, features in networks().items():
@@ -140,7 +140,7 @@ def test_lpips_of_identical_images_is_zero(backbone_paths):
     assert LPIPS(backbone_paths / ALEXNET.file)(image, image) == 0
 
 
-def test_building_lpips_is_silent_and_leaves_random_numbers_alone(backbone_paths, capsys, recwarn):
+def test_building_lpips_is_silent_and_does_not_change_the_random_state(backbone_paths, capsys, recwarn):
     before = torch.get_rng_state()
     LPIPS(backbone_paths / ALEXNET.file)
     assert torch.equal(torch.get_rng_state(), before)
@@ -149,14 +149,14 @@ def test_building_lpips_is_silent_and_leaves_random_numbers_alone(backbone_paths
 
 
 @pytest.mark.parametrize("backbone", [ALEXNET, VGG16], ids=lambda backbone: backbone.name)
-def test_lpips_refuses_images_that_vanish_in_the_backbone(backbone, backbone_paths):
+def test_lpips_refuses_images_that_are_too_small_for_the_backbone(backbone, backbone_paths):
     distance = LPIPS(backbone_paths / backbone.file, backbone=backbone)
     side = backbone.min_side_px
     sr, hr = image_pair(side, side)
     assert distance(sr, hr) > 0
     with pytest.raises(UserError, match=f"{side}x{side - 1} px is too small"):
         distance(sr[:, 1:], hr[:, 1:])
-    layers = distance._network.net  # which indeed cannot take them
+    layers = distance._network.net  # which indeed cannot process them
     with pytest.raises(RuntimeError):
         layers(torch.zeros(1, 3, side - 1, side))
 
@@ -169,9 +169,9 @@ def test_lpips_refuses_a_file_that_is_not_its_backbone(state, tmp_path):
             LPIPS(tmp_path / "other.pth", backbone=backbone)
 
 
-def test_lpips_is_left_out_unless_it_was_asked_for_by_name(tmp_path):
+def test_missing_lpips_is_an_error_only_if_requested_by_name(tmp_path):
     nowhere = tmp_path / "file"
-    nowhere.touch()  # a file in the place of the folder: nothing can be downloaded to it
+    nowhere.touch()  # a file instead of a folder, so that nothing can be downloaded
     assert set(build_metrics(None, pretrained_root=nowhere, device=CPU)) == {"psnr", "ssim"}
     assert set(build_metrics(("ssim",), pretrained_root=nowhere, device=CPU)) == {"ssim"}
     for name, backbone in (("lpips", "alexnet"), ("lpips-vgg", "vgg16")):
@@ -180,13 +180,13 @@ def test_lpips_is_left_out_unless_it_was_asked_for_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "backbone"), [(None, ALEXNET), (("lpips-vgg",), VGG16)])
-def test_damaged_backbone_of_lpips_is_told_and_not_left_out(names, backbone, tmp_path):
+def test_damaged_backbone_of_lpips_is_an_error(names, backbone, tmp_path):
     (tmp_path / backbone.file).write_bytes(b"cut off")
     with pytest.raises(UserError, match=backbone.file):
         build_metrics(names, pretrained_root=tmp_path, device=CPU)
 
 
-def test_backbone_is_compared_with_its_checksum_by_one_process_of_a_machine(backbone_paths, monkeypatch):
+def test_checksum_of_the_backbone_is_verified_by_one_process_per_machine(backbone_paths, monkeypatch):
     compared = []
     monkeypatch.setattr("sed_sr.utils.weights.pretrained.verify", compared.append)
     for compare in (True, False):
@@ -194,7 +194,7 @@ def test_backbone_is_compared_with_its_checksum_by_one_process_of_a_machine(back
     assert compared == [backbone_paths / ALEXNET.file]
 
 
-def test_metrics_know_in_which_direction_they_are_better(backbone_paths, monkeypatch):
+def test_direction_of_each_metric(backbone_paths, monkeypatch):
     monkeypatch.setattr(
         "sed_sr.utils.evaluation.metrics.locate", lambda file, pretrained_root, compare: pretrained_root / file
     )
@@ -210,6 +210,6 @@ def test_metrics_know_in_which_direction_they_are_better(backbone_paths, monkeyp
     assert metrics["piqe"].compute(sr, None) > 0
 
 
-def test_files_that_metrics_need_are_named_for_a_download_beforehand():
+def test_files_that_metrics_need():
     assert metric_weights(("psnr", "lpips-vgg", "lpips", "dists")) == [VGG16.file, ALEXNET.file]
     assert {VGG16.file, ALEXNET.file} <= KNOWN.keys()

@@ -49,12 +49,12 @@ def test_gan_training_trades_psnr_of_its_starting_point(benchmark):
     assert all(paper_row(row)[benchmark].psnr < swinir for row in TABLE_1_ROWS if row.startswith("SwinIR"))
 
 
-def test_what_was_not_published_is_not_there():
+def test_unpublished_scores_are_none_or_absent():
     assert "DIV2K" not in paper_row("bicubic")
     assert "BSD100" not in paper_row("RRDB+P+SeD")
     assert paper_row(None) == {}
 
 
-def test_row_that_does_not_exist_is_told_with_the_nearest():
+def test_unknown_row_has_a_suggestion():
     with pytest.raises(UserError, match=r"did you mean RRDB\+P\+SeD\?"):
         paper_row("RRDB+PSeD")

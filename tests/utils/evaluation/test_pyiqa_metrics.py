@@ -1,4 +1,4 @@
-"""Agreement with pyiqa, which most recent papers score with, and what a user hears when it cannot do its work."""
+"""Agreement with pyiqa, which many recent papers use, and messages if a metric of pyiqa fails."""
 
 import logging
 import socket
@@ -44,7 +44,7 @@ def in_unit_range(*images):
 
 
 @pytest.mark.parametrize(("sr", "hr"), photographs())
-def test_psnr_equals_that_of_pyiqa_but_for_the_epsilon_that_it_adds(sr, hr):
+def test_psnr_equals_pyiqas_except_for_its_epsilon(sr, hr):
     theirs = pyiqa.create_metric("psnr", device=CPU, **PROTOCOL)(*in_unit_range(sr, hr)).item()
     ours = psnr_y(sr, hr)
     assert theirs == pytest.approx(ours, abs=1e-4)
@@ -53,7 +53,7 @@ def test_psnr_equals_that_of_pyiqa_but_for_the_epsilon_that_it_adds(sr, hr):
 
 
 @pytest.mark.parametrize(("sr", "hr"), photographs())
-def test_ssim_equals_that_of_pyiqa_but_for_its_rounding_of_luma_and_its_clipping(sr, hr, monkeypatch):
+def test_ssim_equals_pyiqas_except_for_its_rounding_of_luma_and_its_clipping(sr, hr, monkeypatch):
     theirs = pyiqa.create_metric("ssim", device=CPU, **PROTOCOL)(*in_unit_range(sr, hr)).item()
     assert ssim_y(sr, hr) == pytest.approx(theirs, abs=2e-3)
     monkeypatch.setattr("torch.nn.functional.relu", lambda structure: structure)  # it clips negative ones to 0
@@ -62,7 +62,7 @@ def test_ssim_equals_that_of_pyiqa_but_for_its_rounding_of_luma_and_its_clipping
 
 
 @pytest.mark.parametrize(("network", "classifier"), [("alex", "alexnet"), ("vgg", "vgg16")])
-def test_lpips_of_pyiqa_is_that_of_the_lpips_package(network, classifier, monkeypatch):
+def test_lpips_of_pyiqa_equals_the_lpips_package(network, classifier, monkeypatch):
     vgg = torchvision.models.vgg
     features = torchvision.models.alexnet().features if network == "alex" else vgg.make_layers(vgg.cfgs["D"])
     monkeypatch.setattr(torchvision.models, classifier, lambda **_: SimpleNamespace(features=features))
@@ -75,7 +75,7 @@ def test_lpips_of_pyiqa_is_that_of_the_lpips_package(network, classifier, monkey
         assert theirs(sr, hr).item() == pytest.approx(ours(2 * sr - 1, 2 * hr - 1).item(), rel=1e-5)
 
 
-def test_metric_is_that_of_pyiqa_on_rgb_in_unit_range():
+def test_metric_equals_pyiqas_on_rgb_in_unit_range():
     sr, hr = photographs()[0]
     expected = pyiqa.create_metric("gmsd", device=CPU)(sr[None] / 255, hr[None] / 255).item()
     metric = PyiqaMetric("gmsd", device=CPU, built_in=())
@@ -83,15 +83,15 @@ def test_metric_is_that_of_pyiqa_on_rgb_in_unit_range():
     assert (metric.lower_is_better, metric.needs_ground_truth) == (True, True)
 
 
-def test_metric_without_reference_looks_at_the_image_alone():
+def test_no_reference_metric_uses_the_image_only():
     sr, _ = photographs()[0]
     metric = PyiqaMetric("piqe", device=CPU, built_in=())
     assert (metric.lower_is_better, metric.needs_ground_truth) == (True, False)
     assert metric(sr, None) == pytest.approx(pyiqa.create_metric("piqe", device=CPU)(sr[None] / 255).item(), rel=1e-6)
 
 
-def test_network_computes_without_tf32_where_the_caller_does(tf32_allowed):
-    """pyiqa's own call of it would switch cuDNN's TF32 on, and for the threads beside it too."""
+def test_network_uses_tf32_only_if_the_caller_does(tf32_allowed):
+    """pyiqa's own call would turn cuDNN's TF32 on for all threads."""
     sr, hr = photographs()[0]
     metric, seen = PyiqaMetric("gmsd", device=CPU, built_in=()), []
     *_, innermost = metric._network.modules()
@@ -101,7 +101,7 @@ def test_network_computes_without_tf32_where_the_caller_does(tf32_allowed):
     assert seen == [False]
 
 
-def test_loading_leaves_the_terminal_clean(capfd, caplog, recwarn, monkeypatch):
+def test_loading_prints_nothing(capfd, caplog, recwarn, monkeypatch):
     def create_metric(name, device, create=pyiqa.create_metric):
         print("Loading pretrained model")
         logging.getLogger("huggingface_hub").warning("Retrying in 8s")
@@ -117,9 +117,9 @@ def test_loading_leaves_the_terminal_clean(capfd, caplog, recwarn, monkeypatch):
     assert caplog.records
 
 
-def test_missing_pyiqa_is_told_with_the_way_to_install_it(monkeypatch):
+def test_message_for_missing_pyiqa_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    with pytest.raises(UserError, match=r"dists is not a built-in one \(psnr, ssim\), .*pip install pyiqa") as told:
+    with pytest.raises(UserError, match=r"dists is not a built-in metric \(psnr, ssim\), .*pip install pyiqa") as told:
         PyiqaMetric("dists", device=CPU, built_in=("psnr", "ssim"))
     assert "did you mean" not in str(told.value)
     with pytest.raises(UserError, match=r"did you mean psnr\?"):
@@ -127,7 +127,7 @@ def test_missing_pyiqa_is_told_with_the_way_to_install_it(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("muzik", "musiq"), ("psnr-y", "psnry"), ("[/red]", None)])
-def test_name_that_pyiqa_does_not_have_is_told_with_the_nearest(name, nearest):
+def test_unknown_metric_has_a_suggestion(name, nearest):
     with pytest.raises(UserError, match="there is no metric") as told:
         PyiqaMetric(name, device=CPU, built_in=("psnr", "ssim"))
     assert (f"did you mean {nearest}" in str(told.value)) == (nearest is not None)
@@ -146,7 +146,7 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'clip'"), KeyError("No object named 'X'")])
-def test_part_of_pyiqa_that_is_not_installed_is_told_with_the_way_to_install_it(error, monkeypatch):
+def test_message_for_a_missing_dependency_says_how_to_install_it(error, monkeypatch):
     def create_metric(name, device):
         raise error
 
@@ -162,7 +162,7 @@ def test_image_too_small_for_a_metric_is_one_sentence():
         metric(small, small)
 
 
-def test_lack_of_memory_is_left_to_those_who_can_go_on_without_the_score(monkeypatch):
+def test_out_of_memory_error_is_passed_on(monkeypatch):
     metric = PyiqaMetric("gmsd", device=CPU, built_in=())
 
     def hungry(*images):
@@ -174,7 +174,7 @@ def test_lack_of_memory_is_left_to_those_who_can_go_on_without_the_score(monkeyp
         metric(image, image)
 
 
-def test_too_little_memory_for_a_metric_is_told_before_any_image_is_upscaled(monkeypatch):
+def test_too_little_memory_for_a_metric_is_reported_when_it_is_built(monkeypatch):
     def hungry(image):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -184,7 +184,7 @@ def test_too_little_memory_for_a_metric_is_told_before_any_image_is_upscaled(mon
         PyiqaMetric("qalign", device=CPU, built_in=())
 
 
-def test_score_that_no_single_image_has_is_refused_before_any_is_upscaled(monkeypatch):
+def test_metric_that_does_not_score_single_images_is_refused_when_it_is_built(monkeypatch):
     def of_sets(image):
         raise ValueError("a folder is needed")
 

@@ -1,4 +1,4 @@
-"""Tiles: the image of tiles is the image of the whole, for any size, and no more than a tile is computed at once."""
+"""Tiles give the same result as the whole image, and only one tile is computed at once."""
 
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ DEPTH = 6  # 3x3 convolutions on LR pixels; each pixel of the result depends on 
 
 
 class OfTile:
-    """A network as tiles are upscaled by it; remembers their sizes."""
+    """The function that upscales a tile by a network; records the sizes of the tiles."""
 
     def __init__(self, network):
         self.network, self.sizes = network, []
@@ -52,7 +52,7 @@ tile_sides = st.sampled_from([32, 40, 64, 128])
 
 @settings(max_examples=60, deadline=None)
 @given(height=sides, width=sides, tile_px=tile_sides, overlap_px=st.sampled_from([16, 24]), count=st.integers(1, 2))
-def test_tiles_make_the_image_of_the_whole_when_the_overlap_covers_the_receptive_field(
+def test_tiles_equal_the_whole_image_if_the_overlap_covers_the_receptive_field(
     convolutions, height, width, tile_px, overlap_px, count
 ):
     assert 3 / 8 * overlap_px >= DEPTH
@@ -68,8 +68,8 @@ def test_tiles_make_the_image_of_the_whole_when_the_overlap_covers_the_receptive
         assert of_tile.sizes == [(height, width)]
 
 
-def test_a_narrower_overlap_shows_at_the_seams_alone(convolutions):
-    """The property above is none of the tiles' own: it ends where the receptive field does."""
+def test_narrower_overlap_changes_pixels_at_the_seams_only(convolutions):
+    """The previous property depends on the receptive field."""
     lr = image_of(16, 72)
     (tiled,) = upscale_in_tiles(OfTile(convolutions), [lr], scale=SCALE, tile_px=32, overlap_px=8)
     whole = to_uint8(OfTile(convolutions)(lr[None])[0]).numpy()
@@ -89,8 +89,8 @@ def test_weights_of_the_blend_add_up_to_one(height, width, tile_px, overlap_px):
     assert (tiled == lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)).all()
 
 
-def test_neighbouring_tiles_that_disagree_are_joined_by_a_ramp():
-    """Tiles of one grey each: the step between two is spread evenly over the middle quarter of their overlap."""
+def test_differing_tiles_are_blended_by_a_ramp():
+    """Tiles of a constant grey: the step between two becomes a ramp over the middle quarter of their overlap."""
     greys = iter((0.2, 0.8))
     (tiled,) = upscale_in_tiles(
         lambda lr: torch.full((1, lr.shape[1], lr.shape[2], 3), next(greys)),
@@ -107,15 +107,15 @@ def test_neighbouring_tiles_that_disagree_are_joined_by_a_ramp():
 
 
 @given(st.integers(1, 400), tile_sides, st.sampled_from([8, 16]))
-def test_tiles_along_a_side_share_it_out_and_start_where_attention_windows_do(length, tile_px, overlap_px):
+def test_tiles_cover_a_side_and_start_at_attention_windows(length, tile_px, overlap_px):
     tiles = spans(length, tile_px, overlap_px)
     assert [x for tile in tiles for x in range(tile.first, tile.last)] == list(range(length))
     assert all(tile.start % 8 == 0 and tile.stop - tile.start <= tile_px for tile in tiles)
     assert all(a.stop - b.start >= overlap_px for a, b in pairwise(tiles))
 
 
-def test_attention_windows_lie_in_a_tile_where_they_lie_in_the_whole_image():
-    """Without shifts, a pixel of SwinIR sees its own window and what its convolutions reach."""
+def test_attention_windows_are_the_same_in_a_tile_and_in_the_whole_image():
+    """Without shifts, a pixel of SwinIR depends on its window and on what the convolutions reach."""
     torch.manual_seed(0)
     swinir = OfTile(SwinIR(embed_dim=12, depths=(1,), heads=(2,), window=8).eval())
     lr = image_of(16, 115)
@@ -123,7 +123,7 @@ def test_attention_windows_lie_in_a_tile_where_they_lie_in_the_whole_image():
     assert np.abs(tiled.astype(int) - to_uint8(swinir(lr[None])[0]).numpy()).max() <= 1
 
 
-def test_tiles_of_an_rrdb_whose_receptive_field_is_wider_differ_by_one_level_at_most():
+def test_tiles_of_an_rrdb_with_a_wider_receptive_field_differ_by_one_level_at_most():
     torch.manual_seed(0)
     rrdb = OfTile(RRDBNet(features=16, blocks=2, growth=8).eval())
     lr = image_of(101, 83)

@@ -1,4 +1,4 @@
-"""Upscaling: whole images, batches, tiles that fit, self-ensemble, half precision, graphs, too little memory."""
+"""Upscaling: whole images, batches, tiles, self-ensemble, half precision, CUDA graphs, too little memory."""
 
 import copy
 import gc
@@ -39,7 +39,7 @@ def nearest(lr):
 
 @pytest.fixture(scope="module")
 def rrdb():
-    """A small RRDB whose output is about what the image is, with some contrast of its own."""
+    """A small RRDB whose output resembles the image, with additional contrast."""
     torch.manual_seed(0)
     network = RRDBNet(features=8, blocks=1, growth=4).to(memory_format=torch.channels_last)
     network.conv_last.weight.data *= 20
@@ -48,7 +48,7 @@ def rrdb():
 
 
 class Nearest(torch.nn.Module):
-    """A generator whose memory holds `most_px` LR pixels; remembers what it was given."""
+    """A generator that runs out of memory beyond `most_px` LR pixels; records its inputs."""
 
     scale = 4
 
@@ -65,7 +65,7 @@ class Nearest(torch.nn.Module):
 
 
 class FakeRecorder:
-    """A stand-in for CudaRecorder: a replay calls the function again and writes into the memory of the first result."""
+    """A mock of CudaRecorder: a replay calls the function again and writes into the memory of the first result."""
 
     made = ()  # weak references to those of one test
 
@@ -94,7 +94,7 @@ def recorders():
     return lambda: [reference() for reference in FakeRecorder.made]
 
 
-def test_network_is_run_in_evaluation_mode_and_rounded_to_the_nearest_level():
+def test_network_runs_in_evaluation_mode_and_its_output_is_rounded():
     class Constant(torch.nn.Module):
         scale = 4
 
@@ -109,7 +109,7 @@ def test_network_is_run_in_evaluation_mode_and_rounded_to_the_nearest_level():
 
 @pytest.mark.parametrize("self_ensemble", [False, True])
 @pytest.mark.parametrize("tile_px", [None, 64])
-def test_a_batch_is_upscaled_as_one_image_after_the_other(rrdb, tile_px, self_ensemble):
+def test_batch_equals_single_images(rrdb, tile_px, self_ensemble):
     images = [image_of(30, 90, seed) for seed in range(3)]
     upscale = Upscaler(rrdb, CPU, tile_px=tile_px, self_ensemble=self_ensemble)
     alone = [sr for image in images for sr in upscale([image], ignore)]
@@ -119,7 +119,7 @@ def test_a_batch_is_upscaled_as_one_image_after_the_other(rrdb, tile_px, self_en
     assert (np.stack(alone) != together).mean() < 0.001
 
 
-def test_no_more_goes_through_the_generator_at_once_than_a_tile():
+def test_input_of_the_generator_is_never_larger_than_a_tile():
     generator = Nearest()
     images = [image_of(30, 50, seed) for seed in range(5)]
     for image, sr in zip(images, Upscaler(generator, CPU, tile_px=64)(images, ignore), strict=True):
@@ -132,9 +132,9 @@ def test_no_more_goes_through_the_generator_at_once_than_a_tile():
 
 
 @pytest.mark.parametrize("free", [4 * 10**7, 10**8, 2 * 10**8])
-def test_tiles_are_as_large_as_half_of_free_memory_holds(monkeypatch, free):
+def test_tile_size_follows_from_half_of_the_free_memory(monkeypatch, free):
     class Wide(Nearest):
-        """Takes 16 SR pixels of 3 + 12 + 3 channels of 4 bytes for each LR pixel, at one time."""
+        """Takes 16 SR pixels of 3 + 12 + 3 channels of 4 bytes for each LR pixel at once."""
 
         def forward(self, lr):
             sr = super().forward(lr)
@@ -150,7 +150,7 @@ def test_tiles_are_as_large_as_half_of_free_memory_holds(monkeypatch, free):
     assert max(64, 0.9 * expected - 8) <= side <= max(64, expected)
 
 
-def test_self_ensemble_of_an_equivariant_network_changes_nothing():
+def test_self_ensemble_of_an_equivariant_network_equals_the_network():
     lr = image_of(20, 30)
     generator = Nearest()
     (sr,) = Upscaler(generator, CPU, self_ensemble=True)([lr], ignore)
@@ -160,7 +160,7 @@ def test_self_ensemble_of_an_equivariant_network_changes_nothing():
 
 
 def test_self_ensemble_is_the_mean_over_the_symmetries_of_the_square():
-    """Against transposition and flips by hand, with an operator that none of them leaves alone."""
+    """Compared with explicit transposition and flips, for an operator that none of them preserves."""
     ramp = torch.linspace(0, 1, 7)[:, None] * torch.linspace(1, 3, 5) ** 2
 
     def generator(lr):
@@ -177,7 +177,7 @@ def test_self_ensemble_is_the_mean_over_the_symmetries_of_the_square():
     torch.testing.assert_close(self_ensembled(generator, lr), torch.stack(made).mean(0))
 
 
-def test_bf16_is_float32_within_its_three_digits(rrdb):
+def test_bf16_is_close_to_float32(rrdb):
     images = [image_of(33, 47)]
     (full,), (half,) = (Upscaler(rrdb, CPU, precision=precision)(images, ignore) for precision in ("fp32", "bf16"))
     difference = np.abs(full.astype(int) - half)
@@ -193,8 +193,8 @@ def test_fp16_on_a_cpu_is_refused_before_anything_is_upscaled(rrdb):
 
 @pytest.mark.parametrize("self_ensemble", [False, True])
 @pytest.mark.parametrize("size", [(50, 60), (100, 150)], ids=["whole", "tiles"])
-def test_replayed_graphs_make_the_same_images(rrdb, recorders, size, self_ensemble):
-    """Results are compared at the end: none may lie in memory that a later replay writes to."""
+def test_replayed_graphs_give_the_same_images(rrdb, recorders, size, self_ensemble):
+    """Results are compared at the end: none may share memory with a later replay."""
     images = [image_of(*size, seed) for seed in range(2 * WARM_UP_CALLS)]
     made = []
     for new_recorder in (None, FakeRecorder):
@@ -206,8 +206,8 @@ def test_replayed_graphs_make_the_same_images(rrdb, recorders, size, self_ensemb
     assert sorted(recorder.shapes) == (whole if size == (50, 60) else tiles)
 
 
-def test_replays_see_weights_that_change_in_place(rrdb, recorders):
-    """As those of a generator in training do between validations."""
+def test_replays_use_weights_that_change_in_place(rrdb, recorders):
+    """As in training, between validations."""
     generator, images = copy.deepcopy(rrdb), [image_of(30, 40)]
     upscale = Upscaler(generator, CPU, new_recorder=FakeRecorder)
     for _ in range(WARM_UP_CALLS + 2):
@@ -220,7 +220,7 @@ def test_replays_see_weights_that_change_in_place(rrdb, recorders):
     assert (after != before).any()
 
 
-def test_graphs_are_dropped_when_memory_does_not_suffice(recorders):
+def test_graphs_are_dropped_if_memory_does_not_suffice(recorders):
     lr, generator, notes = image_of(130, 200), Nearest(), []
     upscale = Upscaler(generator, CPU, new_recorder=FakeRecorder)
     for _ in range(WARM_UP_CALLS + 1):
@@ -230,14 +230,14 @@ def test_graphs_are_dropped_when_memory_does_not_suffice(recorders):
     for _ in range(WARM_UP_CALLS + 1):
         (sr,) = upscale([lr], notes.append)
         assert (sr == nearest(lr)).all()
-    assert notes == ["out of memory on cpu: upscaling goes on in tiles of 64 px"]
+    assert notes == ["out of memory on cpu: upscaling continues in tiles of 64 px"]
     *dropped, last = recorders()
     assert dropped == [None] * 2  # of the whole image, and of tiles of 88 px
     assert (1, 64, 64, 3) in last.shapes
 
 
-def test_graphs_go_with_their_upscaler(recorders):
-    """At once: what waits for the garbage collector would keep a GPU's memory from the training that goes on."""
+def test_graphs_are_freed_with_their_upscaler(recorders):
+    """Without garbage collection, so that the memory of the GPU is available to training."""
     upscale = Upscaler(Nearest(), CPU, new_recorder=FakeRecorder)
     for _ in range(WARM_UP_CALLS + 1):
         upscale([image_of(20, 30)], ignore)
@@ -249,7 +249,7 @@ def test_graphs_go_with_their_upscaler(recorders):
         gc.enable()
 
 
-def test_what_cannot_be_recorded_is_upscaled_without_graphs_and_said_once():
+def test_generator_that_cannot_be_recorded_is_run_without_graphs_with_one_warning():
     class Refusing(FakeRecorder):
         def record(self, function, inputs):
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -263,7 +263,7 @@ def test_what_cannot_be_recorded_is_upscaled_without_graphs_and_said_once():
     assert "operation not permitted" in note
 
 
-def test_weights_cast_once_make_the_image_that_autocast_makes(rrdb):
+def test_weights_cast_once_give_the_same_image_as_autocast(rrdb):
     before = copy.deepcopy(rrdb.state_dict())
     made = []
     for new_recorder in (None, FakeRecorder):
@@ -286,7 +286,7 @@ def test_bicubic_in_tiles_is_imresize_bit_for_bit(height, width, seed):
     assert (sr == imresize(lr, scale=4)).all()
 
 
-def test_image_that_memory_does_not_hold_is_upscaled_in_tiles_whose_size_is_remembered():
+def test_after_running_out_of_memory_images_are_upscaled_in_smaller_tiles():
     lr = image_of(130, 200)
     generator, notes = Nearest(most_px=64 * 64), []
     upscale = Upscaler(generator, CPU)
@@ -296,10 +296,10 @@ def test_image_that_memory_does_not_hold_is_upscaled_in_tiles_whose_size_is_reme
         assert max(generator.calls[-1]) <= 64
     refused = [size for size in generator.calls if size[1] * size[2] > generator.most_px]
     assert refused == [(1, 130, 200), (1, 88, 88)]
-    assert notes == ["out of memory on cpu: upscaling goes on in tiles of 64 px"]
+    assert notes == ["out of memory on cpu: upscaling continues in tiles of 64 px"]
 
 
-def test_a_batch_that_memory_does_not_hold_is_upscaled_image_by_image():
+def test_batch_that_runs_out_of_memory_is_upscaled_image_by_image():
     images = [image_of(80, 80, seed) for seed in range(4)]
     generator, notes = Nearest(most_px=80 * 80), []
     for image, sr in zip(images, Upscaler(generator, CPU)(images, notes.append), strict=True):
@@ -308,20 +308,20 @@ def test_a_batch_that_memory_does_not_hold_is_upscaled_image_by_image():
     assert len(notes) == 1
 
 
-def test_image_that_fits_in_no_tile_is_an_error_of_its_own():
+def test_out_of_memory_is_raised_if_the_smallest_tile_does_not_fit():
     with pytest.raises(OutOfMemory, match="even in tiles of 64 px"):
         Upscaler(Nearest(most_px=60 * 60), CPU)([image_of(130, 200)], ignore)
 
 
-def test_a_result_that_memory_does_not_hold_is_refused_before_it_is_computed(monkeypatch):
+def test_result_that_is_larger_than_the_memory_is_refused_before_it_is_computed(monkeypatch):
     monkeypatch.setattr(sed_sr.utils.evaluation.upscaler, "free_bytes", lambda device: 10**6)
     generator = Nearest()
-    with pytest.raises(OutOfMemory, match=r"takes 0\.00125 GB of memory, and 0\.001 GB are free"):
+    with pytest.raises(OutOfMemory, match=r"takes 0\.00125 GB of memory, but only 0\.001 GB are free"):
         Upscaler(generator, CPU)([image_of(130, 200)], ignore)
     assert generator.calls == []
 
 
-def test_any_other_error_of_a_network_is_no_lack_of_memory():
+def test_other_errors_of_the_network_are_passed_on():
     class Broken(torch.nn.Module):
         scale = 4
 
@@ -332,8 +332,8 @@ def test_any_other_error_of_a_network_is_no_lack_of_memory():
         Upscaler(Broken(), CPU)([np.zeros((100, 100, 3), np.uint8)], ignore)
 
 
-def test_a_process_that_really_runs_out_of_memory_makes_the_same_image():
-    """The whole image takes some 250 MB for two layers' features, a tile of 88 px 60; 150 MiB are left to it."""
+def test_process_that_really_runs_out_of_memory_gives_the_same_image():
+    """The features of two layers take 250 MB for the whole image and 60 MB for a tile of 88 px; 150 MiB are free."""
     done = subprocess.run(
         [sys.executable, ROOT / "tests/scripts/out_of_memory.py", "150"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -343,5 +343,5 @@ def test_a_process_that_really_runs_out_of_memory_makes_the_same_image():
     )
     assert done.returncode == 0, done.stderr
     note, difference = done.stdout.splitlines()
-    assert "out of memory on cpu: upscaling goes on in tiles of" in note
+    assert "out of memory on cpu: upscaling continues in tiles of" in note
     assert int(difference) <= 1

@@ -1,4 +1,4 @@
-"""The report's file: which pictures it holds, and that it says what became of the others."""
+"""The report file: its data, and which pictures are embedded."""
 
 import base64
 import json
@@ -17,17 +17,17 @@ from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
 from sed_sr.data.images import read_rgb
 from sed_sr.data.imresize import imresize
 from sed_sr.options.errors import UserError
-from sed_sr.utils.evaluation.evaluate import BenchmarkScores
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.evaluation.results import BenchmarkScores, Result
 from sed_sr.utils.report import html_page
-from sed_sr.utils.report.html_page import NO_EXTRAS, Extras, write_report
+from sed_sr.utils.report.extra_pictures import NO_EXTRA_PICTURES, ExtraPictures
+from sed_sr.utils.report.html_page import write_report
 
 METRICS = {"psnr": Metric("psnr", "PSNR-Y", compute=None, decimals=2)}
 
 
 class Evaluation:
-    """A folder with LR, HR and SR images of noise, and the scores that somebody has given them."""
+    """A folder with LR, HR and SR images of noise, and made-up scores."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -38,9 +38,9 @@ class Evaluation:
     def add(
         self, benchmark: str, name: str, *, scores: dict[str, float | None], lr_px: int = 12, hr: str | None = "HR.png"
     ) -> None:
-        """An image with SR of each of the weights that are in `scores`; a score of None is none."""
+        """Add an image with SR of each of the weights in `scores`; None: no score."""
         lr = self._image(self.root / benchmark / f"{name}_LR.png", lr_px)
-        # a little larger than SR, as HR images are whose sides are no multiples of the scale
+        # slightly larger than SR, like HR images whose sides are no multiples of the scale
         hr = None if hr is None else self._image(self.root / benchmark / f"{name}_{hr}", 4 * lr_px + 3)
         self._benchmarks.setdefault(benchmark, []).append(BenchmarkImage(name, lr, hr))
         for label, score in scores.items():
@@ -53,7 +53,7 @@ class Evaluation:
         Image.fromarray(self._rng.integers(0, 256, (side_px, side_px, 3), np.uint8)).save(path)
         return path
 
-    def write(self, extras: Extras = NO_EXTRAS) -> None:
+    def write(self, extras: ExtraPictures = NO_EXTRA_PICTURES) -> None:
         results = [
             Result(
                 label,
@@ -73,14 +73,14 @@ class Evaluation:
             metrics=METRICS,
             sr_root=out,
             title="Evaluation",
-            extras=extras,
+            extra_pictures=extras,
         )
 
-    def written(self, extras: Extras = NO_EXTRAS) -> dict:
-        """Write the report; returns what its page knows."""
+    def written(self, extras: ExtraPictures = NO_EXTRA_PICTURES) -> dict:
+        """Write the report; returns its data."""
         self.write(extras)
         (block,) = re.findall(r'id="report">(.*)</script>', self.html)
-        return json.loads(block, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
+        return json.loads(block, parse_constant=pytest.fail)  # Infinity and NaN are not valid JSON
 
     @property
     def html(self) -> str:
@@ -103,7 +103,7 @@ def evaluation(tmp_path):
     return Evaluation(tmp_path)
 
 
-def test_pictures_are_lr_bicubic_sr_and_hr_as_they_are_read(evaluation):
+def test_pictures_are_lr_bicubic_sr_and_hr(evaluation):
     evaluation.add("Set", "a", scores={"one": 20, "two": 30}, hr="HR.tif")
     page = evaluation.written()
     assert page["versions"] == ["LR", "bicubic", "one", "two", "HR"]
@@ -120,7 +120,7 @@ def test_pictures_are_lr_bicubic_sr_and_hr_as_they_are_read(evaluation):
     assert image["pictures"]["scale"] == 4
 
 
-def test_images_of_other_depths_and_modes_become_what_every_browser_shows(evaluation, tmp_path):
+def test_images_of_other_depths_and_modes_are_converted_to_rgb(evaluation, tmp_path):
     evaluation.add("Set", "a", scores={"one": 20})
     deep = np.arange(48 * 48, dtype=np.uint16).reshape(48, 48) * 28
     Image.fromarray(deep).save(tmp_path / "Set" / "a_HR.png")  # grey, 16 bits
@@ -129,22 +129,22 @@ def test_images_of_other_depths_and_modes_become_what_every_browser_shows(evalua
     assert np.array_equal(hr[:, :, 1], np.rint(deep / 257))
 
 
-def test_bicubic_is_there_once_where_it_is_one_of_the_weights(evaluation):
+def test_bicubic_is_not_added_if_it_is_one_of_the_weights(evaluation):
     evaluation.add("Set", "a", scores={"bicubic": 20, "one": 30})
     page = evaluation.written()
     assert page["versions"] == ["LR", "bicubic", "one", "HR"]
     assert [page["versions"][reference] for reference in page["references"]] == ["HR", "bicubic"]
-    assert page["judged"] == 1
+    assert page["ranked_by"] == 1
 
 
-def test_scores_that_json_does_not_have_are_words_that_javascript_reads(evaluation):
+def test_infinite_scores_are_strings_that_javascript_parses(evaluation):
     for name, score in {"a": math.inf, "b": math.nan, "c": 30.5}.items():
         evaluation.add("Set", name, scores={"one": score})
     images = evaluation.written()["benchmarks"][0]["images"]
     assert [image["scores"][0]["psnr"] for image in images] == ["Infinity", "NaN", 30.5]
 
 
-def test_image_that_was_not_upscaled_is_not_in_the_list_and_one_that_only_some_upscaled_is(evaluation):
+def test_image_is_listed_if_at_least_one_of_the_weights_upscaled_it(evaluation):
     evaluation.add("Set", "all", scores={"one": 20, "two": 30})
     evaluation.add("Set", "none", scores={})
     evaluation.add("Set", "some", scores={"two": 30})
@@ -163,7 +163,7 @@ def test_folder_without_ground_truth_has_neither_hr_nor_tables(evaluation):
     assert page["benchmarks"][0]["tables"] == []
 
 
-def test_further_pictures_are_drawn_from_hr_and_sr_and_stand_behind_them(evaluation):
+def test_extra_pictures_are_drawn_from_hr_and_sr_and_follow_them(evaluation):
     evaluation.add("Set", "a", scores={"one": 20, "two": 30})
     evaluation.add("Set", "b", scores={"two": 30})
     evaluation.add("photos", "c", scores={"one": None}, hr=None)
@@ -172,7 +172,7 @@ def test_further_pictures_are_drawn_from_hr_and_sr_and_stand_behind_them(evaluat
         assert hr.shape == (48, 48, 3)
         return [255 - hr, *(None if image is None else 255 - image for image in sr)]
 
-    page = evaluation.written(Extras(("not HR", "not one", "not two"), "They are negatives.", draw))
+    page = evaluation.written(ExtraPictures(("not HR", "not one", "not two"), "They are negatives.", draw))
     assert page["note"] == "They are negatives."
     assert page["versions"][page["compared"] - 1 :] == ["HR", "not HR", "not one", "not two"]
     assert [page["versions"][reference] for reference in page["references"]] == ["HR", "bicubic"]
@@ -189,7 +189,7 @@ def test_further_pictures_are_drawn_from_hr_and_sr_and_stand_behind_them(evaluat
     assert images["c"]["pictures"]["numbers"][-3:] == [None] * 3
 
 
-def test_further_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(evaluation, monkeypatch):
+def test_extra_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(evaluation, monkeypatch):
     drawn = []
 
     def draw(hr, sr):
@@ -200,22 +200,24 @@ def test_further_pictures_count_towards_the_limit_and_are_not_drawn_beyond_it(ev
         evaluation.add("Set", f"{number}", scores={"one": number})
     evaluation.written()
     plain_bytes = sum(map(len, evaluation.pictures.values()))
-    monkeypatch.setattr(html_page, "PICTURES_LIMIT_BYTES", plain_bytes // 2)
-    page = evaluation.written(Extras(("again",), "", draw))
+    monkeypatch.setattr(html_page, "MAX_PICTURE_BYTES", plain_bytes // 2)
+    page = evaluation.written(ExtraPictures(("again",), "", draw))
     shown = [image for image in page["benchmarks"][0]["images"] if image["pictures"]]
     assert 0 < len(shown) < 3
-    assert len(drawn) == len(shown) + 1  # that of the image which did not fit
+    assert len(drawn) == len(shown) + 1  # the image that did not fit
     assert sum(map(len, evaluation.pictures.values())) <= plain_bytes // 2
 
 
-def test_nothing_is_promised_of_further_pictures_where_no_image_has_ground_truth(evaluation):
+def test_there_are_no_extra_pictures_without_ground_truth(evaluation):
     evaluation.add("photos", "a", scores={"one": None}, hr=None)
-    page = evaluation.written(Extras(("attention",), "What D sees.", lambda hr, sr: pytest.fail("nothing to draw")))
+    page = evaluation.written(
+        ExtraPictures(("attention",), "What D sees.", lambda hr, sr: pytest.fail("nothing to draw"))
+    )
     assert (page["versions"], page["note"]) == (["LR", "bicubic", "one"], "")
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
-def test_beyond_the_limit_the_worst_images_of_each_benchmark_stay(evaluation, monkeypatch, lower_is_better):
+def test_worst_images_of_each_benchmark_are_embedded_up_to_the_limit(evaluation, monkeypatch, lower_is_better):
     monkeypatch.setitem(METRICS, "psnr", replace(METRICS["psnr"], lower_is_better=lower_is_better))
     scores = {"a": 24, "b": 21, "c": 25, "d": 22, "e": 23, "f": 20}
     for benchmark in ("Small", "Large"):
@@ -224,7 +226,7 @@ def test_beyond_the_limit_the_worst_images_of_each_benchmark_stay(evaluation, mo
     page = evaluation.written()
     assert all(image["pictures"] for benchmark in page["benchmarks"] for image in benchmark["images"])
     limit_bytes = sum(map(len, evaluation.pictures.values())) // 2
-    monkeypatch.setattr(html_page, "PICTURES_LIMIT_BYTES", limit_bytes)
+    monkeypatch.setattr(html_page, "MAX_PICTURE_BYTES", limit_bytes)
     page = evaluation.written()
     for benchmark in page["benchmarks"]:
         shown = {image["name"] for image in benchmark["images"] if image["pictures"]}
@@ -237,18 +239,18 @@ def test_beyond_the_limit_the_worst_images_of_each_benchmark_stay(evaluation, mo
     assert sum(map(len, evaluation.pictures.values())) <= limit_bytes
 
 
-def test_huge_image_is_left_out_and_the_others_are_not(evaluation, monkeypatch):
+def test_huge_image_is_not_embedded(evaluation, monkeypatch):
     evaluation.add("Set", "huge", scores={"one": 20}, lr_px=26)
     evaluation.add("Set", "small", scores={"one": 30}, lr_px=25)
-    monkeypatch.setattr(html_page, "LARGEST_PX", 100 * 100)
+    monkeypatch.setattr(html_page, "MAX_PX", 100 * 100)
     images = evaluation.written()["benchmarks"][0]["images"]
     assert [image["pictures"] is None for image in images] == [True, False]
 
 
-def test_report_is_written_without_being_held_in_memory(evaluation):
+def test_report_is_never_in_memory_as_a_whole(evaluation):
     for number in range(30):
         evaluation.add("Set", f"{number}", scores={"one": number}, lr_px=48)
-    evaluation.write()  # what only a first one imports and keeps is not meant
+    evaluation.write()  # the first call imports modules, which do not count
     tracemalloc.start()
     evaluation.write()
     _, peak_bytes = tracemalloc.get_traced_memory()
@@ -256,7 +258,7 @@ def test_report_is_written_without_being_held_in_memory(evaluation):
     assert peak_bytes < len(evaluation.html) / 2
 
 
-def test_nothing_but_the_report_is_left_behind_and_a_failure_leaves_the_old_one(evaluation):
+def test_no_temporary_file_remains_and_a_failure_keeps_the_old_report(evaluation):
     evaluation.add("Set", "a", scores={"one": 20})
     evaluation.write()
     old = evaluation.html

@@ -10,7 +10,7 @@ def normal(seed, size, mean=0.0):
     return np.random.default_rng(seed).normal(mean, 1, size)
 
 
-def test_standard_error_is_how_much_means_of_repeated_samples_scatter():
+def test_standard_error_is_the_deviation_of_means_of_repeated_samples():
     samples = normal(0, (2000, 10))
     errors = [standard_error(sample) for sample in samples]
     assert np.mean(np.square(errors)) == pytest.approx(samples.mean(axis=1).var(), rel=0.1)
@@ -25,7 +25,7 @@ def test_interval_of_many_normal_differences_is_that_of_the_central_limit_theore
     assert (low + high) / 2 == pytest.approx(differences.mean(), abs=0.1 * error)
 
 
-def test_interval_holds_the_true_difference_in_95_of_100_experiments():
+def test_interval_contains_the_true_difference_in_95_of_100_experiments():
     experiments = 400
     samples = normal(6, (experiments, 100), mean=0.1)
     intervals = [compare(np.zeros(100), sample).interval for sample in samples]
@@ -43,7 +43,7 @@ def test_pairing_finds_a_small_difference_between_images_of_very_different_diffi
     assert not compare(difficulty, difficulty + normal(3, 20) - normal(3, 20).mean()).excludes_zero
 
 
-def test_comparison_is_the_same_in_every_call_and_turns_round_with_its_sides():
+def test_comparison_is_deterministic_and_antisymmetric():
     a, b = normal(4, 30), normal(5, 30)
     assert compare(a, b) == compare(a, b)
     forth, back = compare(a, b), compare(b, a)
@@ -51,29 +51,29 @@ def test_comparison_is_the_same_in_every_call_and_turns_round_with_its_sides():
     assert forth.interval == pytest.approx((-back.interval[1], -back.interval[0]), abs=0.1)
 
 
-def test_one_image_has_a_difference_and_nothing_that_tells_its_error():
+def test_single_image_has_a_difference_without_error():
     compared = compare([30.0], [30.5])
     assert (compared.images, compared.mean, compared.interval, compared.excludes_zero) == (1, 0.5, None, False)
     assert standard_error([30.0]) is None
 
 
 @pytest.mark.parametrize(("step", "excludes"), [(0.5, True), (0.0, False)])
-def test_equal_differences_leave_no_doubt(step, excludes, recwarn):
+def test_equal_differences_have_an_empty_interval(step, excludes, recwarn):
     scores = [1.0, 2.0, 4.0, 8.0, 16.0]
     compared = compare(scores, [score + step for score in scores])
     assert (compared.mean, compared.interval, compared.excludes_zero) == (step, (step, step), excludes)
     assert not recwarn.list
 
 
-def test_interval_takes_five_images():
-    """Of fewer, resampling knows next to nothing: of two, the interval would be the two differences themselves."""
+def test_interval_needs_five_images():
+    """Bootstrapping fewer is meaningless: for two images, the interval would consist of the two differences."""
     baseline, other = [1.0, 2.0, 3.0, 4.0, 5.0], [1.1, 2.3, 3.2, 4.4, 5.1]
     four, five = compare(baseline[:4], other[:4]), compare(baseline, other)
     assert (four.interval, four.excludes_zero) == (None, False)
     assert five.interval[0] < five.mean < five.interval[1]
 
 
-def test_identical_images_do_not_differ_though_their_psnr_is_infinite(recwarn):
+def test_equal_infinite_scores_have_the_difference_0(recwarn):
     inf = math.inf
     assert compare([inf, 30.0, 31.0], [inf, 30.5, 31.5]).mean == pytest.approx(1 / 3)
     one_sided = compare([30.0] * 5, [inf, 30.5, 30.5, 30.6, 30.7])

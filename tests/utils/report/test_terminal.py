@@ -8,9 +8,9 @@ from itertools import islice
 import pytest
 from rich.console import Console
 
-from sed_sr.utils.evaluation.evaluate import BenchmarkScores
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result, score_tables
+from sed_sr.utils.evaluation.results import BenchmarkScores, Result
+from sed_sr.utils.report.tables import score_tables
 from sed_sr.utils.report.terminal import terminal_tables
 
 METRICS = {
@@ -58,7 +58,7 @@ def printed(results, width, metrics=METRICS, **options):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_terminal_shows_every_cell_whole(width):
+def test_every_cell_is_shown_completely(width):
     shown = printed(results(["bicubic", "RRDB_P+SeD"]), width)
     assert max(map(len, shown.splitlines())) <= width
     for table in score_tables(results(["bicubic", "RRDB_P+SeD"]), METRICS):
@@ -66,7 +66,7 @@ def test_terminal_shows_every_cell_whole(width):
             for row in rows:
                 assert row.name in shown
                 for cell in row.cells:
-                    mean, _, rest = cell.text.partition(" ")  # an error or an interval, which may stand a line below
+                    mean, _, rest = cell.text.partition(" ")  # an error or an interval, which may be a line below
                     assert mean in shown
                     assert rest in shown
 
@@ -97,7 +97,7 @@ def test_wide_terminal_has_one_line_for_each_row():
             assert words in [line.split() for line in lines]
 
 
-def test_best_is_bold_and_the_paper_is_dim():
+def test_best_is_bold_and_the_paper_row_is_dim():
     compared = results(["a", "b"])
     shown = printed(compared, 120, force_terminal=True, color_system="standard", no_color=True)
     _, _, better, _ = score_tables(compared, METRICS)[0].sections["Urban100 (4 images)"]
@@ -108,5 +108,5 @@ def test_best_is_bold_and_the_paper_is_dim():
     assert "\x1b[1m" not in paper
 
 
-def test_labels_are_names_and_no_markup():
+def test_labels_are_not_parsed_as_markup():
     assert "[bold]x[/]" in printed(results(["[bold]x[/]"], row=None), 120)

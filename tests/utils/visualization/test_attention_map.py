@@ -1,4 +1,4 @@
-"""`python -m utils.attention_map`: every picture that a training state can give, and a sentence for what it cannot."""
+"""`python -m utils.visualization.attention_map`: all figures, or a sentence that says why one is missing."""
 
 import sys
 from pathlib import Path
@@ -12,9 +12,10 @@ from sed_sr.data.images import read_rgb
 from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import load_options
-from sed_sr.utils.visualization.attention_map import main, open_scene
+from sed_sr.utils.visualization.attention_map import check_points, draw_figures, main, read_images
 from sed_sr.utils.visualization.discriminator_file import open_judge
-from sed_sr.utils.visualization.discriminator_views import look
+from sed_sr.utils.visualization.discriminator_views import respond
+from sed_sr.utils.visualization.figure import GAP_PX, TITLE_PX
 from sed_sr.utils.weights import checkpoint
 
 ALL = {"overview.png", "attention.png", "semantics.png", "real_fake.png"}
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def save_state(path: Path, *, fusion: str = "cross-attention", kind: str = "patch", **changes) -> Path:
-    """A training state as far as it matters here, and with options of which this version knows nothing."""
+    """The parts of a training state that matter here, with an option that this version does not know."""
     said = {
         "name": "run",
         "discriminator": {"type": kind, "fusion": fusion, "features": 8},
@@ -51,7 +52,7 @@ def states(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
-    """Runs the command in a folder of its own; returns what it printed."""
+    """Runs the command in an empty folder; returns its output."""
     monkeypatch.chdir(tmp_path)
 
     def run_(*words: object) -> str:
@@ -66,17 +67,17 @@ def written(folder: str | Path) -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
 
-def test_four_pictures_and_whose_they_are(run, states):
+def test_four_figures_and_a_description_of_the_discriminator(run, states):
     save_image(Path("photo.png"), 64, 80)
-    told = run("--weights-d", states["cross-attention"], "--image", "photo.png")
-    assert "patch discriminator of run at step 1,200" in told
-    assert "random weights" in told
-    assert "stripped" not in told
+    output = run("--weights-d", states["cross-attention"], "--image", "photo.png")
+    assert "patch discriminator of run at step 1,200" in output
+    assert "random weights" in output
+    assert "stripped" not in output
     assert written("results/photo_attention") == ALL
     assert read_rgb(Path("results/photo_attention/semantics.png")).shape == (64, 80, 3)
 
 
-def test_discriminator_that_was_saved_in_wrappers_is_found(tmp_path, states):
+def test_discriminator_saved_in_wrappers_is_found(tmp_path, states):
     state = checkpoint.load(states["cross-attention"])
     tensors = state["train_step"]["discriminator"]
     wrapped = {f"model.discriminator.module._orig_mod.{name}": value for name, value in tensors.items()}
@@ -103,23 +104,30 @@ def test_a_row_for_each_point_and_a_column_for_each_block(run, states):
     assert sizes["block"][1] == pytest.approx(width / 2, abs=gap_px)  # of the image and three blocks
 
 
-def test_points_are_of_the_image_and_not_of_the_part_that_is_shown(tmp_path):
+def test_points_are_relative_to_the_image_and_not_to_the_shown_part(tmp_path):
     image = save_image(tmp_path / "photo.png", 64, 90)
-    scene = open_scene(image, None, [(5, 0), (84, 63)])
-    assert scene.corner == (5, 0)
-    assert scene.points == [(0, 0), (79, 63)]
-    assert np.array_equal(scene.hr, read_rgb(image)[:, 5:85])
-    assert "the middle 80x64 pixels of its 90x64" in scene.about
-    with pytest.raises(UserError, match=r"--point 85 63 is outside .* x from 5 to 84, y from 0 to 63"):
-        open_scene(image, None, [(85, 63)])
+    assert "x from 5 to 84, y from 0 to 63" in check_points([(5, 0), (84, 63)], read_rgb(image), image)
+    with pytest.raises(UserError, match=r"--point 85 63 is outside .*photo\.png.* x from 5 to 84, y from 0 to 63"):
+        check_points([(85, 63)], read_rgb(image), image)
 
 
-def test_sr_that_lacks_the_last_rows_lies_on_hr(tmp_path, run, states):
-    """HR of 67x82 was cut to whole LR pixels before SR was made."""
+def test_point_of_a_cropped_image_is_drawn_where_it_is(tmp_path, states):
+    """The same figure as for the crop itself, with the same point."""
+    hr = read_rgb(save_image(tmp_path / "photo.png", 64, 90))
+    trained = open_judge(states["cross-attention"], device=CPU)
+    whole = draw_figures(trained, hr, {}, points=[(5 + 20, 30)], block=1)
+    crop = draw_figures(trained, hr[:, 5:85], {}, points=[(20, 30)], block=1)
+    below = GAP_PX + TITLE_PX  # titles have the coordinates in the image
+    assert np.array_equal(whole["attention.png"][below:], crop["attention.png"][below:])
+    assert np.array_equal(whole["real_fake.png"], crop["real_fake.png"])
+
+
+def test_hr_is_cropped_to_an_sr_image_that_lacks_the_last_rows(tmp_path, run, states):
+    """HR of 67x82 was cropped to whole LR pixels before SR was made."""
     image, sr = save_image(tmp_path / "photo.png", 67, 82), save_image(tmp_path / "sr.png", 64, 80, seed=1)
-    scene = open_scene(image, sr, None)
-    assert np.array_equal(scene.hr, read_rgb(image)[:64, :80])
-    assert np.array_equal(scene.sr, read_rgb(sr))
+    hr_pixels, sr_pixels = read_images(image, sr)
+    assert np.array_equal(hr_pixels, read_rgb(image)[:64, :80])
+    assert np.array_equal(sr_pixels["SR"], read_rgb(sr))
     run("--weights_d", states["cross-attention"], "--image", image, "--output", "without")
     run("--weights_d", states["cross-attention"], "--image", image, "--sr", sr, "--output", "with")
     without, both = (read_rgb(Path(name) / "real_fake.png").shape[0] for name in ("without", "with"))
@@ -130,25 +138,25 @@ def test_sr_that_lacks_the_last_rows_lies_on_hr(tmp_path, run, states):
 def test_sr_of_another_image_is_refused(tmp_path, height, width):
     image, sr = save_image(tmp_path / "photo.png", 64, 80), save_image(tmp_path / "sr.png", height, width)
     with pytest.raises(UserError, match=rf"sr\.png has {width}x{height} pixels.* 80x64"):
-        open_scene(image, sr, None)
+        read_images(image, sr)
 
 
 @pytest.mark.parametrize(
     ("fusion", "files", "sentence"),
     [
-        ("concatenation", ALL - {"attention.png"}, "there is no attention to see"),
-        ("none", {"overview.png", "real_fake.png"}, "it is given no semantics"),
+        ("concatenation", ALL - {"attention.png"}, "concatenates the semantics and has no attention"),
+        ("none", {"overview.png", "real_fake.png"}, "no semantics and no attention"),
     ],
 )
-def test_without_attention_the_rest_is_shown(run, states, fusion, files, sentence):
+def test_other_figures_are_drawn_without_attention(run, states, fusion, files, sentence):
     save_image(Path("photo.png"), 64, 64)
-    told = run("--weights_d", states[fusion], "--image", "photo.png", "--point", 3, 3, "--output", "out")
-    assert sentence in told
+    output = run("--weights_d", states[fusion], "--image", "photo.png", "--point", 3, 3, "--output", "out")
+    assert sentence in output
     assert written("out") == files
 
 
 @pytest.mark.parametrize("kind", ["patch", "unet"])
-def test_judge_is_the_discriminator_that_was_trained(tmp_path, kind):
+def test_loaded_discriminator_is_the_trained_one(tmp_path, kind):
     path = save_state(tmp_path / "state.pth", kind=kind)
     state = checkpoint.load(path)
     for tensor in state["train_step"]["discriminator"].values():
@@ -159,10 +167,11 @@ def test_judge_is_the_discriminator_that_was_trained(tmp_path, kind):
     loaded = judge.discriminator.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state["train_step"]["discriminator"].items())
     image = torch.rand(1, 3, 64, 64)
-    assert look(judge.discriminator, image, judge.extractor(image)).real.isfinite().all()
+    real, _ = respond(judge.discriminator, image, judge.extractor(image))
+    assert real.isfinite().all()
 
 
-def test_state_without_a_discriminator_is_told_apart_from_a_file_of_weights(tmp_path):
+def test_state_without_a_discriminator_and_generator_weights_have_different_messages(tmp_path):
     psnr = save_state(tmp_path / "psnr.pth", train_step={})
     with pytest.raises(UserError, match=r"psnr\.pth is of PSNR-oriented training"):
         open_judge(psnr, device=CPU)
@@ -183,7 +192,7 @@ def test_state_that_contradicts_its_options_is_named(tmp_path, states):
             open_judge(tmp_path / "state.pth", device=CPU)
 
 
-def test_weights_of_the_extractor_are_looked_for_where_the_user_says(tmp_path, states, monkeypatch):
+def test_weights_of_the_extractor_are_read_from_the_given_folder(tmp_path, states, monkeypatch):
     monkeypatch.setenv("SED_OFFLINE", "1")
     state = checkpoint.load(states["cross-attention"])
     state["options"] |= {"semantic_extractor": {}, "paths": {"pretrained_root": "elsewhere"}}
@@ -193,17 +202,19 @@ def test_weights_of_the_extractor_are_looked_for_where_the_user_says(tmp_path, s
             open_judge(tmp_path / "state.pth", device=CPU, pretrained_root=root)
 
 
-def test_image_is_never_written_over(run, states):
+def test_image_is_never_overwritten(run, states):
     image = save_image(Path("overview.png"), 64, 64)
     before = image.read_bytes()
-    with pytest.raises(UserError, match=r"overview\.png would be written over"):
+    with pytest.raises(UserError, match=r"overview\.png would be overwritten"):
         run("--weights_d", states["none"], "--image", image, "--output", ".")
     assert image.read_bytes() == before
 
 
 def test_mistake_is_one_sentence(command, tmp_path):
     save_image(tmp_path / "photo.png", 20, 64)
-    done = command("-m", "utils.attention_map", "--weights_d", "no.pth", "--image", "photo.png", cwd=tmp_path)
+    done = command(
+        "-m", "utils.visualization.attention_map", "--weights_d", "no.pth", "--image", "photo.png", cwd=tmp_path
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "photo.png" in done.stderr
     assert "64x20 pixels" in done.stderr

@@ -1,0 +1,237 @@
+"""Upscaling and scoring, from the options to the report: what `test.py` does."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from sed_sr.data.benchmarks import Benchmark, find_benchmark, find_inputs
+from sed_sr.options.errors import UserError
+from sed_sr.options.schema import Options
+from sed_sr.utils.evaluation.candidates import SCALE, Candidate, Entry, find_weights, load_candidates
+from sed_sr.utils.evaluation.evaluate import evaluate
+from sed_sr.utils.evaluation.metrics import Metric, build_metrics
+from sed_sr.utils.evaluation.paper_scores import paper_row
+from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.evaluation.upscaler import Upscaler
+from sed_sr.utils.report.data_files import write_scores
+from sed_sr.utils.report.extra_pictures import NO_EXTRA_PICTURES, ExtraPictures, discriminator_extra_pictures
+from sed_sr.utils.report.html_page import write_report
+from sed_sr.utils.report.output_folder import REPORT, check_output_folder, create_output_folder
+from sed_sr.utils.report.terminal import terminal_tables
+from sed_sr.utils.runtime.distributed import World, joined_world
+from sed_sr.utils.visualization.discriminator_file import open_judge
+
+
+@dataclass(frozen=True)
+class TestSetup:
+    """Everything that a test run needs, loaded and checked."""
+
+    options: Options
+    candidates: list[Candidate]
+    benchmarks: list[Benchmark]
+    metrics: dict[str, Metric]
+    device: torch.device
+    output: Path
+    extra_pictures: ExtraPictures  # for the report; of the main process
+
+
+def run_test(
+    read_options: Callable[[], Options],
+    *,
+    has_recipe: bool,
+    inputs: list[Path] | None,
+    discriminator_state: Path | None,
+    output: Path | None,
+) -> int:
+    """Upscale and score all benchmarks with all weights, and write images, scores and the report.
+
+    Args:
+        read_options: called once the process group is set up, so that only the main process reports mistakes.
+        has_recipe: whether the options come from an option file; the weights must then fit its generator, and
+            results are named after it.
+        inputs: LR images and folders to upscale instead of `test.benchmarks`.
+        discriminator_state: training state whose discriminator the report visualizes.
+        output: folder for everything that is written; None: results/<name>.
+
+    Returns:
+        The exit code: 1 if an image could not be upscaled or scored, else 0.
+
+    Raises:
+        UserError: something that the run needs is missing or wrong. Nothing has been upscaled then.
+    """
+    with joined_world() as world:
+        options = world.from_main(read_options)
+        setup = prepare(
+            options,
+            has_recipe=has_recipe,
+            inputs=inputs,
+            discriminator_state=discriminator_state,
+            output=output,
+            world=world,
+        )
+        console = Console(quiet=not world.main, highlight=False, soft_wrap=True)
+        for candidate in setup.candidates:
+            console.print(f"{candidate.label}: {candidate.about}", markup=False)
+        if options.test.metrics is None and setup.metrics and "lpips" not in setup.metrics:
+            console.print("LPIPS is not computed: the weights of its backbone are missing and cannot be downloaded")
+        results = [score(candidate, setup, world) for candidate in setup.candidates]
+        for table in terminal_tables(results, setup.metrics):
+            console.print(table)
+        # In this order, because the disk may be too full for the report.
+        with world.raise_together():
+            if world.main:
+                write_files(results, setup)
+        return print_summary(results, setup.output, console)
+
+
+def prepare(
+    options: Options,
+    *,
+    has_recipe: bool,
+    inputs: list[Path] | None,
+    discriminator_state: Path | None,
+    output: Path | None,
+    world: World,
+) -> TestSetup:
+    """Find, load and check everything. Arguments and errors: as of `run_test`."""
+    chosen, pretrained_root = options.test, options.paths.pretrained_root
+    with world.raise_together():
+        device = world.device(options.device)
+        entries = [Entry.parse(text) for text in chosen.weights]
+        if not entries:
+            raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights")
+        paper_row(chosen.paper_row)  # reports an unknown row before the images are upscaled
+    benchmarks = world.from_main(lambda: find_benchmarks(options, inputs))
+    candidates = load_all_weights(entries, options, has_recipe=has_recipe, device=device, world=world)
+    output = output or Path("results") / (
+        options.name if has_recipe else "_vs_".join(candidate.label for candidate in candidates)
+    )
+    sources = {candidate.label: candidate.source for candidate in candidates}
+    with world.raise_together():
+        if world.main:
+            check_output_folder(output, sources, benchmarks)
+    has_ground_truth = any(benchmark.has_ground_truth for benchmark in benchmarks)
+    extra_pictures = NO_EXTRA_PICTURES
+    with world.raise_together():
+        if discriminator_state is not None and not has_ground_truth:
+            raise UserError("--weights_d needs images with ground truth (HR); none of the given images has one")
+        if discriminator_state is not None and world.main:
+            discriminator = open_judge(discriminator_state, device=device, pretrained_root=pretrained_root)
+            extra_pictures = discriminator_extra_pictures(discriminator, list(sources))
+    # Metrics that were named explicitly are built in any case: some need no ground truth.
+    names = chosen.metrics if chosen.metrics is not None or has_ground_truth else ()
+    for downloads in (True, False):  # one process of each machine first, which downloads what is missing
+        with world.raise_together():
+            if (world.local_rank == 0) is downloads:
+                metrics = build_metrics(names, pretrained_root=pretrained_root, device=device, compare=downloads)
+    with world.raise_together():
+        need_ground_truth = [name for name, metric in metrics.items() if metric.needs_ground_truth]
+        if need_ground_truth and not has_ground_truth:
+            raise UserError(
+                f"{', '.join(need_ground_truth)} cannot be computed: none of the given images has a ground truth (HR)"
+            )
+        if world.main:
+            create_output_folder(output, sources)
+    return TestSetup(options, candidates, benchmarks, metrics, device, output, extra_pictures)
+
+
+def find_benchmarks(options: Options, inputs: list[Path] | None) -> list[Benchmark]:
+    """Find the images to upscale. Raises UserError if two benchmarks have the same name, and so the same folder."""
+    root = options.paths.data_test_root
+    if inputs:
+        benchmarks = find_inputs(inputs)
+    else:
+        benchmarks = [find_benchmark(root, name, scale=SCALE) for name in options.test.benchmarks]
+    name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
+    if uses > 1:
+        raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
+    return benchmarks
+
+
+def load_all_weights(
+    entries: list[Entry], options: Options, *, has_recipe: bool, device: torch.device, world: World
+) -> list[Candidate]:
+    """Load the candidates on every process; missing files are downloaded by one process of each machine."""
+    chosen, pretrained_root = options.test, options.paths.pretrained_root
+
+    def upscaler(generator: torch.nn.Module) -> Upscaler:
+        return Upscaler(
+            generator.to(device, memory_format=torch.channels_last),
+            device,
+            precision=chosen.precision,
+            tile_px=chosen.tile_px,
+            self_ensemble=chosen.self_ensemble,
+        )
+
+    with world.raise_together():
+        if world.local_rank == 0:
+            find_weights(entries, pretrained_root=pretrained_root)
+    with world.raise_together():
+        return load_candidates(
+            entries,
+            pretrained_root=pretrained_root,
+            generator=options.generator.model_dump() if has_recipe else None,
+            paper_row=chosen.paper_row,
+            compare=world.local_rank == 0,
+            upscaler=upscaler,
+        )
+
+
+def score(candidate: Candidate, setup: TestSetup, world: World) -> Result:
+    """Upscale and score all benchmarks with one candidate."""
+    scores = {}
+    for benchmark in setup.benchmarks:
+        with tqdm(
+            desc=f"{candidate.label}, {benchmark.name}",
+            total=len(benchmark.images[world.rank :: world.size]),
+            unit="image",
+            leave=False,
+            disable=None if world.main else True,  # None: shown on a terminal only
+        ) as bar:
+            scores[benchmark.name] = evaluate(
+                candidate.upscale,
+                benchmark,
+                metrics=setup.metrics,
+                device=setup.device,
+                world=world,
+                batch_size=setup.options.test.batch_size,
+                output=setup.output / candidate.label / benchmark.name,
+                on_image=lambda image, sr, bar=bar: bar.update(),
+            )
+    return Result(candidate.label, candidate.source, candidate.about, candidate.paper_row, scores)
+
+
+def write_files(results: list[Result], setup: TestSetup) -> None:
+    """Write the data files, then the report."""
+    settings = setup.options.test.model_dump(mode="json", include={"precision", "tile_px", "self_ensemble"})
+    write_scores(setup.output, results, metrics=setup.metrics, settings=settings)
+    write_report(
+        setup.output / REPORT,
+        results,
+        benchmarks=setup.benchmarks,
+        metrics=setup.metrics,
+        sr_root=setup.output,
+        title=", ".join(result.label for result in results),
+        extra_pictures=setup.extra_pictures,
+    )
+
+
+def print_summary(results: list[Result], output: Path, console: Console) -> int:
+    """Print notes, failures and the number of images; returns the exit code."""
+    upscaled, failed = 0, False
+    for result in results:
+        for name, scores in result.benchmarks.items():
+            upscaled += len(scores.images)
+            failed = failed or bool(scores.failures)
+            for note in scores.notes:
+                console.print(f"{result.label}, {name}: {note}", markup=False, style="yellow")
+            for failure in scores.failures:
+                console.print(f"failed: {result.label}, {name}: {failure}", markup=False, style="red")
+    images = "1 image" if upscaled == 1 else f"{upscaled} images"
+    console.print(f"{images} upscaled; see {output / REPORT}", markup=False)
+    return 1 if failed else 0
