@@ -29,7 +29,7 @@ from sed_sr.utils.report import output_folder
 from sed_sr.utils.report.html_page import NO_EXTRAS, Extras, write_report
 from sed_sr.utils.report.terminal import terminal_tables
 from sed_sr.utils.runtime.distributed import World, joined_world
-from sed_sr.utils.visualization.discriminator_file import open_judge
+from sed_sr.utils.visualization.discriminator_file import load_discriminator
 from sed_sr.utils.visualization.pictures import report_extras
 
 # Flags that override the option of the same name in `test`.
@@ -164,7 +164,7 @@ def prepare(options: Options, arguments: argparse.Namespace, world: World) -> Pl
         if arguments.weights_d is not None and not scored:
             raise UserError("--weights_d shows a discriminator images with ground truth; none that was given has one")
         if arguments.weights_d is not None and world.main:
-            judge = open_judge(arguments.weights_d, device=device, pretrained_root=pretrained_root)
+            judge = load_discriminator(arguments.weights_d, device=device, pretrained_root=pretrained_root)
             extras = report_extras(judge, [contestant.label for contestant in contestants])
     # A metric that was asked for by name may be one that needs no ground truth.
     names = chosen.metrics if chosen.metrics is not None or scored else ()

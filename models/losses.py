@@ -1,4 +1,12 @@
-"""The losses that training adds to pixel L1: VGG perceptual loss and GAN losses."""
+"""The losses of training: pixel L1, VGG perceptual loss and GAN losses.
+
+To add a term `x` to the generator's objective:
+1. options/schema.py: add the field `x` to `LossOptions`, with an option class that has a `weight`;
+2. this file: write the loss, as a function or a module;
+3. models/train_step.py: compute it in `TrainStep._generator_backward`, `if "x" in self.weights: terms["x"] = ...`.
+Weighting, gradients, logging and the check for finite values apply to all terms. A loss with parameters is built in
+models/build.py. To add a kind of GAN loss, add a line to `GAN_LOSSES` and its name to `GANLossOptions`.
+"""
 
 from collections.abc import Mapping
 

@@ -313,7 +313,7 @@ def test_report_shows_what_a_discriminator_sees_where_asked(workshop, command):
     said = {"name": "run", "discriminator": {"type": "patch", "features": 8}}
     said["semantic_extractor"] = {"weights": "random"}
     options = load_options({**said, "generator": TINY})
-    discriminator = build_discriminator(options, build_extractor(options)).state_dict()
+    discriminator = build_discriminator(options, build_extractor(options, None)).state_dict()
     state = {"step": 7, "params": {}, "options": said, "train_step": {"discriminator": discriminator}}
     save_state(workshop / "state.pth", state)
     words = ("--weights", "bicubic", "--weights_d", "state.pth", "--output_path", "out")

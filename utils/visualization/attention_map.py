@@ -19,7 +19,7 @@ from sed_sr.data.images import read_rgb, write_image
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import unless_out_of_memory
-from sed_sr.utils.visualization.discriminator_file import Judge, open_judge
+from sed_sr.utils.visualization.discriminator_file import TrainedDiscriminator, load_discriminator
 from sed_sr.utils.visualization.discriminator_views import Look, Point, attending_blocks, look, telling_points
 from sed_sr.utils.visualization.figure import INFERNO, VIRIDIS, Panel, Scale, draw
 from sed_sr.utils.visualization.pictures import (
@@ -64,7 +64,7 @@ def main() -> int:
     refuse_loss(output, arguments)
     scene = open_scene(arguments.image, arguments.sr, arguments.point)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judge = open_judge(arguments.weights_d, device=device, pretrained_root=arguments.pretrained_root)
+    judge = load_discriminator(arguments.weights_d, device=device, pretrained_root=arguments.pretrained_root)
     print(f"{arguments.weights_d}: {judge.about}")
     print(f"{arguments.image}: {scene.about}")
     made = unless_out_of_memory(partial(pictures, judge, scene, arguments.block, device))
@@ -136,7 +136,9 @@ def open_scene(image: Path, sr: Path | None, points: Sequence[Sequence[int]] | N
     )
 
 
-def pictures(judge: Judge, scene: Scene, block: int | None, device: torch.device) -> dict[str, np.ndarray]:
+def pictures(
+    judge: TrainedDiscriminator, scene: Scene, block: int | None, device: torch.device
+) -> dict[str, np.ndarray]:
     """Everything that can be seen, by the name of its file, (H, W, 3) uint8; says what cannot."""
     size, image = scene.hr.shape[:2], to_batch(scene.hr, device)
     semantic = None if judge.extractor is None else judge.extractor(image)

@@ -14,7 +14,7 @@ from sed_sr.data.images import to_array, to_float, to_tensor, to_uint8
 from sed_sr.options.errors import UserError
 from sed_sr.utils.report.html_page import Extras
 from sed_sr.utils.runtime.memory import unless_out_of_memory
-from sed_sr.utils.visualization.discriminator_file import Judge
+from sed_sr.utils.visualization.discriminator_file import TrainedDiscriminator
 from sed_sr.utils.visualization.discriminator_views import (
     Point,
     attending_blocks,
@@ -155,7 +155,7 @@ def views(
     )
 
 
-def report_extras(judge: Judge, labels: Sequence[str]) -> Extras:
+def report_extras(judge: TrainedDiscriminator, labels: Sequence[str]) -> Extras:
     """The views of a discriminator as further pictures of a report, which compares weights of these labels."""
     kinds = ["semantics"] if judge.extractor is not None else []
     kinds += ["attention"] if attending_blocks(judge.discriminator) else []

@@ -13,7 +13,7 @@ from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import load_options
 from sed_sr.utils.visualization.attention_map import main, open_scene
-from sed_sr.utils.visualization.discriminator_file import open_judge
+from sed_sr.utils.visualization.discriminator_file import load_discriminator
 from sed_sr.utils.visualization.discriminator_views import look
 from sed_sr.utils.weights import checkpoint
 
@@ -29,7 +29,7 @@ def save_state(path: Path, *, fusion: str = "cross-attention", kind: str = "patc
         "semantic_extractor": {"weights": "random"},
     }
     options = load_options({**said, "generator": {"type": "rrdb"}})
-    discriminator = build_discriminator(options, build_extractor(options))
+    discriminator = build_discriminator(options, build_extractor(options, None))
     state = {"step": 1200, "params": {}, "options": {**said, "losses": {"future": 1}}}
     state["train_step"] = {"discriminator": discriminator.state_dict()}
     checkpoint.save_state(path, state | changes)
@@ -82,7 +82,7 @@ def test_discriminator_that_was_saved_in_wrappers_is_found(tmp_path, states):
     wrapped = {f"model.discriminator.module._orig_mod.{name}": value for name, value in tensors.items()}
     wrapped["model.generator.conv0.weight"] = torch.ones(1)
     checkpoint.save_state(tmp_path / "wrapped.pth", state | {"train_step": {"discriminator": wrapped}})
-    judge = open_judge(tmp_path / "wrapped.pth", device=CPU)
+    judge = load_discriminator(tmp_path / "wrapped.pth", device=CPU)
     assert all(torch.equal(value, tensors[name]) for name, value in judge.discriminator.state_dict().items())
     assert judge.about.endswith(", stripped of 'model.', 'discriminator.', 'module.', '_orig_mod.'")
 
@@ -154,7 +154,7 @@ def test_judge_is_the_discriminator_that_was_trained(tmp_path, kind):
     for tensor in state["train_step"]["discriminator"].values():
         tensor.add_(0.01)
     torch.save(state, path)
-    judge = open_judge(path, device=CPU)
+    judge = load_discriminator(path, device=CPU)
     assert not judge.discriminator.training
     loaded = judge.discriminator.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state["train_step"]["discriminator"].items())
@@ -164,11 +164,11 @@ def test_judge_is_the_discriminator_that_was_trained(tmp_path, kind):
 
 def test_state_without_a_discriminator_is_told_apart_from_a_file_of_weights(tmp_path):
     psnr = save_state(tmp_path / "psnr.pth", train_step={})
-    with pytest.raises(UserError, match=r"psnr\.pth is of PSNR-oriented training"):
-        open_judge(psnr, device=CPU)
+    with pytest.raises(UserError, match=r"psnr\.pth is a training state of PSNR-oriented training"):
+        load_discriminator(psnr, device=CPU)
     torch.save({"params": {"conv_first.weight": torch.zeros(3)}}, tmp_path / "generator.pth")
     with pytest.raises(UserError, match=r"generator\.pth holds no discriminator.*states/state_"):
-        open_judge(tmp_path / "generator.pth", device=CPU)
+        load_discriminator(tmp_path / "generator.pth", device=CPU)
 
 
 def test_state_that_contradicts_its_options_is_named(tmp_path, states):
@@ -180,7 +180,7 @@ def test_state_that_contradicts_its_options_is_named(tmp_path, states):
     ):
         torch.save({**state, "options": {**options, "discriminator": discriminator}}, tmp_path / "state.pth")
         with pytest.raises(UserError, match=rf"state\.pth.*{sentence}"):
-            open_judge(tmp_path / "state.pth", device=CPU)
+            load_discriminator(tmp_path / "state.pth", device=CPU)
 
 
 def test_weights_of_the_extractor_are_looked_for_where_the_user_says(tmp_path, states, monkeypatch):
@@ -190,7 +190,7 @@ def test_weights_of_the_extractor_are_looked_for_where_the_user_says(tmp_path, s
     torch.save(state, tmp_path / "state.pth")
     for root in (None, tmp_path / "mine"):
         with pytest.raises(UserError, match=str(root or "elsewhere")):
-            open_judge(tmp_path / "state.pth", device=CPU, pretrained_root=root)
+            load_discriminator(tmp_path / "state.pth", device=CPU, pretrained_root=root)
 
 
 def test_image_is_never_written_over(run, states):

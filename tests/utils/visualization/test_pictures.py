@@ -8,7 +8,7 @@ from torch import nn
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.semantic_extractor import SemanticExtractor
 from sed_sr.options.errors import UserError
-from sed_sr.utils.visualization.discriminator_file import Judge
+from sed_sr.utils.visualization.discriminator_file import TrainedDiscriminator
 from sed_sr.utils.visualization.discriminator_views import look, telling_points
 from sed_sr.utils.visualization.figure import VIRIDIS
 from sed_sr.utils.visualization.pictures import (
@@ -35,11 +35,11 @@ def photo(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def judge(fusion: str | None = "cross-attention", kind: type[nn.Module] = UNetDiscriminator) -> Judge:
+def judge(fusion: str | None = "cross-attention", kind: type[nn.Module] = UNetDiscriminator) -> TrainedDiscriminator:
     torch.manual_seed(0)
     if fusion is None:
-        return Judge(kind(semantic_channels=None, features=8), None, "a plain one")
-    return Judge(kind(semantic_channels=64, features=8, fusion=fusion), Colours(), "a semantic one")
+        return TrainedDiscriminator(kind(semantic_channels=None, features=8), None, "a plain one")
+    return TrainedDiscriminator(kind(semantic_channels=64, features=8, fusion=fusion), Colours(), "a semantic one")
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (47, 100), (1356, 2040), (40, 60_000), (5000, 5000)])

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from sed_sr.models.gradients import ALIGNMENT, FlatGradients
+from sed_sr.models.step_memory import ALIGNMENT, FlatGradients
 
 
 def networks() -> dict[str, nn.Module]:
@@ -22,14 +22,14 @@ def objectives(made: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
 
 def test_gradients_and_their_norms_are_those_of_autograd():
     made, reference = networks(), networks()
-    flat = FlatGradients({name: list(net.parameters()) for name, net in made.items()}, figures=5)
+    flat = FlatGradients({name: list(net.parameters()) for name, net in made.items()}, scalars=5)
     flat.clear()
     for _ in range(2):  # they add up
         for name, objective in objectives(made).items():
             flat.add(name, objective)
         for objective in objectives(reference).values():
             objective.backward()
-    flat.hand_over()
+    flat.assign_grads()
     for name, net in made.items():
         expected = [parameter.grad for parameter in reference[name].parameters()]
         for parameter, gradient in zip(net.parameters(), expected, strict=True):
@@ -37,7 +37,7 @@ def test_gradients_and_their_norms_are_those_of_autograd():
             assert parameter.grad.stride() == parameter.stride()
             assert parameter.grad.storage_offset() % ALIGNMENT == 0
         torch.testing.assert_close(flat.norm(name), get_total_norm(expected))
-    assert flat.figures.tolist() == [0.0] * 5
+    assert flat.scalars.tolist() == [0.0] * 5
     flat.scale("first", torch.tensor(0.5))
     for name, factor in (("first", 0.5), ("second", 1.0)):
         for ours, theirs in zip(made[name].parameters(), reference[name].parameters(), strict=True):
@@ -49,10 +49,10 @@ def test_gradients_and_their_norms_are_those_of_autograd():
 
 def test_a_copy_has_memory_of_its_own():
     made = networks()
-    holder = (made, FlatGradients({name: list(net.parameters()) for name, net in made.items()}, figures=1))
-    holder[1].hand_over()
+    holder = (made, FlatGradients({name: list(net.parameters()) for name, net in made.items()}, scalars=1))
+    holder[1].assign_grads()
     copied, flat = copy.deepcopy(holder)
-    flat.hand_over()
+    flat.assign_grads()
     flat.all.fill_(1.0)
     assert all(parameter.grad.all() for net in copied.values() for parameter in net.parameters())
     assert not holder[1].all.any()
@@ -60,8 +60,8 @@ def test_a_copy_has_memory_of_its_own():
 
 def test_a_parameter_that_the_objective_does_not_reach_has_a_gradient_of_zero():
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
-    flat = FlatGradients({"both": [used, unused]}, figures=1)
+    flat = FlatGradients({"both": [used, unused]}, scalars=1)
     flat.add("both", (2 * used).sum())
-    flat.hand_over()
+    flat.assign_grads()
     assert used.grad.tolist() == [2.0] * 3
     assert unused.grad.tolist() == [0.0] * 2
