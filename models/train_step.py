@@ -8,8 +8,8 @@ the HR image, which a frozen vision model extracts:
 
 Without a discriminator this is PSNR-oriented training.
 
-A step calls `_backward` for each batch, sums gradients over processes, and calls `_update`. Neither waits for the device,
-so both can be recorded as CUDA graphs (models/cuda_graph.py). To add a loss, see models/losses.py.
+A step calls `_backward` for each batch, sums gradients over processes, and calls `_update`. Neither waits for the
+device, so both can be recorded as CUDA graphs (models/cuda_graph.py). To add a loss, see models/losses.py.
 """
 
 import copy

@@ -120,7 +120,7 @@ def test_what_waits_for_the_device_is_not_recorded():
         assert graphed(torch.zeros(1)).item() == 1
     assert recorder.recorded == 0
     assert sentences == [
-        "the step cannot be recorded as a CUDA graph, and runs slower without one (it waits for the device)"
+        "the step cannot be recorded as a CUDA graph and runs slower without it (it waits for the device)"
     ]
 
 
