@@ -118,7 +118,7 @@ def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequentia
     return features
 
 
-# Each GAN loss consists of G's loss of the logits (fake, real), D's loss of (real, fake), and the decision boundary: the
+# Each GAN loss consists of G's loss of logits (fake, real), D's loss of (real, fake), and the decision boundary: the
 # logit at which D is undecided, None for relativistic losses. Logits have any shape; losses are means over all of them.
 # D's loss is the sum of its two terms, without the factor 1/2. -log(sigmoid(x)) = softplus(-x) keeps logarithms finite.
 

@@ -1,4 +1,4 @@
-"""From options to modules: the published networks, their seeds, and what is pretrained."""
+"""Networks and the training step built from options: published sizes, seeds, support checks, compilation."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_recipes_build_the_published_generators(recipe, millions):
         ("train_swinir_U+SeD", "UNetDiscriminator", True),
     ],
 )
-def test_discriminator_follows_its_key_and_never_the_runs_name(recipe, kind, semantic):
+def test_discriminator_depends_on_its_options_and_not_on_the_name_of_the_run(recipe, kind, semantic):
     options = read(recipe, name="UNet_SeD_patch", semantic_extractor__weights="random")
     discriminator = build_discriminator(options, build_extractor(options, None))
     assert type(discriminator).__name__ == kind
@@ -56,8 +56,8 @@ def test_discriminator_follows_its_key_and_never_the_runs_name(recipe, kind, sem
 
 @pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])
 @pytest.mark.parametrize("layer", ["layer2", "32"])
-def test_discriminator_fits_whatever_the_extractor_gives(layer, fusion):
-    """Semantics of other channels on another grid: strides 8 and 32."""
+def test_discriminator_fits_any_extractor(layer, fusion):
+    """Semantic features with other channels and strides 8 and 32."""
     options = read(
         "train_rrdb_U+SeD",
         discriminator__features=8,
@@ -99,8 +99,8 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("recipe", COMPILED)
-def test_compiled_step_is_the_step_and_compiles_each_kind_of_block_once(recipe, monkeypatch):
-    """By a compiler that traces forward and backward as the real one does, and leaves the machine code out."""
+def test_compiled_step_equals_the_step_and_compiles_each_kind_of_block_once(recipe, monkeypatch):
+    """With a compiler that traces forward and backward as the real one does, but generates no code."""
     compile_module, inputs_of_graphs = torch.nn.Module.compile, []
 
     def compiler(graph, inputs):
@@ -120,29 +120,29 @@ def test_compiled_step_is_the_step_and_compiles_each_kind_of_block_once(recipe, 
         torch.manual_seed(0)
         step, batch = random_step(options, torch.device("cpu"))
         outcomes = []
-        for number in range(4):  # the third one is watched, for which the graph is kept over several backward passes
+        for number in range(4):  # the third one is watched: its graph is kept for several backward passes
             torch.manual_seed(number)
             outcomes.append(step(batch, watch=number == 2).terms)
         terms.append(outcomes)
     for plain, same in zip(*terms, strict=True):
         assert same == pytest.approx(plain, rel=1e-4, abs=1e-5)
-    kinds_of_blocks = 2 if "swinir" in recipe else 1  # windows that are shifted, and that are not
-    batches_of_the_discriminator = 2  # fake alone, frozen; real and fake, trained
+    kinds_of_blocks = 2 if "swinir" in recipe else 1  # with and without shifted windows
+    batches_of_the_discriminator = 2  # frozen, fake only; trained, real and fake
     counted = torch._dynamo.utils.counters
     assert counted["stats"]["unique_graphs"] == kinds_of_blocks + batches_of_the_discriminator
     assert not counted["graph_break"]
-    assert not any(isinstance(value, torch.SymInt) for value in inputs_of_graphs)  # each for one size of batch
+    assert not any(isinstance(value, torch.SymInt) for value in inputs_of_graphs)  # all shapes are static
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_generator_recomputes_its_blocks_when_asked(asked):
+def test_gradient_checkpointing_follows_the_options(asked):
     options = read("train_rrdb_P+SeD", **SMALL, train__gradient_checkpointing=asked)
     generator = build_generator(options)
     build_step(options, generator)
     assert generator.checkpointing == asked
 
 
-def test_what_the_generator_or_the_device_cannot_do_is_refused():
+def test_unsupported_options_raise():
     options = read("train_rrdb_P+SeD", **SMALL, train__gradient_checkpointing=True)
     with pytest.raises(UserError, match=r"train\.gradient_checkpointing is true, but Conv2d does not support it"):
         build_step(options, torch.nn.Conv2d(3, 3, 1))
@@ -155,7 +155,7 @@ def test_what_the_generator_or_the_device_cannot_do_is_refused():
             build_step(options)
 
 
-def test_steps_are_recorded_on_a_gpu_unless_told_otherwise():
+def test_cuda_graphs_are_used_on_a_gpu_by_default():
     on = {
         chosen: [
             records_graphs(read("train_rrdb_psnr", train__cuda_graph=chosen), torch.device(kind))
@@ -166,7 +166,7 @@ def test_steps_are_recorded_on_a_gpu_unless_told_otherwise():
     assert on == {"auto": [False, True], False: [False, False], True: [True, True]}
 
 
-def test_weights_depend_on_the_seed_alone():
+def test_weights_depend_on_the_seed_only():
     small = {"generator__blocks": 1, "generator__features": 8}
     torch.manual_seed(5)
     first = build_generator(read("train_rrdb_psnr", **small)).state_dict()

@@ -1,4 +1,4 @@
-"""Gradients in one piece of memory are those of autograd, wherever each lies."""
+"""FlatGradients equals autograd for every memory format."""
 
 import copy
 
@@ -20,11 +20,11 @@ def objectives(made: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
     return {"first": made["first"](image).square().sum(), "second": made["second"](row).square().sum()}
 
 
-def test_gradients_and_their_norms_are_those_of_autograd():
+def test_gradients_and_their_norms_equal_those_of_autograd():
     made, reference = networks(), networks()
     flat = FlatGradients({name: list(net.parameters()) for name, net in made.items()}, scalars=5)
     flat.clear()
-    for _ in range(2):  # they add up
+    for _ in range(2):  # gradients are accumulated
         for name, objective in objectives(made).items():
             flat.add(name, objective)
         for objective in objectives(reference).values():
@@ -47,7 +47,7 @@ def test_gradients_and_their_norms_are_those_of_autograd():
     assert not any(parameter.grad.any() for net in made.values() for parameter in net.parameters())
 
 
-def test_a_copy_has_memory_of_its_own():
+def test_copy_has_its_own_memory():
     made = networks()
     holder = (made, FlatGradients({name: list(net.parameters()) for name, net in made.items()}, scalars=1))
     holder[1].assign_grads()
@@ -58,7 +58,7 @@ def test_a_copy_has_memory_of_its_own():
     assert not holder[1].all.any()
 
 
-def test_a_parameter_that_the_objective_does_not_reach_has_a_gradient_of_zero():
+def test_unused_parameter_has_a_zero_gradient():
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     flat = FlatGradients({"both": [used, unused]}, scalars=1)
     flat.add("both", (2 * used).sum())
