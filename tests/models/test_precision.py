@@ -78,7 +78,7 @@ def test_settings_are_restored_after_an_error():
     assert settings_of_cudnn() == before
 
 
-def test_without_tf32_disables_tf32_on_all_threads(tf32_allowed):
+def test_without_tf32_disables_tf32_and_restores_the_settings(tf32_allowed):
     before = settings_of_cudnn()
     with without_tf32():
         assert settings_of_cudnn() == (False, before[1], False)
