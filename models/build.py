@@ -199,6 +199,7 @@ def build_train_step(
 
 
 def _check_support(options: Options, generator: nn.Module, device: torch.device, precision: str) -> None:
+    """Raise UserError if the device or the generator does not support what the options ask for."""
     train = options.train
     if precision in ("fp16", "tf32") and device.type == "cpu":
         raise UserError(f"train.precision is {precision}, which needs a GPU; on a CPU use bf16 or fp32")
