@@ -25,12 +25,13 @@ from benchmarks.random_step import random_batch, random_recipe, random_step
 from benchmarks.released_step import ReleasedStep
 from sed_sr.data.images import write_image
 from sed_sr.data.imresize import imresize
-from sed_sr.models.build import RANDOM, records_graphs
+from sed_sr.models.build import records_graphs
 from sed_sr.models.cuda_graph import WARM_UP_CALLS, CudaRecorder
 from sed_sr.models.train_step import Batch
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.memory import peak_bytes
 from sed_sr.utils.weights.checkpoint import state_path
+from sed_sr.utils.weights.extractor_file import RANDOM
 
 READY_STEPS = WARM_UP_CALLS + 1  # in the last one, a step is recorded
 PROFILED_STEPS = 2

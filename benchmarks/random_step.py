@@ -4,9 +4,11 @@ from typing import Any
 
 import torch
 
-from sed_sr.models.build import RANDOM, build_generator, build_train_step
+from sed_sr.models.build import build_generator, build_train_step
 from sed_sr.models.train_step import Batch, TrainStep
 from sed_sr.options.schema import Options, Override, load_options
+from sed_sr.utils.runtime.memory import disable_malloc_trim
+from sed_sr.utils.weights.extractor_file import RANDOM
 
 
 def random_recipe(opt: str, *chosen: Override, **more: Any) -> Options:
@@ -26,9 +28,17 @@ def random_recipe(opt: str, *chosen: Override, **more: Any) -> Options:
 
 def random_step(options: Options, device: torch.device) -> tuple[TrainStep, Batch]:
     """The step of such a recipe on `device`, and a batch for it."""
-    step = build_train_step(options, generator=build_generator(options), device=device)
+    step = random_train_step(options, device)
     batch = random_batch(options, device, scale=step.generator.scale)
     return step, batch._replace(sharp=batch.hr if step.sharpened else None)
+
+
+def random_train_step(options: Options, device: torch.device) -> TrainStep:
+    """The same without a batch."""
+    if device.type == "cpu":
+        disable_malloc_trim()  # as training does
+    generator = build_generator(options)
+    return build_train_step(options, generator=generator, device=device, extractor_state=None, vgg_state=None)
 
 
 def random_batch(options: Options, device: torch.device, *, scale: int) -> Batch:

@@ -20,10 +20,10 @@ class ReleasedStep:
 
     def __init__(self, options: Options, device: torch.device) -> None:
         assert options.losses.gan.type == "vanilla"
-        extractor = build_extractor(options)
+        extractor = build_extractor(options, None)
         self.generator = build_generator(options).to(device).train()
         self.discriminator = build_discriminator(options, extractor).to(device).train()
-        self.extractor, self.perceptual = extractor.to(device), build_perceptual_loss(options).to(device)
+        self.extractor, self.perceptual = extractor.to(device), build_perceptual_loss(options, None).to(device)
         self.weights, chosen = options.losses, options.optimizer
         self.generator_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=chosen.learning_rate, betas=chosen.betas

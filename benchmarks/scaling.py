@@ -121,7 +121,7 @@ def measure(options: Options, *, rounds: int, device: torch.device, world: World
 
     for _ in range(WARM_UP_ROUNDS + rounds):
         for way, add_up in ways.items():
-            step.distribute(add_up=add_up, processes=world.size)
+            step.distribute(all_reduce=add_up, processes=world.size)
             turn(way, lambda: step(batch))
         turn("communication", lambda: world.add_up(gradients))
     alone, apart, together, communication = (statistics.median(each[WARM_UP_ROUNDS:]) for each in seconds.values())
@@ -155,7 +155,7 @@ def sent_bytes(step: TrainStep, batch: Batch) -> int:
         sizes.append(values.nbytes)
         return values
 
-    step.distribute(add_up=add_up, processes=1)
+    step.distribute(all_reduce=add_up, processes=1)
     step(batch)
     return sum(sizes)
 

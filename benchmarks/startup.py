@@ -123,13 +123,13 @@ def phases(large: Path, small: Path) -> tuple[dict[str, float], dict[str, float]
     timed("imports", import_all)
     import torch
 
+    from benchmarks.random_step import random_train_step
     from sed_sr.data.batches import GivenPairs
     from sed_sr.data.datasets import PairedImages, SampleStream, make_loader
     from sed_sr.data.pair_content import check_content
     from sed_sr.data.pairs import check_pairs, find_pairs
-    from sed_sr.models.build import build_generator, build_train_step
     from sed_sr.options.schema import Override, load_options
-    from sed_sr.utils.training.setup import COMPARED_PAIRS
+    from sed_sr.utils.training.image_checks import COMPARED_PAIRS
 
     overrides = [Override.parse(setting) for setting in settings_of(large, "unused")]
     options = timed("options", lambda: load_options(RECIPE, overrides))
@@ -142,7 +142,7 @@ def phases(large: Path, small: Path) -> tuple[dict[str, float], dict[str, float]
     timed("every header", lambda: check_pairs(pairs, scale=4, lr_patch_px=16))
     timed("content of some", lambda: check_content(pairs, scale=4, samples=COMPARED_PAIRS, seed=1))
     cpu = torch.device("cpu")
-    step = timed("networks", lambda: build_train_step(options, generator=build_generator(options), device=cpu))
+    step = timed("networks", lambda: random_train_step(options, cpu))
 
     readers_mb = []
     for folder in (large, small):

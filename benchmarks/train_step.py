@@ -26,8 +26,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
 from benchmarks.operations import operations
-from benchmarks.random_step import random_recipe
-from sed_sr.models.build import build_generator, build_train_step, build_training_pairs, records_graphs
+from benchmarks.random_step import random_recipe, random_train_step
+from sed_sr.models.build import build_training_pairs, records_graphs
 from sed_sr.models.cuda_graph import WARM_UP_CALLS, CudaRecorder
 from sed_sr.models.precision import AUTOCAST_DTYPE, resolved
 from sed_sr.models.rrdb import RRDBNet
@@ -62,9 +62,8 @@ def main() -> int:
     )
     device = World().device(options.device)
 
-    generator = build_generator(options)
-    step = build_train_step(options, generator=generator, device=device)
-    side = options.dataset.lr_patch_px
+    step = random_train_step(options, device)
+    generator, side = step.generator, options.dataset.lr_patch_px
     hr_px = options.degradation.hr_px if options.degradation is not None else side * generator.scale
     loaded = {name: noise(arguments.batch, px) for name, px in (("lr", side), ("hr", hr_px))}
     pairs, seeds = build_training_pairs(options, scale=generator.scale), itertools.count()

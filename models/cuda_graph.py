@@ -1,6 +1,6 @@
-"""CUDA graphs: the kernels of a function are recorded once and then replayed by a single call.
+"""CUDA graphs: record the kernels of a function once, then replay all of them by a single call.
 
-Launching a kernel from Python takes longer than most kernels of a training step run. A replay launches all of them.
+Most kernels of a training step take less time than launching them from Python.
 """
 
 import gc
@@ -12,25 +12,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-WARM_UP_CALLS = 3  # libraries choose kernels and allocate workspaces in the first calls, which cannot be recorded
-WAITS = "called a synchronizing CUDA operation"  # of the device; how PyTorch warns of it
-MAX_GRAPHS = 8  # of one function; inputs of further shapes are computed without a graph
+WARM_UP_CALLS = 3  # cannot be recorded, because libraries choose kernels and allocate workspaces in them
+SYNC_WARNING = "called a synchronizing CUDA operation"  # part of PyTorch's warning
+MAX_GRAPHS = 8  # per function; inputs with further shapes are computed without a graph
 
 
 class Recorder(Protocol):
-    """What records a function of tensors: `CudaRecorder`, or a stand-in for it in tests on a CPU."""
+    """Records a function of tensors: `CudaRecorder`, or a stand-in for it in tests on a CPU."""
 
     def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
-        """Call the function as it is; return its result, and whether it waited for the device."""
+        """Call the function without recording. Return its result, and whether it waited for the device."""
 
     def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
-        """Return what computes the function on the memory of `inputs`, and the memory of its result."""
+        """Record the function on the memory of `inputs`. Return a function that replays it, and the result's memory."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one memory pool, so that they must not run at the same time.
+    """Records CUDA graphs that share one memory pool and therefore must not run concurrently.
 
-    The pool cannot be used again after its last graph is gone: take a new recorder then.
+    The pool cannot be reused after its last graph is deleted: make a new recorder then.
     """
 
     def __init__(self) -> None:
@@ -48,34 +48,34 @@ class CudaRecorder:
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         torch.cuda.current_stream().wait_stream(self._stream)
-        return result, any(WAITS in str(warning.message) for warning in caught)
+        return result, any(SYNC_WARNING in str(warning.message) for warning in caught)
 
     def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
-        gc.collect()  # what is left of earlier steps could hold on to nodes of autograd that run on another stream
+        gc.collect()  # objects of earlier steps may hold autograd nodes that use another stream
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # thread_local: the threads of the loader and of saves go on calling CUDA.
+            # thread_local: loader and checkpoint threads call CUDA during the recording.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = function(*inputs)
         finally:
-            torch.cuda.set_stream(current)  # which older PyTorch does not where a recording fails
+            torch.cuda.set_stream(current)  # older PyTorch does not restore it if a recording fails
         return graph.replay, result
 
 
 class GraphedFunction:
-    """A function of tensors that is recorded for each signature of its inputs, and replayed from then on.
+    """A function of tensors that is recorded for each signature (shapes, strides, dtypes) of its inputs, then replayed.
 
-    The first calls with a signature run the function as it is. They are ordinary calls, whose effects count: a function
-    that changes weights changes them once a call, whether it is recorded or not. Inputs are copied into the memory that
-    was recorded; a result stays valid until the next call.
+    The first calls with a signature call the function itself. Every call has the function's effects exactly once: a
+    function that updates weights updates them once per call, recorded or not. Inputs are copied into the recorded
+    memory; a result is valid until the next call.
 
-    What the function does besides device work, in Python, happens while it is recorded and not in replays.
+    Python side effects of the function occur when it is recorded, and not in replays.
 
     Args:
-        function: takes tensors; returns a tensor or nothing. It must not wait for the device.
-        name: of what it computes, for the warning.
-        recorder: records it. Functions with one recorder share memory and must not run at the same time.
-        warn: called with one sentence if the function cannot be recorded. It then runs as it is.
+        function: takes tensors; returns a tensor or None. It must not wait for the device.
+        name: what it computes, for the warning.
+        recorder: records it. Functions with the same recorder share memory and must not run concurrently.
+        warn: called with a message if the function cannot be recorded. The function itself is called from then on.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class GraphedFunction:
             if self._calls[signature] < WARM_UP_CALLS:
                 self._calls[signature] += 1
                 result, waited = self._recorder.warm_up(self._function, inputs)
-                if waited and self._calls[signature] == WARM_UP_CALLS:  # at first, libraries may
+                if waited and self._calls[signature] == WARM_UP_CALLS:  # libraries may wait in earlier calls
                     self._give_up("it waits for the device")
                 return result
             self._record(signature, inputs)
@@ -107,18 +107,18 @@ class GraphedFunction:
         return result
 
     def forget(self, recorder: Recorder) -> None:
-        """Give up the recordings and their memory; another recorder records anew what is called again."""
+        """Delete all recordings and their memory. Later calls are recorded again, by `recorder`."""
         self._recorder = recorder
         self._recordings.clear()
 
     def _give_up(self, reason: str) -> None:
         self._possible = False
-        self._warn(f"{self._name} cannot be recorded as a CUDA graph, and runs slower without one ({reason})")
+        self._warn(f"{self._name} cannot be recorded as a CUDA graph and runs slower without it ({reason})")
 
     def _record(self, signature: tuple, inputs: tuple[Tensor, ...]) -> None:
         inputs = tuple(value.clone() for value in inputs)
         try:
             self._recordings[signature] = (inputs, *self._recorder.record(self._function, inputs))
         except RuntimeError as error:
-            # The end of a recording that was broken off raises an error of its own.
+            # Ending a failed recording raises a second error; the first one has the reason.
             self._give_up(str(error.__context__ or error).strip().partition("\n")[0])

@@ -1,7 +1,7 @@
-"""What tells how a GAN's training stands, measured on its tensors while it runs.
+"""Measures of the state of GAN training: gradient shares, spectral norms, colour drift, discriminator accuracy.
 
-Nothing here waits for the device, draws a random number, or changes a network, its buffers or its `.grad`: a step that
-is watched is the step that would have been taken.
+Nothing here waits for the device, draws random numbers, or changes a network, its buffers or its `.grad`. So measuring
+does not change training.
 """
 
 import copy
@@ -18,19 +18,16 @@ SQUARINGS = 9
 
 
 def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-    """How much of a network's gradient comes from each term of its objective.
-
-    They are the gradients of this process alone: nothing is summed over processes.
+    """How much of a network's gradient comes from each term of its objective, on this process alone.
 
     Args:
-        terms: scalars, weighted as in the objective, with their graph, which is kept for the backward pass to come. A
-            factor that all of them share, such as a loss scale, makes no difference, but under fp16 it keeps small
-            gradients from vanishing.
-        parameters: of the network; those that are frozen do not count.
+        terms: weighted scalars with their graph, which is kept for the backward pass that follows. A common factor,
+            such as a loss scale, does not change the result; under fp16 it prevents underflow of small gradients.
+        parameters: of the network; frozen ones are ignored.
 
     Returns:
-        For each term the norm of its gradient with respect to all parameters, divided by the sum of these norms:
-        scalars that add up to 1, are 0 if all gradients are zero, and NaN if any is not finite.
+        For each term, the L2 norm of its gradient over all parameters, divided by the sum of these norms. The scalars
+        add up to 1; they are 0 if all gradients are zero, and NaN if any gradient is not finite.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     gradients = (
@@ -39,17 +36,17 @@ def gradient_shares(terms: Mapping[str, Tensor], parameters: Iterable[Tensor]) -
     )
     norms = torch.stack([get_total_norm([part.float() for part in gradient]) for gradient in gradients])
     total = norms.sum()
-    # Beside an infinite gradient, the others would seem to be zero.
+    # Otherwise an infinite gradient would make the other shares 0.
     total = total.where(total.isfinite(), torch.nan)
     return dict(zip(terms, norms / total.where(total != 0, 1), strict=True))
 
 
 @torch.no_grad()
 def spectral_norms(network: nn.Module) -> dict[str, Tensor]:
-    """The largest singular value of the weight of each convolution and linear layer, at most 1 % too large.
+    """The largest singular value of the weight of each convolution and linear layer, overestimated by at most 1 %.
 
-    It is that of the weight as it is used, after `spectral_norm` where there is one, as a matrix of
-    shape (out, in * k * k) (Miyato et al., ICLR 2018, section 2.1). Keys are names of modules.
+    The weight is the effective one, after `spectral_norm` if the layer has it, as a matrix of shape (out, in * k * k)
+    (Miyato et al., ICLR 2018, section 2.1). Keys are module names.
     """
     return {
         name: _largest_singular_value(_effective_weight(layer).flatten(1))
@@ -61,30 +58,30 @@ def spectral_norms(network: nn.Module) -> dict[str, Tensor]:
 def _effective_weight(layer: nn.Module) -> Tensor:
     if not is_parametrized(layer, "weight"):
         return layer.weight
-    # Computed by a copy, because a look at the layer's own weight in training mode moves the power iteration.
+    # By a copy in evaluation mode: reading the weight in training mode would advance the power iteration.
     return copy.deepcopy(layer.parametrizations.weight).eval()()
 
 
 def _largest_singular_value(matrix: Tensor) -> Tensor:
-    """By the Schatten norm of a high order: a matrix product with its transpose squares all singular values.
+    """The Schatten norm of a high order. The product of a matrix with its transpose squares all singular values.
 
-    Power iteration would need a start, and hundreds of rounds where the largest singular values lie close together, as
-    those of a random matrix do; this has a bound that holds for every matrix.
+    Unlike this bound, power iteration needs a start vector, and hundreds of iterations if the largest singular values
+    are close together, as those of a random matrix are.
     """
     rows, columns = matrix.shape
-    power = matrix.float() if rows < columns else matrix.float().T  # such that the products are small
+    power = matrix.float() if rows < columns else matrix.float().T  # so that the products are small
     log_norm = 0.0
     for i in range(SQUARINGS):
         norm = torch.linalg.matrix_norm(power)
         log_norm += norm.log() / 2**i
-        power = power / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # there may be weights that are all zero
+        power = power / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # weights may be all zero
         power = power @ power.T
     return (log_norm + torch.linalg.matrix_norm(power).log() / 2**SQUARINGS).exp()
 
 
 @torch.no_grad()
 def colour_drift(sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-    """By how much SR is redder, greener and bluer than HR: means of SR - HR over batch and pixels, in levels of 255.
+    """Mean of SR - HR over batch and pixels for each colour channel, in units of 1/255.
 
     sr, hr: (B, 3, H, W) float in [0, 1].
     """
@@ -94,16 +91,15 @@ def colour_drift(sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def accuracy(real: Tensor, fake: Tensor, boundary: float | None) -> dict[str, Tensor]:
-    """The shares of logits of real, and of fake, that are on their right side of the boundary.
+    """The shares of real logits above the decision boundary and of fake logits below it.
 
-    Real belongs above it, fake below; a logit exactly at the boundary counts as half right, so that a discriminator
-    which is undecided everywhere has 0.5.
+    A logit exactly at the boundary counts as half, so that a discriminator that is undecided everywhere has 0.5.
 
     Args:
         real, fake: logits of any shape.
         boundary: `GANLoss.boundary`; None compares real with the mean of fake, and fake with the mean of real.
     """
-    real, fake = real.double(), fake.double()  # in which the mean of equal logits is exactly that logit
+    real, fake = real.double(), fake.double()  # so that the mean of equal logits is exactly that logit
     real_boundary, fake_boundary = (fake.mean(), real.mean()) if boundary is None else (boundary, boundary)
     return {
         "d_real_accuracy": _share_of_positive(real - real_boundary),

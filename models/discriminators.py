@@ -1,14 +1,14 @@
 """PatchGAN and U-Net discriminators, plain or conditioned on semantic features (SeD_P and SeD_U).
 
 Sources: SeD (CVPR 2024, arXiv 2402.19387), section 3; PatchGAN: Isola et al., "pix2pix", CVPR 2017; U-Net: Wang et
-al., "Real-ESRGAN", ICCVW 2021; spectral norm: Miyato et al., ICLR 2018. The plain ones are the paper's baselines P and
-U: the same networks without `fusion` and `merge`.
+al., "Real-ESRGAN", ICCVW 2021; spectral norm: Miyato et al., ICLR 2018. The plain discriminators are the paper's
+baselines P and U: the same networks without `fusion` and `merge`.
 
-Semantic features may come from any extractor: `semantic_channels` of them, for every `semantic_stride` pixels of the
-image in each direction, on whatever grid that makes. 1024 and 16 are those of CLIP RN50, the paper's.
+Semantic features may come from any extractor, with `semantic_channels` channels and one position per `semantic_stride`
+pixels of the image in each direction. The paper's CLIP RN50 has 1024 and 16.
 
-Several images may share their semantics, such as the real and the fake one: of k * B images and B semantics, image n
-goes with semantics n mod B. Layers that see the semantics alone run once for all of them.
+Several images, such as SR and HR, may share semantic features: with k * B images and B semantic feature maps, image n
+uses map n mod B. Layers that depend on the semantic features alone run once for all k images.
 """
 
 from functools import partial
@@ -22,16 +22,16 @@ from sed_sr.models.semantic_fusion import SemanticConcatenation, SemanticFusionB
 from sed_sr.models.spectral_norm import spectral_norm
 from sed_sr.options.errors import UserError
 
-SIDE_MULTIPLE_PX = 16  # of the images
+SIDE_MULTIPLE_PX = 16  # image sides must be multiples of it
 
-Fusion = Literal["cross-attention", "concatenation"]  # the paper's SeFB; its ablation without attention
+Fusion = Literal["cross-attention", "concatenation"]  # the paper's SeFB; the ablation without attention
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN: each logit judges one overlapping patch. With `semantic_channels=None`, the plain baseline.
+    """PatchGAN: one logit for each of overlapping patches. With `semantic_channels=None`, the plain baseline.
 
-    `features` is the width of the first layer, 64 in the paper; the others are 2, 4 and 8 times as wide.
-    Weights of convolutions and linear layers start from N(0, 0.02), biases from 0.
+    `features` is the number of channels of the first layer, 64 in the paper; later layers have 2, 4 and 8 times it.
+    Initial weights of convolutions and linear layers are from N(0, 0.02), initial biases are 0.
     """
 
     def __init__(
@@ -55,25 +55,29 @@ class PatchDiscriminator(nn.Module):
         )
         self.fusion1, self.merge1 = pair(c2, stride=4)
         self.fusion2, self.merge2 = pair(c3, stride=8)
-        # conv3 keeps the stride but loses a row and a column: the even kernel makes the fused features lose them too.
+        # The even kernel of conv3, with stride 1, removes one row and one column; that of `fusion3` does the same.
         self.fusion3, self.merge3 = pair(c4, stride=8, refine_kernel=4)
 
         self.apply(_init_normal)
-        # After the initialisation, so that the power iterations start on the weights that will be used.
+        # After the initialisation, because the first power iterations use the weights.
         for layer in (self.conv1, self.conv2, self.conv3, self.merge1, self.merge2, self.merge3):
             if layer is not None:
                 spectral_norm(layer)
 
     def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
-        """Logits, one for each patch, not squashed.
+        """Logits, one for each patch, without sigmoid.
 
-        image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32; semantic: (B, semantic_channels,
-        h, w) of any grid, for the images n mod B, or None for the plain discriminator. Returns (k * B, 1, H/8 - 2,
-        W/8 - 2): 30x30 for 256x256.
+        Args:
+            image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32.
+            semantic: (B, semantic_channels, h, w) with any grid; None for the plain discriminator.
 
-        Raises UserError for images of other sizes.
+        Returns:
+            (k * B, 1, H/8 - 2, W/8 - 2): 30x30 for 256x256.
+
+        Raises:
+            UserError: the image has another size.
         """
-        _check_inputs(image, semantic, self.semantic_channels, least_px=32)
+        _check_inputs(image, semantic, self.semantic_channels, min_px=32)
         x = _lrelu(self.conv0(image))
         x = _lrelu(_fuse(self.conv1(x), semantic, self.fusion1, self.merge1))  # H/4
         x = _lrelu(_fuse(self.conv2(x), semantic, self.fusion2, self.merge2))  # H/8
@@ -84,8 +88,8 @@ class PatchDiscriminator(nn.Module):
 class UNetDiscriminator(nn.Module):
     """U-Net: one logit for each pixel. With `semantic_channels=None`, the plain baseline.
 
-    `features` is the width at full resolution, 64 in the paper; the others are 2, 4 and 8 times as wide.
-    PyTorch's default initialisation, except that the fusion blocks' output projections start from zero.
+    `features` is the number of channels at full resolution, 64 in the paper; lower resolutions have 2, 4 and 8 times as
+    many. PyTorch's default initialisation, except for the zero-initialised output projections of the fusion blocks.
     """
 
     def __init__(
@@ -120,25 +124,30 @@ class UNetDiscriminator(nn.Module):
                 spectral_norm(merge)
 
     def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
-        """Logits, one for each pixel, not squashed.
+        """Logits, one for each pixel, without sigmoid.
 
-        image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16; semantic: (B, semantic_channels, h, w) of any
-        grid, for the images n mod B, or None for the plain discriminator. Returns (k * B, 1, H, W).
+        Args:
+            image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16.
+            semantic: (B, semantic_channels, h, w) with any grid; None for the plain discriminator.
 
-        Raises UserError for images of other sizes.
+        Returns:
+            (k * B, 1, H, W)
+
+        Raises:
+            UserError: the image has another size.
         """
-        _check_inputs(image, semantic, self.semantic_channels, least_px=16)
+        _check_inputs(image, semantic, self.semantic_channels, min_px=16)
         x0 = _lrelu(self.conv0(image))
         x1 = _lrelu(self.conv1(x0))  # H/2
         x2 = _lrelu(self.conv2(x1))  # H/4
         x3 = self.conv3(x2)  # H/8
-        # The figure in the paper draws the fusion blocks in the encoder; the released code has them here.
+        # The paper's figure shows the fusion blocks in the encoder; the released code has them in the decoder.
         x = _lrelu(_fuse(x3, semantic, self.fusion3, self.merge3))
-        x = _lrelu(self.conv4(_double(x))) + x2
+        x = _lrelu(self.conv4(_upsample(x))) + x2
         x = _fuse(x, semantic, self.fusion2, self.merge2)
-        x = _lrelu(self.conv5(_double(x))) + x1
+        x = _lrelu(self.conv5(_upsample(x))) + x1
         x = _fuse(x, semantic, self.fusion1, self.merge1)
-        x = _lrelu(self.conv6(_double(x))) + x0
+        x = _lrelu(self.conv6(_upsample(x))) + x0
         return self.conv9(_lrelu(self.conv8(_lrelu(self.conv7(x)))))
 
 
@@ -151,7 +160,7 @@ def _fusion_and_merge(
     semantic_stride: int,
     refine_kernel: int = 3,
 ) -> tuple[nn.Module, nn.Conv2d] | tuple[None, None]:
-    """A fusion block for `channels` image features at `stride`, and what brings its concatenation back to as many."""
+    """A fusion block for `channels` image features at `stride`, and the convolution that merges both to `channels`."""
     if semantic_channels is None:
         return None, None
     blocks = {
@@ -170,17 +179,17 @@ def _fuse(x: Tensor, semantic: Tensor | None, fusion: nn.Module | None, merge: n
     return x if fusion is None else merge(torch.cat((x, fusion(semantic, x)), dim=1))
 
 
-def _check_inputs(image: Tensor, semantic: Tensor | None, semantic_channels: int | None, *, least_px: int) -> None:
+def _check_inputs(image: Tensor, semantic: Tensor | None, semantic_channels: int | None, *, min_px: int) -> None:
     batch, _, height, width = image.shape
-    if height % SIDE_MULTIPLE_PX or width % SIDE_MULTIPLE_PX or min(height, width) < least_px:
+    if height % SIDE_MULTIPLE_PX or width % SIDE_MULTIPLE_PX or min(height, width) < min_px:
         raise UserError(
             f"the discriminator was given images of {height}x{width} pixels, but needs sides that are multiples of "
-            f"{SIDE_MULTIPLE_PX}, at least {least_px}: choose another patch size"
+            f"{SIDE_MULTIPLE_PX}, at least {min_px}: choose another patch size"
         )
-    assert (semantic is None) == (semantic_channels is None), "semantics go to semantic discriminators only"
-    # Both come with the extractor that the discriminator was built for, so no option can get them wrong.
+    assert (semantic is None) == (semantic_channels is None), "semantic features are for semantic discriminators only"
+    # Assertions, because the discriminator is built for its extractor: no option can cause a mismatch.
     assert semantic is None or (batch % semantic.shape[0] == 0 and semantic.shape[1] == semantic_channels), (
-        f"semantics of shape {tuple(semantic.shape)} for {batch} images and {semantic_channels} channels"
+        f"semantic features of shape {tuple(semantic.shape)} for {batch} images and {semantic_channels} channels"
     )
 
 
@@ -195,5 +204,5 @@ def _lrelu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, negative_slope=0.2)
 
 
-def _double(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,4 +1,12 @@
-"""The losses that training adds to pixel L1: VGG perceptual loss and GAN losses."""
+"""The losses of training: pixel L1, VGG perceptual loss and GAN losses.
+
+To add a term `x` to the generator's objective:
+1. options/schema.py: add the field `x` to `LossOptions`, with an option class that has a `weight`;
+2. this file: write the loss, as a function or a module;
+3. models/train_step.py: compute it in `TrainStep._generator_backward`, `if "x" in self.weights: terms["x"] = ...`.
+Weighting, gradients, logging and the check for finite values apply to all terms. A loss with parameters is built in
+models/build.py. To add a kind of GAN loss, add a line to `GAN_LOSSES` and its name to `GANLossOptions`.
+"""
 
 from collections.abc import Mapping
 
@@ -35,24 +43,26 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def l1_loss(a: Tensor, b: Tensor) -> Tensor:
-    """The mean absolute difference of two tensors of one shape, in float32.
+    """The mean absolute difference of two tensors with the same shape, in float32.
 
-    Its gradient has the layout of the tensors. That of F.l1_loss is always contiguous, so that channels_last
-    convolutions have to copy it.
+    F.l1_loss is slower here: its gradient is always contiguous, so that channels_last convolutions copy it. This one
+    keeps the memory format.
     """
     return (a.float() - b.float()).abs().sum() / a.numel()
 
 
 class PerceptualLoss(nn.Module):
-    """Weighted sum of L1 distances between VGG19 features of SR and HR, taken before the ReLU.
+    """Weighted sum of L1 distances between VGG19 features of SR and HR, before the ReLU.
 
     Source: Johnson et al., ECCV 2016; features before activation: Wang et al., "ESRGAN", ECCVW 2018, section 3.3.
 
-    `layer_weights` maps layers (`conv3_4`) to their weights. `state` is a state dict with torchvision's names for vgg19
-    (`features.0.weight`, ...), of which only the layers needed are read; None gives random weights, the same in every
-    process, for runs that only test the machinery.
+    Args:
+        layer_weights: weight of each layer, such as `conv3_4`.
+        state: torchvision's state dict of vgg19 (`features.0.weight`, ...); entries that are not needed are ignored.
+            None gives random weights, the same in every process, for tests.
 
-    Raises UserError for an unknown layer or none, and if `state` lacks a weight or holds one of another shape.
+    Raises:
+        UserError: a layer is unknown or none is given, or a weight in `state` is missing or has another shape.
     """
 
     def __init__(
@@ -73,7 +83,7 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """sr, hr: (B, 3, H, W) float in [0, 1], sides of 16 and more -> scalar. No gradient to hr."""
+        """sr, hr: (B, 3, H, W) float in [0, 1], sides of at least 16 pixels -> scalar. hr gets no gradient."""
         with torch.no_grad():
             hr_features = self._extract(hr)
         sr_features = self._extract(sr)
@@ -90,11 +100,11 @@ class PerceptualLoss(nn.Module):
 
 
 def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequential:
-    """The first `depth` layers of VGG19's convolutional part, with ReLUs that leave their input as it is."""
-    with torch.device("meta"):  # torchvision builds the whole network; its classifier alone would take half a gigabyte
+    """The first `depth` layers of VGG19's convolutional part, with ReLUs that are not in place."""
+    with torch.device("meta"):  # torchvision builds the whole network, whose classifier takes half a gigabyte
         features = torchvision.models.vgg19(weights=None).features[:depth]
     features.to_empty(device="cpu")
-    # Drawn from a generator that is put back afterwards; only the CPU's takes part.
+    # The global generator of random numbers is restored afterwards. Only the CPU's is used.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         for i, layer in enumerate(features):
@@ -102,16 +112,15 @@ def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequentia
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
             elif isinstance(layer, nn.ReLU):
-                features[i] = nn.ReLU()  # torchvision's works in place and would overwrite the features wanted
+                features[i] = nn.ReLU()  # torchvision's ReLUs would overwrite the features
     if state is not None:
         load_part(features, state, prefix="features.", what="VGG19 weights")
     return features
 
 
-# Each GAN loss has three parts: what G minimises, given logits of fake and real; what D minimises, given real and fake;
-# and the logit at which D is undecided, None where it compares. Logits have any shape; means run over all of them. D's
-# loss is the sum of its two terms, without 1/2. The identity -log(sigmoid(x)) = softplus(-x) keeps the logarithms
-# finite.
+# Each GAN loss consists of G's loss of logits (fake, real), D's loss of (real, fake), and the decision boundary: the
+# logit at which D is undecided, None for relativistic losses. Logits have any shape; losses are means over all of them.
+# D's loss is the sum of its two terms, without the factor 1/2. -log(sigmoid(x)) = softplus(-x) keeps logarithms finite.
 
 
 def _vanilla_generator(fake: Tensor, _: Tensor | None) -> Tensor:
@@ -145,7 +154,7 @@ def _hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def _relativistic_generator(fake: Tensor, real: Tensor | None) -> Tensor:
-    """Relativistic average: Jolicoeur-Martineau 2018; ESRGAN, equation 2. D's loss with the roles exchanged."""
+    """Relativistic average: Jolicoeur-Martineau 2018; ESRGAN, equation 2. D's loss with real and fake exchanged."""
     return _relativistic_discriminator(real=fake, fake=real)
 
 
@@ -163,29 +172,30 @@ GAN_LOSSES = {
 
 
 class GANLoss:
-    """The adversarial losses of G and of D for one `kind`: vanilla, lsgan, hinge or relativistic.
+    """The adversarial losses of G and D, computed in float32 also under autocast.
 
-    Computed in float32, under autocast too. `needs_real` tells whether the generator's loss reads the logits of real.
+    Args:
+        kind: vanilla, lsgan, hinge or relativistic.
 
-    Raises UserError for an unknown kind.
+    Attributes:
+        needs_real: whether the generator's loss depends on the logits of real images.
+        boundary: the logit at which D is undecided; None if D compares each logit with the mean of the other kind.
+
+    Raises:
+        UserError: the kind is unknown.
     """
 
     def __init__(self, kind: str):
         if kind not in GAN_LOSSES:
             raise UserError(f"the GAN loss {kind!r} was given, but only {', '.join(GAN_LOSSES)} are known")
-        self._generator, self._discriminator, self._boundary = GAN_LOSSES[kind]
+        self._generator, self._discriminator, self.boundary = GAN_LOSSES[kind]
         self.needs_real = kind == "relativistic"
 
-    @property
-    def boundary(self) -> float | None:
-        """The logit at which D is undecided; None if it judges real and fake by the mean of the other's logits."""
-        return self._boundary
-
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
-        """Logits of fake, and of real where `needs_real` -> the scalar that G minimises."""
-        assert real is not None or not self.needs_real, "this GAN loss needs the logits of real in the G step"
+        """Logits of fake, and of real if `needs_real` -> G's loss, a scalar."""
+        assert real is not None or not self.needs_real, "the generator's loss needs the logits of real images"
         return self._generator(fake.float(), None if real is None else real.float())
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Logits of real and of fake -> the scalar that D minimises."""
+        """Logits of real and of fake -> D's loss, a scalar."""
         return self._discriminator(real.float(), fake.float())

@@ -1,4 +1,4 @@
-"""Loading the part of a published network that is used here."""
+"""Load a part of a published network's weights."""
 
 from torch import Tensor, nn
 
@@ -6,10 +6,15 @@ from sed_sr.options.errors import UserError
 
 
 def load_part(network: nn.Module, state: dict[str, Tensor], *, prefix: str, what: str) -> None:
-    """Give `network` its weights from a larger network's state dict, in which their names begin with `prefix`.
+    """Load the weights of `network` from the state dict of a larger network, where their names start with `prefix`.
 
-    BatchNorm's counters of batches, which normalisation does not read, may be absent. Raises UserError, which calls the
-    file `what`, if another weight is missing or of another shape.
+    BatchNorm's `num_batches_tracked` may be absent, because it does not affect the output.
+
+    Args:
+        what: description of the weights, for the message.
+
+    Raises:
+        UserError: another weight is missing or has another shape.
     """
     weights = {}
     for name, own in network.state_dict().items():

@@ -1,4 +1,4 @@
-"""The arithmetic of training and of upscaling: what `precision` means."""
+"""Numerical precision of training and upscaling: TF32, autocast and deterministic algorithms."""
 
 import copy
 import os
@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 AUTOCAST_DTYPE = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-TF32_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs with TF32 (Ampere)
+TF32_CAPABILITY = (8, 0)  # minimum compute capability (Ampere)
 
 
 def resolved(precision: str, device: torch.device) -> str:
-    """The precision that `auto` stands for on a device: tf32 on a GPU that has it, else fp32; others as they are."""
+    """Replace `auto` by tf32 on a GPU that supports it, else by fp32. Other values are returned unchanged."""
     if precision != "auto":
         return precision
     if device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) >= TF32_CAPABILITY:
@@ -23,11 +23,11 @@ def resolved(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def convolutions(*, tf32: bool, autotune: bool) -> Iterator[None]:
-    """A block with its own settings of cuDNN, which hold in forward and backward passes.
+    """Context with its own cuDNN settings, for forward and backward passes.
 
     Args:
-        tf32: float32 convolutions may round their inputs to TF32 (10 bits). Matrix products stay float32.
-        autotune: time the algorithms for each new shape and take the fastest, which may differ from run to run.
+        tf32: float32 convolutions may round their inputs to TF32 (10 bits). Matrix products remain float32.
+        autotune: time the algorithms for each new shape and use the fastest, which may differ between runs.
     """
     settings = torch.backends.cudnn
     before = settings.allow_tf32, settings.benchmark
@@ -40,9 +40,9 @@ def convolutions(*, tf32: bool, autotune: bool) -> Iterator[None]:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """A block in which a GPU computes float32 convolutions and matrix products in float32, on all threads.
+    """Context in which a GPU computes float32 convolutions and matrix products without TF32, on all threads.
 
-    Autocast is not switched off: it belongs to a thread, and whoever wants it enters it inside the block.
+    Autocast, which is set per thread, is not changed.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
@@ -54,14 +54,16 @@ def without_tf32() -> Iterator[None]:
 
 
 def use_deterministic_algorithms() -> None:
-    """Let everything that this process computes on a GPU from now on be the same in each run, bit for bit."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read before the first matrix product
+    """Make all GPU computation of this process bit-exactly reproducible from now on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first matrix product
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # takes time, and nothing reads such memory
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # takes time, and nothing here reads uninitialised memory
+    )
 
 
 def keep_in_autocast_type(frozen: nn.Module, precision: str) -> None:
-    """Convert the weights of a frozen network's convolutions and linear layers as autocast would at every use."""
+    """Cast the weights of a frozen network's convolutions and linear layers once, as autocast would at every use."""
     dtype = AUTOCAST_DTYPE[precision]
     if dtype is not None:
         for module in _cast_by_autocast(frozen):
@@ -69,13 +71,13 @@ def keep_in_autocast_type(frozen: nn.Module, precision: str) -> None:
 
 
 class WorkingCopy:
-    """A copy of a network to compute with: its convolutions and linear layers have weights in the type of autocast.
+    """A copy of a network whose convolutions and linear layers have weights in autocast's dtype.
 
-    `refresh` casts them from the network's float32 weights, all at once; autocast would cast each of them at each use.
-    All other parameters and all buffers are the network's own.
+    `refresh` casts all of them from the network's float32 weights at once; autocast would cast each at every use.
+    Other parameters and all buffers are shared with the network.
 
     Attributes:
-        network: the copy; the network itself where the precision has no autocast.
+        network: the copy; the network itself for a precision without autocast.
     """
 
     def __init__(self, network: nn.Module, precision: str) -> None:
@@ -91,15 +93,15 @@ class WorkingCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Cast the weights of the network as they are now."""
+        """Cast the current weights of the network."""
         if self._casts:
             torch._foreach_copy_(list(self._casts.values()), list(self._casts))
 
     def leaf_of(self, parameter: nn.Parameter) -> nn.Parameter:
-        """What stands for a parameter of the network in the copy, and has its gradient."""
+        """The tensor that replaces a parameter of the network in the copy, and receives its gradient."""
         return self._casts.get(parameter, parameter)
 
 
 def _cast_by_autocast(network: nn.Module) -> list[nn.Module]:
-    # A subclass may do more with its weight; a parametrized module is one.
+    # Exact types only: a subclass, such as a parametrized module, may use its weight differently.
     return [module for module in network.modules() if type(module) in (nn.Conv2d, nn.Linear)]

@@ -1,6 +1,6 @@
 """RRDBNet, the generator of ESRGAN: residual-in-residual dense blocks.
 
-Source: Wang et al., "ESRGAN", ECCVW 2018, section 3.1 and figure 4. The parameter names are those of the released
+Source: Wang et al., "ESRGAN", ECCVW 2018, section 3.1 and figure 4. Parameters have the names of the released
 `RRDB.pth` (ESRGAN, KAIR, SeD), so that such files load strictly.
 """
 
@@ -16,8 +16,9 @@ RESIDUAL_SCALE = 0.2
 class RRDBNet(nn.Module):
     """x4 generator. The defaults are the published network, 16.70 M parameters.
 
-    `checkpointing` is set from outside: training then keeps the input of each block alone, and computes the rest again
-    in the backward pass, for less memory and more time (Chen et al. 2016).
+    Attributes:
+        checkpointing: store only the input of each block in training and recompute the rest in the backward pass, for
+            less memory and more time (Chen et al. 2016). False unless set.
     """
 
     scale = 4
@@ -35,7 +36,7 @@ class RRDBNet(nn.Module):
 
     @property
     def repeated_blocks(self) -> list[nn.Module]:
-        """The blocks that differ in nothing but their weights."""
+        """The blocks that are equal except for their weights."""
         return list(self.RRDB_trunk)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class RRDBNet(nn.Module):
     def _trunk(self, x: Tensor) -> Tensor:
         for block in self.RRDB_trunk:
             if self.checkpointing and self.training:
-                # There is no random state to preserve: nothing in a block is random.
+                # Blocks draw no random numbers, so there is no state to preserve.
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x)
@@ -70,7 +71,7 @@ class RRDB(nn.Module):
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each fed with the outputs of all before it: (B, features, H, W) -> the same shape."""
+    """Five convolutions, each with the outputs of all earlier ones as input: (B, features, H, W) -> the same shape."""
 
     def __init__(self, features: int, growth: int):
         super().__init__()
@@ -79,7 +80,7 @@ class DenseBlock(nn.Module):
         self.conv3 = nn.Conv2d(features + 2 * growth, growth, 3, padding=1)
         self.conv4 = nn.Conv2d(features + 3 * growth, growth, 3, padding=1)
         self.conv5 = nn.Conv2d(features + 4 * growth, features, 3, padding=1)
-        # Small kernels, as published: every block starts close to the identity.
+        # Small initial weights, as published: every block starts close to the identity.
         for conv in self.children():
             nn.init.kaiming_normal_(conv.weight)
             conv.weight.data.mul_(0.1)
@@ -93,5 +94,5 @@ class DenseBlock(nn.Module):
 
 
 def _lrelu(x: Tensor) -> Tensor:
-    # In place: its input is always the fresh output of a convolution, which nobody else reads.
+    # In place, because its input is always a convolution's output that is not used elsewhere.
     return F.leaky_relu(x, negative_slope=0.2, inplace=True)

@@ -1,4 +1,4 @@
-"""How the learning rate goes: factors as pure functions of the steps done, so that a run can go on anywhere."""
+"""Learning rate schedules: factors as pure functions of the number of steps done, so that a run can resume anywhere."""
 
 import math
 from bisect import bisect_right
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def stepwise(steps_done: int, *, milestones: Sequence[int], decay: float) -> float:
-    """Multiplied by `decay` at each milestone (rising)."""
+    """`decay` to the power of the number of milestones reached. `milestones` must be ascending."""
     return decay ** bisect_right(milestones, steps_done)
 
 
@@ -16,5 +16,5 @@ def cosine(steps_done: int, *, total_steps: int) -> float:
 
 
 def warmup(steps_done: int, *, warmup_steps: int) -> float:
-    """Rising linearly, and 1 from step `warmup_steps` on: Goyal et al. 2017, section 2.2."""
+    """Linear increase to 1 at step `warmup_steps`, then 1: Goyal et al. 2017, section 2.2."""
     return min(1.0, (steps_done + 1) / (warmup_steps + 1))

@@ -1,7 +1,7 @@
 """Spectral normalisation of convolutions: Miyato et al., "Spectral Normalization for GANs", ICLR 2018, algorithm 1.
 
-Equal to `torch.nn.utils.parametrizations.spectral_norm`, with the same names and shapes in the state dict and the same
-random draws, but made for channels_last weights and CUDA: fewer and smaller operations, and float32 under autocast.
+Equivalent to `torch.nn.utils.parametrizations.spectral_norm`, with the same state dict and the same random draws.
+PyTorch's needs more operations, copies channels_last weights, and computes in bfloat16 under CUDA's autocast.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ INITIAL_ITERATIONS = 15
 
 
 def spectral_norm(layer: nn.Conv2d) -> nn.Conv2d:
-    """Divide the weight of a convolution by its largest singular value, each time that it is used.
+    """Divide the weight of a convolution by its largest singular value whenever it is used. Returns the layer.
 
-    The singular value is that of the weight as a matrix (out, in * k * k). Each forward pass in training mode does one
-    power iteration, also while G is trained through a frozen D; in evaluation mode there is none. Returns the layer.
+    The weight counts as a matrix (out, in * k * k). Each forward pass in training mode does one power iteration, also
+    while G is trained through a frozen D. In evaluation mode there is none.
     """
     parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
     return layer
@@ -42,8 +42,8 @@ class SpectralNorm(nn.Module):
             self._power_iteration(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """(out, in, k, k) -> the same, in the same memory format."""
-        if weight.is_meta:  # a tensor without values, for which there is no autocast either
+        """(out, in, k, k) -> the same shape and memory format."""
+        if weight.is_meta:  # no values, and autocast does not support the device
             return weight
         with torch.autocast(weight.device.type, enabled=False):
             u, v, sigma = self._power_iteration(weight) if self.training else self._singular_vectors(weight)
@@ -51,7 +51,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _power_iteration(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Update the buffers in place. Returns new tensors: u; v in the order of `_matrix`; sigma."""
+        """Update the buffers in place. Returns new tensors: u, v in the order of `_matrix`, sigma."""
         matrix = _matrix(weight)
         wv = torch.mv(matrix, _channels_last(self._v, weight))
         u = wv / torch.linalg.vector_norm(wv)
@@ -65,16 +65,16 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _singular_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_power_iteration`, from the buffers as they are."""
-        # Copies, because the next power iteration may come before the backward pass.
+        """The same without an iteration, from the current buffers."""
+        # Copies, because the next power iteration may change the buffers before the backward pass.
         u, v = self._u.clone(), _channels_last(self._v, weight).clone()
         return u, v, torch.dot(u, torch.mv(_matrix(weight), v))
 
 
 class _DivideBySigma(torch.autograd.Function):
-    """W / sigma, where sigma = u^T W v depends on W and the singular vectors are constants.
+    """W / sigma, where sigma = u^T W v depends on W, and u and v are constants.
 
-    The gradient is the one of Miyato et al., section 3, in fewer operations than autograd's.
+    The gradient is that of Miyato et al., section 3, in fewer operations than autograd's.
     """
 
     @staticmethod

@@ -1,11 +1,11 @@
 """SwinIR for x4 SR: a generator of shifted-window transformer blocks.
 
 Source: Liang et al., "SwinIR", ICCVW 2021, section 3; windows and shifts after Liu et al., "Swin Transformer", ICCV
-2021, section 3.2. The names of parameters and buffers are those of the released files (for classical SR
-`001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth`, for photographs `003_realSR_..._SwinIR-M_x4_GAN.pth`), so that such files
-load strictly, and those saved here load elsewhere.
+2021, section 3.2. Parameters and buffers have the names of the released files (classical SR:
+`001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth`, real SR: `003_realSR_..._SwinIR-M_x4_GAN.pth`), so that such files load
+strictly, and files saved here load in other projects.
 
-No branch of the forward pass depends on the size of an image: a program made of it (utils/export.py) serves every size.
+No branch of the forward pass depends on the size of the image, so that an exported program works for all sizes.
 """
 
 import torch
@@ -18,26 +18,33 @@ from sed_sr.options.errors import UserError
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 UPSAMPLERS = ("pixelshuffle", "nearest+conv")
 UPSAMPLER_FEATURES = 64
-TRAINING_PX = 64  # side of the LR patches whose shift mask the released file holds
+TRAINING_PX = 64  # side of the LR patches for which the released file has the shift mask
 
 
 class SwinIR(nn.Module):
     """x4 generator. The defaults are SwinIR-M, 11.90 M parameters.
 
-    `depths[i]` blocks with `heads[i]` attention heads make up the i-th residual group. `window` is the side of an
-    attention window in LR pixels. `drop_path` is the probability of leaving out the last block's residuals for a sample
-    in training; it rises linearly from 0 at the first block. `upsampler` is "pixelshuffle", as published for classical
-    SR, or "nearest+conv", as published for photographs.
+    The buffers `attn_mask` and `relative_position_index` depend on the window only. They are in the state dict because
+    other projects expect them there. Loading ignores those of a file, so that files trained with other patch sizes load
+    too.
 
-    The buffers `attn_mask` and `relative_position_index` follow from the window alone. They are in the state dict
-    because other readers expect them there; loading takes no notice of those in the file, so that files trained at
-    other patch sizes load too.
+    Args:
+        embed_dim: channels of the transformer blocks.
+        depths: number of transformer blocks of each residual group.
+        heads: number of attention heads of each residual group; each divides `embed_dim`.
+        window: side of an attention window in LR pixels.
+        mlp_ratio: hidden channels of an MLP, divided by `embed_dim`.
+        drop_path: probability of dropping the residuals of the last block for a sample in training. It increases
+            linearly from 0 at the first block.
+        upsampler: "pixelshuffle", as published for classical SR, or "nearest+conv", as published for real SR.
 
-    `checkpointing` is set from outside: training then keeps the input of each block alone, and computes the rest again
-    in the backward pass, for less memory and more time (Chen et al. 2016).
+    Attributes:
+        checkpointing: store only the input of each block in training and recompute the rest in the backward pass, for
+            less memory and more time (Chen et al. 2016). False unless set.
 
-    Raises UserError if `depths` and `heads` differ in length, a number of heads does not divide `embed_dim`, or
-    `upsampler` is another one.
+    Raises:
+        UserError: `depths` and `heads` differ in length, a number of heads does not divide `embed_dim`, or `upsampler`
+            is unknown.
     """
 
     scale = 4
@@ -55,7 +62,9 @@ class SwinIR(nn.Module):
     ):
         super().__init__()
         if len(depths) != len(heads):
-            raise UserError(f"SwinIR was given {len(depths)} depths and {len(heads)} heads, but needs as many of each")
+            raise UserError(
+                f"SwinIR was given {len(depths)} depths and {len(heads)} heads, but needs the same number of both"
+            )
         if any(embed_dim % n for n in heads):
             raise UserError(f"SwinIR was given embed_dim {embed_dim}, but needs a multiple of each of {heads} heads")
         if upsampler not in UPSAMPLERS:
@@ -88,11 +97,11 @@ class SwinIR(nn.Module):
             self.conv_hr = nn.Conv2d(UPSAMPLER_FEATURES, UPSAMPLER_FEATURES, 3, padding=1)
         self.conv_last = nn.Conv2d(UPSAMPLER_FEATURES, 3, 3, padding=1)
         self.apply(_init_linear)
-        self.register_load_state_dict_pre_hook(_keep_derived_buffers)
+        self.register_load_state_dict_pre_hook(_keep_recomputed_buffers)
 
     @property
     def repeated_blocks(self) -> list[nn.Module]:
-        """The blocks that differ in nothing but their weights, and whether their windows are shifted."""
+        """The blocks that are equal except for their weights and whether their windows are shifted."""
         return [block for group in self.layers for block in group.residual_group.blocks]
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -107,16 +116,16 @@ class SwinIR(nn.Module):
     def _body(self, x: Tensor) -> Tensor:
         mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device).to(x.dtype)
         factors = self._draw_residual_factors(len(x)).split(self.depths) if self.training else [None] * len(self.depths)
-        x = self.patch_embed(x.permute(0, 2, 3, 1))  # (B, H, W, C), the layout of everything between the convolutions
+        x = self.patch_embed(x.permute(0, 2, 3, 1))  # (B, H, W, C), the layout between the convolutions
         for group, group_factors in zip(self.layers, factors, strict=True):
             x = group(x, mask, group_factors, recomputed=self.checkpointing and self.training)
         return self.norm(x).permute(0, 3, 1, 2)
 
     def _draw_residual_factors(self, batch: int) -> Tensor:
-        """(blocks, 2, B, 1, 1, 1): 0 where a residual is left out for a sample, else 1 / the probability of keeping it.
+        """(blocks, 2, B, 1, 1, 1): 0 if a residual is dropped for a sample, else 1 / the probability of keeping it.
 
-        Stochastic depth (Huang et al., ECCV 2016). They are drawn here at once, and not in the blocks, so that blocks
-        can be compiled together and computed again without a random state.
+        Stochastic depth (Huang et al., ECCV 2016). All factors are drawn here and not in the blocks, so that blocks
+        are compiled once for all and recomputed without restoring a random state.
         """
         keep = self.keep_probability.view(-1, 1, 1, 1, 1, 1).expand(-1, 2, batch, 1, 1, 1)
         return torch.bernoulli(keep) / keep.clamp(min=torch.finfo(keep.dtype).tiny)
@@ -131,7 +140,7 @@ class SwinIR(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A patch is one pixel, so that only the normalisation is left of Swin's patch embedding."""
+    """Swin's patch embedding for patches of one pixel, which is only the normalisation."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -145,15 +154,15 @@ class ResidualGroup(nn.Module):
     """Residual Swin transformer block, RSTB (SwinIR, equation 7): (B, H, W, dim) and `shift_mask` -> the same shape.
 
     `factors`: (blocks, 2, B, 1, 1, 1), of the residuals of its transformer blocks; None: 1.
-    `recomputed`: its transformer blocks keep nothing but their inputs for the backward pass.
+    `recomputed`: store only the inputs of its transformer blocks for the backward pass.
     """
 
     def __init__(self, dim: int, *, depth: int, heads: int, window: int, mlp_ratio: float):
         super().__init__()
-        self.residual_group = nn.Module()  # this level exists in the released names only
+        self.residual_group = nn.Module()  # a level of the released names
         self.residual_group.blocks = nn.Sequential(
             *(
-                # Every other block shifts its windows by half, so that neighbouring windows exchange information.
+                # Every second block shifts its windows by half, so that neighbouring windows exchange information.
                 SwinBlock(dim, heads=heads, window=window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio)
                 for i in range(depth)
             )
@@ -186,7 +195,7 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
         side = _round_up(TRAINING_PX, window)
-        # Only to be saved: images have other sizes, and other masks.
+        # Only for the state dict: the forward pass computes the mask of the image's size.
         self.register_buffer("attn_mask", shift_mask(side, side, window) if shifted else None)
 
     def forward(self, x: Tensor, mask: Tensor, factors: Tensor | None = None) -> Tensor:
@@ -225,17 +234,17 @@ class WindowAttention(nn.Module):
         """x: (B * W, T, dim) for W windows of T tokens; mask: (W, T, T), added to the logits -> (B * W, T, dim)."""
         total, tokens, dim = x.shape
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, T, T)
-        bias = bias.contiguous()  # the logits, which it is added to, would take over its layout
+        bias = bias.contiguous()  # otherwise the logits would inherit its layout
         # (3, B * W, heads, T, dim / heads)
         q, k, v = self.qkv(x).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).contiguous()
-        # Written out: F.scaled_dot_product_attention takes three times as long in training, because none of its fast
-        # kernels for CPUs learns a bias (benchmarks/RESULTS.md).
+        # F.scaled_dot_product_attention takes three times as long in training, because none of its fast CPU kernels
+        # supports a learned bias (benchmarks/RESULTS.md).
         logits = torch.add(bias.to(q.dtype), q @ k.transpose(-2, -1), alpha=(dim // self.heads) ** -0.5)
         if mask is not None:
-            # In place. Masks differ between windows, not between images.
+            # In place. All images have the same masks.
             logits.unflatten(0, (-1, mask.shape[0])).add_(mask[:, None])
-        # The kernel computes in float32 inside. Without a dtype, autocast on a GPU would keep its result in float32 for
-        # the backward pass, and cast it for the next product.
+        # The kernel computes in float32 internally. Without a dtype, autocast on a GPU would return float32, which
+        # takes more memory and a cast for the next product.
         x = logits.softmax(dim=-1, dtype=logits.dtype) @ v
         return self.proj(x.transpose(1, 2).reshape(total, tokens, dim))
 
@@ -251,9 +260,9 @@ class Mlp(nn.Module):
 
 
 def reflect_pad(image: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, height, width), mirrored about the last row and column (which are not repeated).
+    """(B, C, h, w) -> (B, C, height, width), reflected about the last row and column (which are not repeated).
 
-    Unlike `F.pad`, it reflects back and forth as often as a small image needs; one pixel is simply repeated.
+    F.pad does not accept a padding larger than the image. This reflects repeatedly; a single pixel is repeated.
     """
     for dim, size in ((-2, height), (-1, width)):
         last = torch.arange(image.shape[dim], device=image.device)[-1]
@@ -263,10 +272,10 @@ def reflect_pad(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
-    """(W, T, T) for W windows of T tokens: -100 between two that only the cyclic shift has brought together, else 0."""
+    """(W, T, T) for W windows of T tokens: -100 for two tokens that are neighbours by the cyclic shift only, else 0."""
 
     def strips(size):
-        # After the shift, the last window holds pixels from both ends of the image: 1 and 2 there, 0 elsewhere.
+        # After the shift, the last window has pixels from both ends of the image, marked 1 and 2. All others are 0.
         position = torch.arange(size, device=device)
         return (position >= size - window).int() + (position >= size - window // 2).int()
 
@@ -284,14 +293,14 @@ def _relative_position_index(window: int) -> Tensor:
     return dy * (2 * window - 1) + dx
 
 
-def _keep_derived_buffers(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+def _keep_recomputed_buffers(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
     for name, buffer in module.named_buffers():
         if name.endswith(("attn_mask", "relative_position_index")):
             state_dict[prefix + name] = buffer
 
 
 def _lrelu(x: Tensor) -> Tensor:
-    # In place: its input is always the fresh output of a convolution, which nobody else reads.
+    # In place, because its input is always a convolution's output that is not used elsewhere.
     return F.leaky_relu(x, negative_slope=0.2, inplace=True)
 
 

@@ -75,7 +75,7 @@ def test_discriminator_fits_the_semantic_maps_of_its_extractor(recipe, monkeypat
     monkeypatch.setattr("sed_sr.models.build.SemanticExtractor", lambda model, layer, **_: extractor_of(model, layer))
     options = load_options(recipe, [Override("semantic_extractor.weights", "random", "")])
     with torch.device("meta"):
-        extractor = build_extractor(options)
+        extractor = build_extractor(options, None)
         discriminator = build_discriminator(options, extractor)
         image = torch.empty(2, 3, 64, 64)
         logits = discriminator(image, None if extractor is None else extractor(image))

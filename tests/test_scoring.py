@@ -327,7 +327,7 @@ def test_weights_d_adds_pictures_of_the_discriminator_to_the_report(workshop, co
     said = {"name": "run", "discriminator": {"type": "patch", "features": 8}}
     said["semantic_extractor"] = {"weights": "random"}
     options = load_options({**said, "generator": TINY})
-    discriminator = build_discriminator(options, build_extractor(options)).state_dict()
+    discriminator = build_discriminator(options, build_extractor(options, None)).state_dict()
     state = {"step": 7, "params": {}, "options": said, "train_step": {"discriminator": discriminator}}
     save_state(workshop / "state.pth", state)
     words = ("--weights", "bicubic", "--weights_d", "state.pth", "--output_path", "out")

@@ -24,7 +24,7 @@ from sed_sr.utils.report.html_page import write_report
 from sed_sr.utils.report.output_folder import REPORT, check_output_folder, create_output_folder
 from sed_sr.utils.report.terminal import terminal_tables
 from sed_sr.utils.runtime.distributed import World, joined_world
-from sed_sr.utils.visualization.discriminator_file import open_judge
+from sed_sr.utils.visualization.discriminator_file import load_discriminator
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def prepare(
         if discriminator_state is not None and not has_ground_truth:
             raise UserError("--weights_d needs images with ground truth (HR); none of the given images has one")
         if discriminator_state is not None and world.main:
-            discriminator = open_judge(discriminator_state, device=device, pretrained_root=pretrained_root)
+            discriminator = load_discriminator(discriminator_state, device=device, pretrained_root=pretrained_root)
             extra_pictures = discriminator_extra_pictures(discriminator, list(sources))
     # Metrics that were named explicitly are built in any case: some need no ground truth.
     names = chosen.metrics if chosen.metrics is not None or has_ground_truth else ()

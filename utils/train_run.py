@@ -13,17 +13,19 @@ from sed_sr.data.batches import DegradedPairs, batch_seed
 from sed_sr.data.datasets import Loader, SampleStream, make_loader
 from sed_sr.data.files import write_text
 from sed_sr.data.image_folders import image_list
-from sed_sr.models.build import RANDOM, build_training_pairs, pretrained_weights, records_graphs
+from sed_sr.models.build import build_training_pairs, records_graphs
 from sed_sr.models.cuda_graph import CudaRecorder
 from sed_sr.models.precision import resolved
 from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World, joined_world
+from sed_sr.utils.training.frozen_weights import pretrained_weights
 from sed_sr.utils.training.loop import TrainLoop
 from sed_sr.utils.training.run_log import RunLog, SilentLog
 from sed_sr.utils.training.setup import TrainingSetup, prepare
 from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.weights.extractor_file import RANDOM
 
 DIGITS = 12  # of a digest, that a sentence shows
 
@@ -100,7 +102,7 @@ def share_step(train_step: TrainStep, world: World) -> None:
             train_step.load_state_dict(state)
         for frozen in _frozen(train_step):
             world.spread(frozen.state_dict().values())
-    train_step.distribute(add_up=world.add_up, processes=world.size)
+    train_step.distribute(all_reduce=world.add_up, processes=world.size)
 
 
 def compare_processes(ready: TrainingSetup, world: World) -> None:

@@ -8,8 +8,7 @@ import torch
 
 from benchmarks.random_step import random_recipe, random_step
 from benchmarks.scaling import GPUS, LINKS, prediction, sent_bytes
-from sed_sr.models.gradients import ALIGNMENT
-from sed_sr.models.train_step import FIGURES
+from sed_sr.models.step_memory import ALIGNMENT, SCALARS
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -32,7 +31,7 @@ def test_a_step_sends_the_gradients_of_both_networks_once(options):
     step, batch = random_step(options, torch.device("cpu"))
     parameters = [p for network in (step.generator, step.discriminator) for p in network.parameters()]
     gradients = 4 * sum(parameter.numel() for parameter in parameters)
-    padding = 4 * (ALIGNMENT * len(parameters) + FIGURES)
+    padding = 4 * (ALIGNMENT * len(parameters) + SCALARS)
     assert gradients < sent_bytes(step, batch) <= gradients + padding
 
 

@@ -1,4 +1,4 @@
-"""Parameters filled from their own names, and the reference outputs for them (see tests/fixtures/README.md)."""
+"""Parameters filled by a function of their names, and reference outputs for them (see tests/fixtures/README.md)."""
 
 import importlib.util
 from pathlib import Path
@@ -21,7 +21,7 @@ def fill():
 
 @pytest.fixture(scope="session")
 def reference():
-    """Name of a file of reference outputs -> its arrays."""
+    """Function: name of a file with reference outputs -> its arrays."""
 
     def load(name):
         with np.load(FIXTURES / f"{name}.npz") as arrays:
@@ -32,7 +32,7 @@ def reference():
 
 @pytest.fixture(scope="session")
 def fill_parameters(fill):
-    """Fills a module's parameters from their names, so that none of them is zero or one by its initialisation."""
+    """Function that fills a module's parameters by their names, so that none is zero or one as after initialisation."""
 
     def fill_(module):
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""What is recorded computes what it would as it is, with nothing of it baked in that changes from call to call.
+"""CUDA graphs: a recorded function computes the same as the function itself.
 
-A GPU is not needed: a tape stands in for CUDA graphs, which notes operations and repeats them on the same memory.
+No GPU is needed: a tape, which notes operations and repeats them on the same memory, stands in for CUDA graphs.
 """
 
 import pytest
@@ -20,7 +20,7 @@ from tests.conftest import same
 
 
 class Tape(TorchDispatchMode):
-    """Notes every operation of a block; `play` repeats them, in Python's absence, on the memory that they had."""
+    """Notes all operations in a context; `play` repeats them on the same memory, without the Python code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TapeRecorder:
         self.recorded += 1
         with Tape() as tape:
             result = function(*inputs)
-        played = [True]  # by the recording itself, on the same inputs; a GPU records without computing
+        played = [True]  # the recording computes the result once; a GPU records without computing
 
         def replay():
             if not played[0]:
@@ -64,11 +64,11 @@ class TapeRecorder:
         return replay, result
 
 
-def never(sentence: str) -> None:
-    raise AssertionError(sentence)
+def never(message: str) -> None:
+    raise AssertionError(message)
 
 
-def test_function_is_replayed_without_python_and_with_its_effects():
+def test_replay_has_the_effects_of_the_function_and_runs_no_python():
     calls, total = [], torch.zeros(3)
 
     def accumulate(x):
@@ -85,7 +85,7 @@ def test_function_is_replayed_without_python_and_with_its_effects():
     assert len(calls) == WARM_UP_CALLS + 1
 
 
-def test_each_shape_is_recorded_once_and_not_more_than_there_is_room_for():
+def test_each_shape_is_recorded_once_up_to_the_maximum():
     recorder = TapeRecorder()
     graphed = GraphedFunction(lambda x: x + 1, name="it", recorder=recorder, warn=never)
     for _ in range(WARM_UP_CALLS + 2):
@@ -94,37 +94,37 @@ def test_each_shape_is_recorded_once_and_not_more_than_there_is_room_for():
     assert recorder.recorded == MAX_GRAPHS
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once():
+def test_function_that_cannot_be_recorded_runs_unrecorded_and_warns_once():
     class Refuses(TapeRecorder):
         def record(self, function, inputs):
             self.recorded += 1
             try:
                 raise RuntimeError("operation not permitted when stream is capturing\nand more")
             finally:
-                raise RuntimeError("the capture failed")  # as a context manager does at its end
+                raise RuntimeError("the capture failed")  # as when leaving the context
 
-    recorder, sentences = Refuses(), []
-    graphed = GraphedFunction(lambda x: x + 1, name="the step", recorder=recorder, warn=sentences.append)
+    recorder, warnings = Refuses(), []
+    graphed = GraphedFunction(lambda x: x + 1, name="the step", recorder=recorder, warn=warnings.append)
     for _ in range(WARM_UP_CALLS + 5):
         assert graphed(torch.zeros(1)).item() == 1
-    assert recorder.recorded == len(sentences) == 1
-    assert sentences[0].startswith("the step cannot be recorded")
-    assert sentences[0].endswith("(operation not permitted when stream is capturing)")
+    assert recorder.recorded == len(warnings) == 1
+    assert warnings[0].startswith("the step cannot be recorded")
+    assert warnings[0].endswith("(operation not permitted when stream is capturing)")
 
 
-def test_what_waits_for_the_device_is_not_recorded():
-    """On a GPU, to try it would break the recording off, and older PyTorch with it."""
-    recorder, sentences = TapeRecorder(waits=True), []
-    graphed = GraphedFunction(lambda x: x + 1, name="the step", recorder=recorder, warn=sentences.append)
+def test_function_that_waits_for_the_device_is_not_recorded():
+    """On a GPU, recording it would fail, and leave older PyTorch in a broken state."""
+    recorder, warnings = TapeRecorder(waits=True), []
+    graphed = GraphedFunction(lambda x: x + 1, name="the step", recorder=recorder, warn=warnings.append)
     for _ in range(WARM_UP_CALLS + 2):
         assert graphed(torch.zeros(1)).item() == 1
     assert recorder.recorded == 0
-    assert sentences == [
-        "the step cannot be recorded as a CUDA graph, and runs slower without one (it waits for the device)"
+    assert warnings == [
+        "the step cannot be recorded as a CUDA graph and runs slower without it (it waits for the device)"
     ]
 
 
-def test_forgotten_recordings_are_made_anew_without_warm_up():
+def test_forgotten_recordings_are_made_again_without_warm_up():
     first, second = TapeRecorder(), TapeRecorder()
     graphed = GraphedFunction(lambda x: 2 * x, name="it", recorder=first, warn=never)
     for number in range(WARM_UP_CALLS + 2):
@@ -169,8 +169,8 @@ def swinir() -> SwinIR:
         (rrdb, UNetDiscriminator, {"batches_per_step": 2, "precision": "bf16"}),
     ],
 )
-def test_recorded_step_equals_the_step_as_it_is(generator, discriminator, more):
-    """Bit for bit, over changing learning rates, a watched step, a step that is skipped, and requests to stop."""
+def test_recorded_step_equals_the_unrecorded_step(generator, discriminator, more):
+    """Bit-exact, with changing learning rates, a watched step, a skipped step and a request to stop."""
     recorders = []
     plain, recorded = make_step(generator, discriminator, **more), make_step(generator, discriminator, **more)
     recorded.record(lambda: recorders.append(TapeRecorder()) or recorders[-1], warn=never)
@@ -192,7 +192,7 @@ def test_recorded_step_equals_the_step_as_it_is(generator, discriminator, more):
         assert bool(outcomes[1].broken) == (number == 7)
         assert outcomes[1].stop_requested == (number == 8)
         assert same(plain.state_dict(), recorded.state_dict()), number
-    # Both parts; anew in and after the watched step, for which the memory of recordings was given up.
+    # Both parts, and again for and after the watched step, which frees all recordings.
     assert [recorder.recorded for recorder in recorders] == [2, 2]
 
 
@@ -213,7 +213,7 @@ TINY = {
 
 @pytest.mark.parametrize(("recipe", "precision"), RECIPES)
 def test_no_step_waits_for_the_device(recipe, precision):
-    """Tensors without content: whatever asks for a number in them raises."""
+    """Fake tensors raise if a value is read."""
     options = random_recipe(
         f"options/{recipe}.yml",
         train__precision=precision,

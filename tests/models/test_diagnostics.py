@@ -1,4 +1,4 @@
-"""What the diagnostics measure is right, and measuring changes nothing."""
+"""Diagnostics: values against definitions and references, and no side effects."""
 
 import copy
 
@@ -23,7 +23,7 @@ def networks():
 
 
 def objective(generator, discriminator, dtype=torch.float32):
-    """The weighted terms on a fixed batch, computed as the training step does."""
+    """The weighted terms on a fixed batch, as in the training step."""
     draw = torch.Generator().manual_seed(1)
     lr, hr = torch.rand(2, 3, 8, 8, generator=draw), torch.rand(2, 3, 32, 32, generator=draw)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -32,14 +32,14 @@ def objective(generator, discriminator, dtype=torch.float32):
 
 
 def gradient(loss, network):
-    """With respect to all parameters, by a backward pass."""
+    """The gradient norm over all parameters, by a backward pass."""
     network.zero_grad()
     loss.backward()
     return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shares_are_those_of_the_terms_own_backward_passes(dtype):
+def test_shares_equal_those_of_separate_backward_passes(dtype):
     norms = {}
     for name in ("pixel", "gan"):
         generator, discriminator = networks()
@@ -53,7 +53,7 @@ def test_shares_are_those_of_the_terms_own_backward_passes(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_look_at_the_shares_changes_nothing(dtype):
+def test_measuring_shares_changes_nothing(dtype):
     results = []
     for watched in (False, True):
         generator, discriminator = networks()
@@ -66,7 +66,7 @@ def test_a_look_at_the_shares_changes_nothing(dtype):
     assert all(torch.equal(plain, watched) for plain, watched in zip(*results, strict=True))
 
 
-def test_a_loss_scale_makes_no_difference():
+def test_shares_do_not_depend_on_the_loss_scale():
     generator, discriminator = networks()
     terms = objective(generator, discriminator)
     plain, scaled = (
@@ -76,7 +76,7 @@ def test_a_loss_scale_makes_no_difference():
     torch.testing.assert_close(plain, scaled)
 
 
-def test_frozen_and_unreached_parameters_have_no_share():
+def test_frozen_and_unused_parameters_do_not_count():
     used, frozen, unreached = nn.Linear(4, 1), nn.Linear(4, 1).requires_grad_(False), nn.Linear(4, 1)
     x = torch.ones(1, 4)
     terms = {"one": used(x).sum() + frozen(x).sum(), "three": 3 * used(x).sum(), "elsewhere": unreached(x).sum()}
@@ -87,7 +87,7 @@ def test_frozen_and_unreached_parameters_have_no_share():
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(0.0, [0.0, 0.0]), (float("inf"), [np.nan, np.nan])])
-def test_shares_of_gradients_that_are_zero_or_not_finite(factor, expected):
+def test_shares_of_zero_and_non_finite_gradients(factor, expected):
     weight = torch.ones(3, requires_grad=True)
     shares = gradient_shares({"pixel": factor * weight.sum(), "gan": weight.sum() * min(factor, 1.0)}, [weight])
     np.testing.assert_equal([share.item() for share in shares.values()], expected)
@@ -102,7 +102,7 @@ def matrices():
     return {
         "wide": normal(40, 700),
         "tall": normal(700, 40),
-        "square": normal(500, 500),  # its largest singular values lie close together
+        "square": normal(500, 500),  # its largest singular values are close together
         "nearly low-rank": normal(200, 3) @ normal(3, 300) + 1e-3 * normal(200, 300),
         "all singular values equal": 5 * torch.linalg.qr(normal(300, 300))[0],
         "tiny": 1e-12 * normal(30, 60),
@@ -113,7 +113,7 @@ def matrices():
 
 
 @pytest.mark.parametrize("name", matrices())
-def test_spectral_norms_of_any_matrix_are_right_to_one_percent(name):
+def test_spectral_norms_are_accurate_to_one_percent(name):
     weight = matrices()[name]
     layer = nn.Linear(*weight.T.shape)
     layer.weight.data = weight
@@ -122,7 +122,7 @@ def test_spectral_norms_of_any_matrix_are_right_to_one_percent(name):
 
 
 @BOTH
-def test_spectral_norms_are_those_of_the_weights_that_the_discriminator_uses(cls, fill_parameters):
+def test_spectral_norms_are_those_of_the_effective_weights(cls, fill_parameters):
     discriminator = fill_parameters(cls(semantic_channels=64, features=8))
     norms = spectral_norms(discriminator)
     discriminator.eval()
@@ -136,7 +136,7 @@ def test_spectral_norms_are_those_of_the_weights_that_the_discriminator_uses(cls
 
 
 @BOTH
-def test_a_look_at_the_spectral_norms_changes_nothing(cls):
+def test_measuring_spectral_norms_changes_nothing(cls):
     torch.manual_seed(0)
     discriminator = cls(semantic_channels=64, features=4)
     discriminator.conv1.eval()
@@ -152,7 +152,7 @@ def test_a_look_at_the_spectral_norms_changes_nothing(cls):
         assert torch.equal(parameter.grad, expected)
 
 
-def test_colour_drift_is_the_mean_difference_in_levels():
+def test_colour_drift_is_the_mean_difference_times_255():
     rng = np.random.default_rng(0)
     sr, hr = (rng.integers(0, 256, (2, 3, 20, 30)) for _ in range(2))
     drift = colour_drift(*(torch.from_numpy(levels).float() / 255 for levels in (sr, hr)))
@@ -162,7 +162,7 @@ def test_colour_drift_is_the_mean_difference_in_levels():
 
 
 @pytest.mark.parametrize("kind", GAN_LOSSES)
-def test_accuracy_counts_the_logits_on_their_right_side(kind):
+def test_accuracy_is_the_share_of_logits_on_the_right_side_of_the_boundary(kind):
     real, fake = (3 * np.random.default_rng(0).standard_normal((2, 4, 1, 5, 5))).round(1)
     loss = GANLoss(kind)
     above, below = (fake.mean(), real.mean()) if kind == "relativistic" else (loss.boundary, loss.boundary)
@@ -176,7 +176,7 @@ def test_accuracy_counts_the_logits_on_their_right_side(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", GAN_LOSSES)
-def test_an_undecided_discriminator_is_right_half_of_the_time(kind, dtype):
+def test_undecided_discriminator_has_accuracy_one_half(kind, dtype):
     boundary = GANLoss(kind).boundary
     logits = torch.full((3, 1, 31, 31), 0.1 if boundary is None else boundary, dtype=dtype)
     assert [value.item() for value in accuracy(logits, logits, boundary).values()] == [0.5, 0.5]

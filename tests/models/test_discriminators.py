@@ -1,3 +1,5 @@
+"""Discriminators: reference outputs, published sizes, fusion, initialisation, errors."""
+
 import copy
 
 import pytest
@@ -9,7 +11,7 @@ from sed_sr.options.errors import UserError
 
 BOTH = pytest.mark.parametrize("cls", [PatchDiscriminator, UNetDiscriminator])
 FUSIONS = pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])
-# Channels and stride of extractors: ViT, DINOv2, the end of a ResNet, the stages of a ConvNeXt or ResNet, MobileNet.
+# Channels and stride of extractors: ViT, DINOv2, last ResNet layer, ConvNeXt or ResNet stages, MobileNet.
 SEMANTICS = pytest.mark.parametrize(
     ("channels", "stride"), [(768, 16), (384, 14), (2048, 32), (512, 8), (256, 4), (96, 4), (80, 16)]
 )
@@ -30,7 +32,7 @@ def inputs(height=32, width=48, batch=2, channels=64, stride=16):
 
 @torch.no_grad()
 def speak_up(discriminator):
-    """Fusion blocks that say something, as after training."""
+    """Make the fusion blocks' output nonzero, as after training."""
     for fusion in (discriminator.fusion1, discriminator.fusion2, discriminator.fusion3):
         fusion.semantic_out.weight.normal_()
     return discriminator
@@ -74,7 +76,7 @@ def test_equals_the_reference_outputs(cls, fixture, fill, reference):
         (UNetDiscriminator, {f"conv{i}" for i in range(1, 9)} | {"merge1", "merge2", "merge3"}),
     ],
 )
-def test_spectral_norm_is_one_where_it_should_be_from_the_first_step(cls, normalised):
+def test_spectral_norm_is_one_for_the_normalised_layers_from_the_first_step(cls, normalised):
     torch.manual_seed(0)
     discriminator = cls(features=16)
     norms = {
@@ -109,7 +111,7 @@ def test_any_multiple_of_16_works(cls, height, width):
 @BOTH
 @FUSIONS
 @SEMANTICS
-def test_any_semantics_fit_and_matter(cls, fusion, channels, stride, fill_parameters):
+def test_any_semantic_features_are_accepted_and_affect_the_logits(cls, fusion, channels, stride, fill_parameters):
     discriminator = fill_parameters(tiny(cls, channels, semantic_stride=stride, fusion=fusion)).eval()
     converge_power_iterations(discriminator)
     image, semantic = inputs(64, 96, channels=channels, stride=stride)
@@ -126,7 +128,7 @@ def test_any_semantics_fit_and_matter(cls, fusion, channels, stride, fill_parame
 @BOTH
 @SEMANTICS
 @torch.no_grad()
-def test_semantics_matter_where_they_are_concatenated(cls, channels, stride):
+def test_concatenated_semantic_features_affect_the_logits(cls, channels, stride):
     discriminator = speak_up(tiny(cls, channels, semantic_stride=stride, fusion="concatenation")).eval()
     image, semantic = inputs(128, 128, batch=1, channels=channels, stride=stride)
     other = semantic.clone()
@@ -141,7 +143,7 @@ def test_semantics_matter_where_they_are_concatenated(cls, channels, stride):
 @BOTH
 @SEMANTICS
 @torch.no_grad()
-def test_each_block_upscales_by_the_nearest_whole_ratio_of_its_two_grids(cls, channels, stride):
+def test_each_block_upscales_by_the_rounded_ratio_of_its_two_grids(cls, channels, stride):
     discriminator = tiny(cls, channels, semantic_stride=stride, fusion="concatenation")
     image, semantic = inputs(224, 224, batch=1, channels=channels, stride=stride)  # 14 and 32 divide them
     ratios = []
@@ -155,7 +157,7 @@ def test_each_block_upscales_by_the_nearest_whole_ratio_of_its_two_grids(cls, ch
 
 
 def fusion_block_parameters(image_channels, upscale, refine_kernel=3, *, semantic_channels=1024, inner=64):
-    """Counted from the published table of layers."""
+    """Number of parameters by the published table of layers."""
     out_channels = semantic_channels // upscale**2
     attention = 4 * inner**2 + inner
     return sum(
@@ -182,7 +184,7 @@ def test_blocks_add_as_many_parameters_as_published(cls, blocks):
 
 @BOTH
 @torch.no_grad()
-def test_plain_is_the_semantic_one_whose_merge_passes_the_image_features_on(cls):
+def test_plain_discriminator_equals_the_semantic_one_with_identity_merge(cls):
     plain, semantic = tiny(cls, None, seed=1).eval(), speak_up(tiny(cls)).eval()
     missing, unexpected = semantic.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
@@ -199,7 +201,7 @@ def test_plain_is_the_semantic_one_whose_merge_passes_the_image_features_on(cls)
 
 
 @FUSIONS
-def test_patch_starts_from_n_0_002_and_no_biases_everywhere(fusion):
+def test_patch_starts_from_n_0_002_and_zero_biases(fusion):
     torch.manual_seed(0)
     for name, parameter in PatchDiscriminator(semantic_channels=256, fusion=fusion, features=16).named_parameters():
         if "norm" in name:
@@ -212,7 +214,7 @@ def test_patch_starts_from_n_0_002_and_no_biases_everywhere(fusion):
 
 
 @FUSIONS
-def test_unet_starts_with_silent_fusion_blocks(fusion):
+def test_unet_starts_with_zero_output_of_fusion_blocks(fusion):
     discriminator = tiny(UNetDiscriminator, fusion=fusion)
     image, semantic = inputs()
     discriminator.eval()
@@ -227,7 +229,7 @@ def test_gradients_reach_the_image_through_each_fusion_block(cls, stage, fill_pa
         image, semantic = inputs()
         image.requires_grad_()
         fusion = discriminator.get_submodule(f"fusion{stage}")
-        # Cut between image features and block: its values stay, only the gradient's way through them goes.
+        # Detach the image features before the block: same values, no gradient through them.
         hook = fusion.register_forward_pre_hook(lambda _, args: (args[0], args[1].detach()) if cut else None)
         discriminator(image, semantic).square().mean().backward()
         hook.remove()
@@ -242,7 +244,7 @@ def test_gradients_reach_the_image_through_each_fusion_block(cls, stage, fill_pa
 
 @BOTH
 @FUSIONS
-def test_real_and_fake_that_share_semantics_equal_repeated_semantics(cls, fusion, fill_parameters):
+def test_shared_semantic_features_equal_repeated_ones(cls, fusion, fill_parameters):
     discriminator = fill_parameters(tiny(cls, fusion=fusion)).eval()
     converge_power_iterations(discriminator)
     (real, semantic), fake = inputs(), torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
@@ -288,7 +290,7 @@ def test_power_iterations_advance_in_training_mode_only(cls):
 
 
 @BOTH
-def test_can_be_copied_and_restored_in_the_middle_of_training(cls):
+def test_can_be_copied_and_restored_during_training(cls):
     discriminator = speak_up(tiny(cls))
     image, semantic = inputs()
     discriminator(image, semantic).mean().backward()
@@ -300,7 +302,7 @@ def test_can_be_copied_and_restored_in_the_middle_of_training(cls):
 
 
 @BOTH
-def test_sizes_that_do_not_fit_are_refused_with_a_sentence(cls):
+def test_unsupported_image_sizes_raise(cls):
     with pytest.raises(UserError, match=r"images of 40x48 pixels.*multiples of 16"):
         tiny(cls, None)(torch.rand(1, 3, 40, 48))
     with pytest.raises(UserError, match=r"images of 16x48 pixels.*at least 32"):
@@ -308,7 +310,7 @@ def test_sizes_that_do_not_fit_are_refused_with_a_sentence(cls):
 
 
 @BOTH
-def test_semantics_of_other_images_or_another_extractor_are_refused(cls):
+def test_mismatched_semantic_features_raise(cls):
     image, semantic = inputs()
     for wrong in (torch.cat((semantic, semantic)), torch.cat((semantic, semantic[:1])), semantic[:, :32]):
         with pytest.raises(AssertionError, match="for 2 images and 64 channels"):

@@ -1,3 +1,5 @@
+"""Losses: the papers' formulas, references, gradients, dtypes and errors."""
+
 import math
 
 import pytest
@@ -35,7 +37,7 @@ def test_perceptual_loss_equals_the_reference(vgg19, fill, reference):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_l1_loss_is_torchs_with_a_gradient_in_the_layout_of_its_input(dtype):
+def test_l1_loss_equals_pytorch_and_its_gradient_has_the_layout_of_the_input(dtype):
     a, b = (torch.rand(2, 4, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
     gradients = []
     for function in (l1_loss, lambda a, b: F.l1_loss(a.float(), b.float())):
@@ -47,7 +49,7 @@ def test_l1_loss_is_torchs_with_a_gradient_in_the_layout_of_its_input(dtype):
     assert gradients[0].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_layer_names_count_convolutions_between_poolings(vgg19):
+def test_layer_names_match_the_convolutions_between_poolings(vgg19):
     expected, block, j = {}, 1, 0
     for i, layer in enumerate(vgg19.features):
         if isinstance(layer, nn.Conv2d):
@@ -86,11 +88,11 @@ def test_gradients_reach_sr_only(images):
     assert all(p.grad is None for p in loss.parameters())
 
 
-def test_no_layer_beyond_the_last_one_used_is_kept():
+def test_layers_after_the_last_used_one_are_dropped():
     assert len(PerceptualLoss(layer_weights={"conv3_4": 1.0, "conv1_2": 1.0}).features) == 17
 
 
-def test_random_weights_are_the_same_everywhere_and_leave_the_generator_alone():
+def test_random_weights_are_reproducible_and_leave_the_global_generator_unchanged():
     torch.manual_seed(1)
     first = PerceptualLoss(layer_weights={"conv2_2": 1.0}).state_dict()
     drawn = torch.rand(4)
@@ -100,7 +102,7 @@ def test_random_weights_are_the_same_everywhere_and_leave_the_generator_alone():
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_mistakes_in_layers_and_weights_get_a_sentence():
+def test_wrong_layers_and_weights_raise():
     with pytest.raises(UserError, match=r"'conv3_5'.*conv3_4, conv4_1"):
         PerceptualLoss(layer_weights={"conv3_5": 1.0})
     with pytest.raises(UserError, match=r"no layer.*conv1_1, conv1_2"):
@@ -119,7 +121,7 @@ def minus_log(probability):
 
 
 def expected_losses(kind, real, fake):
-    """(G, D) in float64 from the papers' formulas as they stand there."""
+    """(G, D) in float64, literally by the papers' formulas."""
     sigmoid = torch.sigmoid
     if kind == "vanilla":
         return minus_log(sigmoid(fake)), minus_log(sigmoid(real)) + minus_log(1 - sigmoid(fake))
@@ -161,8 +163,8 @@ def test_gan_losses_of_an_undecided_discriminator(kind, generator, discriminator
 
 
 @KINDS
-def test_g_raises_the_logits_of_fake_and_d_pulls_real_and_fake_apart(kind):
-    # Both between lsgan's targets, 0 and 1, and inside the hinges' margins.
+def test_g_increases_the_logits_of_fake_and_d_separates_real_and_fake(kind):
+    # Between lsgan's targets, 0 and 1, and within the hinge margins.
     real, fake = torch.full((4,), 0.6).requires_grad_(), torch.full((4,), 0.4).requires_grad_()
     loss = GANLoss(kind)
     assert (torch.autograd.grad(loss.generator(fake, real), fake)[0] < 0).all()
@@ -172,17 +174,17 @@ def test_g_raises_the_logits_of_fake_and_d_pulls_real_and_fake_apart(kind):
 
 
 @KINDS
-def test_mirrored_at_the_boundary_real_and_fake_change_places(kind):
-    """What D loses on real by a logit so far above the boundary, it loses on fake by one so far below."""
+def test_loss_is_symmetric_about_the_boundary(kind):
+    """D's loss is the same after reflecting all logits at the boundary and exchanging real and fake."""
     real, fake = logits()
     loss = GANLoss(kind)
-    boundary = 0.7 if loss.boundary is None else loss.boundary  # a relative one may lie anywhere
+    boundary = 0.7 if loss.boundary is None else loss.boundary  # any value for relativistic losses
     mirrored = loss.discriminator(real=2 * boundary - fake, fake=2 * boundary - real)
     assert mirrored.item() == pytest.approx(loss.discriminator(real, fake).item(), rel=1e-5)
 
 
 @KINDS
-def test_only_a_loss_that_needs_real_reads_it_in_the_g_step(kind):
+def test_generator_loss_uses_real_only_if_it_needs_real(kind):
     real, fake = torch.zeros(4, requires_grad=True), torch.ones(4, requires_grad=True)
     loss = GANLoss(kind)
     gradient = torch.autograd.grad(loss.generator(fake, real), real, allow_unused=True)[0]
@@ -209,7 +211,7 @@ def test_gan_losses_are_computed_in_float32(kind, dtype):
 
 @KINDS
 @pytest.mark.parametrize("logit", [-200.0, 200.0])
-def test_confident_logits_give_finite_losses_and_gradients(kind, logit):
+def test_large_logits_give_finite_losses_and_gradients(kind, logit):
     real, fake = torch.full((4,), -logit).requires_grad_(), torch.full((4,), logit).requires_grad_()
     loss = GANLoss(kind)
     total = loss.generator(fake, real) + loss.discriminator(real, fake)
@@ -217,6 +219,6 @@ def test_confident_logits_give_finite_losses_and_gradients(kind, logit):
     assert all(g.isfinite().all() for g in torch.autograd.grad(total, (real, fake)))
 
 
-def test_unknown_kind_gets_a_sentence():
+def test_unknown_kind_raises():
     with pytest.raises(UserError, match=r"'wgan'.*vanilla, lsgan, hinge, relativistic"):
         GANLoss("wgan")

@@ -1,4 +1,4 @@
-"""What `precision` means, and that it holds where it is meant to and nowhere else."""
+"""Precision settings: what each value of `precision` changes, and that it changes nothing else."""
 
 import pytest
 import torch
@@ -22,10 +22,10 @@ from tests.conftest import same
         ("cuda", "13.0", (9, 0), "tf32"),
         ("cuda", "13.0", (8, 0), "tf32"),
         ("cuda", "13.0", (7, 5), "fp32"),
-        ("cuda", None, (9, 0), "fp32"),  # of AMD
+        ("cuda", None, (9, 0), "fp32"),  # an AMD GPU
     ],
 )
-def test_auto_is_tf32_on_gpus_that_have_it(monkeypatch, device, cuda, capability, expected):
+def test_auto_is_tf32_on_gpus_that_support_it(monkeypatch, device, cuda, capability, expected):
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolved("auto", torch.device(device)) == expected
@@ -38,8 +38,8 @@ def settings_of_cudnn() -> tuple[bool, bool, bool]:
 
 @pytest.mark.parametrize("precision", ["tf32", "fp32"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_tf32_is_for_the_convolutions_of_the_networks_alone(monkeypatch, precision, deterministic):
-    """Forward and backward; not for matrix products, the optimiser, nor whatever runs between steps."""
+def test_tf32_applies_only_to_the_convolutions_of_the_networks(monkeypatch, precision, deterministic):
+    """In forward and backward passes; not to matrix products, the optimiser, or code between steps."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     seen = {}
 
@@ -71,14 +71,14 @@ def test_tf32_is_for_the_convolutions_of_the_networks_alone(monkeypatch, precisi
     assert seen == {**networks, "elsewhere": {(False, False, False)}}
 
 
-def test_settings_are_what_they_were_after_an_error():
+def test_settings_are_restored_after_an_error():
     before = settings_of_cudnn()
     with pytest.raises(ValueError, match="inside"), convolutions(tf32=not before[0], autotune=not before[1]):
         raise ValueError("inside")
     assert settings_of_cudnn() == before
 
 
-def test_nothing_is_computed_in_tf32_in_a_block_without_it(tf32_allowed):
+def test_without_tf32_disables_tf32_and_restores_the_settings(tf32_allowed):
     before = settings_of_cudnn()
     with without_tf32():
         assert settings_of_cudnn() == (False, before[1], False)
@@ -88,7 +88,7 @@ def test_nothing_is_computed_in_tf32_in_a_block_without_it(tf32_allowed):
     assert settings_of_cudnn() == before
 
 
-def test_frozen_weights_in_the_autocast_type_change_no_result():
+def test_frozen_weights_in_autocast_dtype_give_the_same_result():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
     x = torch.rand(2, 3, 8, 8)
@@ -102,7 +102,7 @@ def test_frozen_weights_in_the_autocast_type_change_no_result():
     }
 
 
-def test_working_copy_casts_what_autocast_would_and_shares_all_else():
+def test_working_copy_casts_what_autocast_would_and_shares_the_rest():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), spectral_norm(nn.Conv2d(8, 4, 1)))
     working = WorkingCopy(network, "bf16")
@@ -122,8 +122,8 @@ def test_working_copy_casts_what_autocast_would_and_shares_all_else():
 
 
 @pytest.mark.parametrize("generator", ["rrdb", "swinir"])
-def test_step_with_weights_cast_once_is_the_step_under_autocast_alone(generator, monkeypatch):
-    """Bit for bit: weights, moments, and all figures."""
+def test_step_with_weights_cast_once_equals_the_step_under_autocast(generator, monkeypatch):
+    """Bit-exact: weights, moments and all terms."""
 
     def steps() -> tuple:
         torch.manual_seed(0)
@@ -149,7 +149,7 @@ def test_step_with_weights_cast_once_is_the_step_under_autocast_alone(generator,
     monkeypatch.setattr(train_step, "WorkingCopy", lambda network, precision: WorkingCopy(network, "fp32"))
     terms_of_autocast, state_of_autocast = steps()
     for ours, theirs in zip(terms, terms_of_autocast, strict=True):
-        # Norms of single gradients are computed from bfloat16 here, and from float32 there.
+        # One step computes the norms of single gradients from bfloat16, the other from float32.
         for name in [name for name in ours if name.startswith("share_")]:
             assert ours.pop(name) == pytest.approx(theirs.pop(name), rel=1e-5)
         assert ours == theirs

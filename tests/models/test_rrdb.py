@@ -1,3 +1,5 @@
+"""RRDBNet against an independent implementation; size, initialisation, gradient checkpointing."""
+
 import math
 
 import pytest
@@ -34,7 +36,7 @@ def test_published_network_has_16_70_million_parameters():
     assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 16.70
 
 
-def test_dense_blocks_start_with_a_tenth_of_kaiming_s_kernels():
+def test_dense_blocks_start_with_a_tenth_of_kaiming_weights():
     torch.manual_seed(0)
     net = RRDBNet(features=32, blocks=1, growth=32)
     for name, parameter in net.RRDB_trunk.named_parameters():
@@ -51,7 +53,7 @@ def test_gradients_reach_every_parameter(fill_parameters):
     assert all(p.grad.any() for p in net.parameters())
 
 
-def test_checkpointing_keeps_less_and_changes_no_gradient(fill_parameters):
+def test_checkpointing_uses_less_memory_and_gives_equal_gradients(fill_parameters):
     net = fill_parameters(RRDBNet(features=16, blocks=6, growth=8))
     lr = torch.rand(1, 3, 16, 12, generator=torch.Generator().manual_seed(0))
     peaks, gradients = [], []

@@ -1,3 +1,5 @@
+"""Fusion blocks: grids, norms, independence of samples, shared semantic features, gradients."""
+
 from functools import partial
 
 import cv2
@@ -43,18 +45,18 @@ def test_output_has_the_grid_of_the_image_features(kind, upscale, channels, refi
 
 @BOTH
 @pytest.mark.parametrize(("channels", "groups"), [(1024, 32), (768, 32), (80, 16), (1000, 8), (7, 1)])
-def test_norm_has_as_many_of_32_groups_as_the_channels_allow(kind, channels, groups):
+def test_norm_has_the_greatest_common_divisor_of_32_and_channels_as_groups(kind, channels, groups):
     assert kind(semantic_channels=channels, upscale=2).norm.num_groups == groups
 
 
 @BOTH
 @pytest.mark.parametrize(("grid", "image_grid"), [((3, 5), (7, 8)), ((9, 9), (16, 16)), ((4, 4), (3, 4))])
 @torch.no_grad()
-def test_grid_that_does_not_come_out_even_is_resampled_as_opencv_does(kind, grid, image_grid, fill_parameters):
+def test_grid_with_a_fractional_ratio_is_resized_as_by_opencv(kind, grid, image_grid, fill_parameters):
     block = fill_parameters(kind(semantic_channels=64, upscale=2))
     block.refine.weight.zero_()
     block.refine.bias.zero_()
-    block.refine.weight[:, :, 1, 1] = torch.eye(block.out_channels)  # passes the shuffled map on
+    block.refine.weight[:, :, 1, 1] = torch.eye(block.out_channels)  # identity
     shuffled = []
     block.shuffle.register_forward_hook(lambda _, args, out: shuffled.append(out))
     out = block(*inputs(grid=grid, image_grid=image_grid))
@@ -63,14 +65,14 @@ def test_grid_that_does_not_come_out_even_is_resampled_as_opencv_does(kind, grid
 
 
 @BOTH
-def test_says_nothing_before_it_is_trained(kind):
+def test_output_is_zero_before_training(kind):
     torch.manual_seed(0)
     block = kind(semantic_channels=64, upscale=2)
     bias = block.refine.bias.view(1, -1, 1, 1)
     torch.testing.assert_close(block(*inputs()), bias.expand(2, -1, 6, 10), rtol=0, atol=0)
 
 
-def test_concatenation_lacks_the_attentions_and_nothing_else():
+def test_concatenation_has_everything_except_attention():
     def shapes(block):
         return {name: tuple(parameter.shape) for name, parameter in block.named_parameters()}
 
@@ -80,11 +82,11 @@ def test_concatenation_lacks_the_attentions_and_nothing_else():
 
 
 @torch.no_grad()
-def test_concatenation_hears_nothing_of_the_image_and_each_position_speaks_for_its_own_place(concatenation):
+def test_concatenation_ignores_the_image_and_other_positions(concatenation):
     semantic, image = inputs()
     out = concatenation(semantic, image)
     assert torch.equal(concatenation(semantic, -image), out)
-    # Mixed up within themselves, the semantics keep the statistics of their norm.
+    # A permutation of positions keeps the statistics of the norm.
     swapped = semantic.clone()
     swapped[..., 0, 0], swapped[..., 0, 1] = semantic[..., 0, 1], semantic[..., 0, 0]
     changed = (concatenation(swapped, image) - out).abs().amax(dim=(0, 1)) > 1e-3
@@ -94,8 +96,8 @@ def test_concatenation_hears_nothing_of_the_image_and_each_position_speaks_for_i
 
 
 @torch.no_grad()
-def test_image_features_answer_as_an_unordered_set(attentive):
-    # Keys and values of attention have no order; only the query, the semantics, says what comes out where.
+def test_order_of_image_features_does_not_matter(attentive):
+    # Attention does not depend on the order of keys and values; queries determine the positions of the output.
     semantic, image = inputs()
     shuffled = image.flatten(2)[:, :, torch.randperm(60, generator=torch.Generator().manual_seed(1))].view_as(image)
     out = attentive(semantic, image)
@@ -104,21 +106,21 @@ def test_image_features_answer_as_an_unordered_set(attentive):
 
 
 @torch.no_grad()
-def test_scale_of_the_semantics_does_not_matter(block):
-    # They are group-normalised on the way in, and no residual connection passes them by.
+def test_scale_of_semantic_features_does_not_matter(block):
+    # They are group-normalised first, and no residual connection bypasses the norm.
     semantic, image = inputs()
     torch.testing.assert_close(block(100 * semantic, image), block(semantic, image), rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_mix(block):
+def test_images_of_a_batch_are_independent(block):
     semantic, image = inputs()
     torch.testing.assert_close(block(semantic[1:], image[1:]), block(semantic, image)[1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-def test_images_that_share_semantics_equal_repeated_semantics(block, times, layout):
+def test_shared_semantic_features_equal_repeated_ones(block, times, layout):
     draw = torch.Generator().manual_seed(1)
     image = torch.randn(2 * times, 8, 6, 10, generator=draw).contiguous(memory_format=layout)
     weights = torch.randn(2 * times, block.out_channels, 6, 10, generator=draw)  # of the images' outputs in the loss
@@ -137,8 +139,8 @@ def test_images_that_share_semantics_equal_repeated_semantics(block, times, layo
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_layers_that_see_semantics_alone_run_once_for_all_images(block, times):
-    """How many pictures each layer gets, where there are two semantics and `times` as many images."""
+def test_layers_of_semantic_features_run_once_for_all_images(block, times):
+    """The batch size of each layer for two semantic feature maps and `times` as many images."""
     batches = {}
     for name, part in block.named_modules():
         part.register_forward_pre_hook(lambda _, given, name=name: batches.update({name: len(given[0])}))
@@ -151,7 +153,7 @@ def test_layers_that_see_semantics_alone_run_once_for_all_images(block, times):
     assert {name: batches[name] for name in alone} == dict.fromkeys(alone, 2)
 
 
-def test_gradients_reach_semantics_image_and_every_parameter(attentive):
+def test_gradients_reach_both_inputs_and_every_parameter(attentive):
     semantic, image = (x.requires_grad_() for x in inputs())
     attentive.zero_grad()
     attentive(semantic, image).square().mean().backward()
@@ -160,8 +162,8 @@ def test_gradients_reach_semantics_image_and_every_parameter(attentive):
     assert all(p.grad.any() for p in attentive.parameters())
 
 
-def test_layout_of_the_semantics_in_memory_does_not_matter(block):
-    """The extractor gives them channels last, and they want no gradient."""
+def test_memory_format_of_semantic_features_does_not_matter(block):
+    """The extractor's features are channels_last and need no gradient."""
     gradients = []
     for layout in (torch.contiguous_format, torch.channels_last):
         semantic, image = (x.contiguous(memory_format=layout) for x in inputs())

@@ -1,4 +1,4 @@
-"""The spectral norm equals PyTorch's, for every layout of the weight and wherever the discriminators are used."""
+"""The spectral norm equals PyTorch's for every memory format, and is cheaper and float32 under autocast."""
 
 import copy
 from collections import Counter
@@ -52,11 +52,11 @@ def assert_equal_states(ours, theirs):
 
 
 @KERNELS
-def test_a_seed_gives_the_same_network_as_with_pytorch(kernel):
+def test_same_seed_gives_the_same_network_as_pytorch(kernel):
     layers, draws = [], []
     for implementation in IMPLEMENTATIONS:
         layers.append(convolution(implementation, kernel=kernel))
-        draws.append(torch.rand(3))  # what is drawn next
+        draws.append(torch.rand(3))  # the next random numbers
     assert_equal_states(*layers)
     assert torch.equal(*draws)
 
@@ -70,14 +70,14 @@ def test_weights_gradients_and_states_equal_those_of_pytorch(kernel, layout):
             layer.train(step not in (2, 5))
         assert_equal(*(weight_and_gradient(layer) for layer in layers))
         assert_equal_states(*layers)
-        with torch.no_grad():  # as an optimiser does; the singular vectors of the weight change
+        with torch.no_grad():  # an optimiser's update; the singular vectors change
             for layer in layers:
                 original(layer).add_(noise(layer.weight.shape, seed=step), alpha=0.1)
 
 
 @LAYOUTS
 def test_gradient_penalty_equals_that_of_pytorch(layout):
-    """The gradient with respect to the weight of a gradient with respect to the image, as in R1."""
+    """Second derivatives with respect to image and weight, as in R1."""
     gradients = []
     for layer in both(layout=layout):
         image = noise((2, 5, 6, 6)).requires_grad_()
@@ -90,7 +90,7 @@ def test_gradient_penalty_equals_that_of_pytorch(layout):
 @pytest.mark.parametrize("first_in_training", [True, False])
 def test_two_forward_passes_may_come_before_the_backward_pass(first_in_training):
     gradients = []
-    for layer in both(kernel=1):  # where the vectors in the order of the buffers and of the weight are the same
+    for layer in both(kernel=1):  # for which buffers and weight have the same order
         weights = layer.train(first_in_training).weight, layer.train().weight
         sum((weight * noise(weight.shape, seed)).sum() for seed, weight in enumerate(weights)).backward()
         gradients.append(original(layer).grad)
@@ -115,7 +115,7 @@ def test_channels_last_stays_in_weights_and_gradients():
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations that make a new tensor or write into one; views do neither."""
+    """Counts operations that write a tensor; views do not."""
 
     def __init__(self):
         super().__init__()
@@ -129,7 +129,7 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def test_takes_fewer_operations_than_pytorch():
+def test_uses_fewer_operations_than_pytorch():
     counted = []
     for layer in both():
         with Operations() as forward:
@@ -144,7 +144,7 @@ def test_takes_fewer_operations_than_pytorch():
 
 
 class MatrixProductsUnderAutocast(TorchFunctionMode):
-    """Whether autocast was on for each matrix-vector product: CUDA's computes it in bfloat16, the CPU's does not."""
+    """Whether autocast was enabled in each matrix-vector product. CUDA's computes it in bfloat16, CPU's does not."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ def test_is_float32_under_autocast(training):
     assert_equal_states(other, plain)
 
 
-def test_a_copy_in_the_middle_of_training_goes_on_alike():
+def test_copy_during_training_continues_equally():
     layer = convolution(spectral_norm)
     weight_and_gradient(layer)
     clone = copy.deepcopy(layer)
@@ -176,7 +176,7 @@ def test_a_copy_in_the_middle_of_training_goes_on_alike():
         assert torch.equal(mine, other)
 
 
-def test_frozen_weights_let_gradients_through_to_the_image():
+def test_gradients_reach_the_image_through_frozen_weights():
     layer = convolution(spectral_norm).requires_grad_(False)
     image = noise((1, 5, 6, 6)).requires_grad_()
     before = layer.parametrizations.weight[0]._v.clone()
@@ -186,8 +186,8 @@ def test_frozen_weights_let_gradients_through_to_the_image():
     assert not torch.equal(layer.parametrizations.weight[0]._v, before)
 
 
-def test_buffers_stay_where_they_are_in_memory():
-    """A captured CUDA graph goes on writing to them."""
+def test_buffers_keep_their_memory():
+    """A captured CUDA graph writes to the same memory in every replay."""
     norm = (layer := convolution(spectral_norm)).parametrizations.weight[0]
     before = norm._u.data_ptr(), norm._v.data_ptr()
     weight_and_gradient(layer)
@@ -195,7 +195,7 @@ def test_buffers_stay_where_they_are_in_memory():
 
 
 def test_never_waits_for_the_device():
-    """Tensors without values raise where one is asked for."""
+    """Fake tensors raise if a value is read."""
     with FakeTensorMode():
         layer = spectral_norm(nn.Conv2d(5, 7, 3))
         layer(torch.rand(1, 5, 6, 6)).sum().backward()

@@ -1,3 +1,5 @@
+"""SwinIR against an independent implementation; released files, padding, stochastic depth, gradient checkpointing."""
+
 import copy
 
 import numpy as np
@@ -34,7 +36,7 @@ def assert_same(sr, expected):
     torch.testing.assert_close(sr, expected, rtol=1e-4, atol=1e-5 * expected.std().item())
 
 
-# 64x64 is the size whose mask is in files; 21x37 and 30x16 are no multiples of the window, and padded alike there.
+# Files contain the mask for 64x64; 21x37 and 30x16 are not multiples of the window and padded in the same way.
 @pytest.mark.parametrize("size", [(8, 8), (16, 16), (24, 16), (21, 37), (30, 16), (64, 64), (16, 64), (64, 16)])
 @torch.no_grad()
 def test_equals_an_independent_implementation(size, tiny):
@@ -45,7 +47,7 @@ def test_equals_an_independent_implementation(size, tiny):
 
 
 @torch.no_grad()
-def test_network_for_photographs_equals_an_independent_implementation(fill_parameters):
+def test_real_sr_network_equals_an_independent_implementation(fill_parameters):
     net = fill_parameters(SwinIR(**TINY, upsampler="nearest+conv")).eval()
     lr = lr_image(21, 16, batch=2)
     other = other_implementation(net.state_dict())
@@ -68,7 +70,7 @@ def test_published_network_has_11_900_199_parameters_and_the_released_buffers():
     masks = [name for name in state if name.endswith("attn_mask")]
     assert masks == [f"layers.{i}.residual_group.blocks.{j}.attn_mask" for i in range(6) for j in (1, 3, 5)]
     assert all(state[name].shape == (64, 64, 64) for name in masks)  # 64 windows in a patch of 64x64
-    # The released file is 67,869,037 bytes, of which the tensors are all but names and padding.
+    # The released file has 67,869,037 bytes: the tensors, names and padding.
     assert sum(t.numel() * t.element_size() for t in state.values()) == pytest.approx(67_869_037, rel=0.01)
 
 
@@ -85,8 +87,8 @@ def test_state_dict_is_exchanged_strictly_both_ways(tiny):
     torch.testing.assert_close(fresh(lr), tiny(lr), rtol=0, atol=0)
 
 
-def test_derived_buffers_are_those_another_implementation_computes(tiny):
-    # The tests above hand ours over together with the weights, so that a mistake in them would go unnoticed there.
+def test_recomputed_buffers_equal_those_of_an_independent_implementation(tiny):
+    # The tests above pass our buffers to the other implementation, and so do not check them.
     theirs = OtherSwinIR(img_size=64, embed_dim=12, depths=[2, 3], num_heads=[2, 3], window_size=8, mlp_ratio=2.0)
     theirs = dict(theirs.named_buffers())
     assert len(theirs) == 5 + 2  # an index for each block, a mask for each shifted one
@@ -95,7 +97,7 @@ def test_derived_buffers_are_those_another_implementation_computes(tiny):
 
 
 @torch.no_grad()
-def test_files_trained_at_another_patch_size_load_strictly(tiny):
+def test_files_trained_with_another_patch_size_load_strictly(tiny):
     state = tiny.state_dict()
     s48 = {name: t[:36] if name.endswith("attn_mask") else t for name, t in state.items()}  # 36 windows in 48x48
     net = SwinIR(**TINY).eval()
@@ -106,7 +108,7 @@ def test_files_trained_at_another_patch_size_load_strictly(tiny):
     torch.testing.assert_close(net(lr), tiny(lr), rtol=0, atol=0)
 
 
-def test_missing_weights_are_still_noticed(tiny):
+def test_missing_weights_still_raise(tiny):
     state = tiny.state_dict()
     del state["conv_last.weight"]
     with pytest.raises(RuntimeError, match=r"conv_last\.weight"):
@@ -114,7 +116,7 @@ def test_missing_weights_are_still_noticed(tiny):
 
 
 @torch.no_grad()
-def test_state_dict_does_not_grow_with_the_sizes_seen(tiny):
+def test_state_dict_does_not_depend_on_the_sizes_of_earlier_images(tiny):
     before = list(tiny.state_dict())
     tiny(lr_image(40, 24))
     assert list(tiny.state_dict()) == before
@@ -122,7 +124,7 @@ def test_state_dict_does_not_grow_with_the_sizes_seen(tiny):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 5), (4, 20)])
 @torch.no_grad()
-def test_images_smaller_than_a_window_are_mirrored_as_often_as_needed(size, tiny):
+def test_images_smaller_than_a_window_are_reflected_repeatedly(size, tiny):
     lr = lr_image(*size)
     height, width = size
     padding = ((0, 0), (0, 0), (0, -height % 8), (0, -width % 8))
@@ -132,13 +134,13 @@ def test_images_smaller_than_a_window_are_mirrored_as_often_as_needed(size, tiny
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 20), st.integers(0, 20))
-def test_padding_mirrors_like_numpy(height, width, below, right):
+def test_padding_equals_numpy_reflect(height, width, below, right):
     image = torch.arange(float(height * width)).view(1, 1, height, width)
     expected = np.pad(image.numpy(), ((0, 0), (0, 0), (0, below), (0, right)), mode="reflect")
     np.testing.assert_array_equal(reflect_pad(image, height + below, width + right).numpy(), expected)
 
 
-def test_blocks_are_dropped_in_training_only_and_more_often_in_depth(fill_parameters):
+def test_blocks_are_dropped_in_training_only_and_later_ones_more_often(fill_parameters):
     net = fill_parameters(SwinIR(**TINY, drop_path=0.4))
     torch.manual_seed(0)
     factors = net._draw_residual_factors(batch=20_000).flatten(2)
@@ -154,7 +156,7 @@ def test_blocks_are_dropped_in_training_only_and_more_often_in_depth(fill_parame
 
 
 @torch.no_grad()
-def test_a_dropped_block_passes_its_input_on_sample_by_sample(fill_parameters):
+def test_dropped_block_returns_its_input_for_each_sample(fill_parameters):
     net = fill_parameters(SwinIR(embed_dim=12, depths=(2,), heads=(2,)))
     for block in net.repeated_blocks:
         x = torch.randn(3, 8, 8, 12, generator=torch.Generator().manual_seed(0))
@@ -168,7 +170,7 @@ def test_a_dropped_block_passes_its_input_on_sample_by_sample(fill_parameters):
         torch.testing.assert_close(doubled, x[2:] + 2 * block._attend(block.norm1(x), mask)[2:])
 
 
-def test_linear_layers_start_from_a_truncated_normal_of_0_02():
+def test_linear_layers_start_from_a_truncated_normal_with_std_0_02():
     torch.manual_seed(0)
     net = SwinIR(embed_dim=60, depths=(2,), heads=(6,))
     for name, module in net.named_modules():
@@ -179,7 +181,7 @@ def test_linear_layers_start_from_a_truncated_normal_of_0_02():
             assert module.relative_position_bias_table.std().item() == pytest.approx(0.02, rel=0.1), name
 
 
-def test_groups_and_heads_that_do_not_fit_are_refused_with_a_sentence():
+def test_inconsistent_depths_and_heads_raise():
     with pytest.raises(UserError, match="2 depths and 1 heads"):
         SwinIR(depths=(6, 6), heads=(6,))
     with pytest.raises(UserError, match=r"embed_dim 64.*\(4, 6\) heads"):
@@ -188,7 +190,7 @@ def test_groups_and_heads_that_do_not_fit_are_refused_with_a_sentence():
         SwinIR(upsampler="nearest")
 
 
-def test_trains_after_validating_the_same_size_under_inference_mode(tiny):
+def test_trains_after_inference_mode_on_the_same_size(tiny):
     net = copy.deepcopy(tiny)
     lr = lr_image(8, 48)
     with torch.inference_mode():
@@ -197,8 +199,8 @@ def test_trains_after_validating_the_same_size_under_inference_mode(tiny):
     assert all(p.grad.any() for p in net.parameters())
 
 
-def test_checkpointing_keeps_less_and_changes_no_gradient(fill_parameters):
-    """Also where blocks are dropped at random, which the second computation has to repeat."""
+def test_checkpointing_uses_less_memory_and_gives_equal_gradients(fill_parameters):
+    """Also with stochastic depth, which the recomputation has to repeat."""
     net = fill_parameters(SwinIR(embed_dim=12, depths=(4, 4), heads=(2, 2), drop_path=0.5)).train()
     lr = lr_image(16, 24, batch=4)
     peaks, gradients = [], []

@@ -1,4 +1,4 @@
-"""The training step: what moves, what stays, and that it is the algorithm that the paper states."""
+"""The training step: the paper's objectives, accumulation, clipping, averaging, non-finite values, precision."""
 
 import copy
 import math
@@ -52,7 +52,7 @@ def parameters(network: nn.Module) -> list[torch.Tensor]:
 
 
 def test_step_is_gradient_descent_on_the_stated_objectives(batch):
-    """Against the two objectives of the module's docstring, written down and differentiated anew."""
+    """Against an independent implementation of the two objectives in the module's docstring."""
     lr, hr, _ = batch
     step = make(optimizer=torch.optim.SGD, lr=0.1)
     generator, adversary = copy.deepcopy(step.generator), copy.deepcopy(step.discriminator)
@@ -74,8 +74,8 @@ def test_step_is_gradient_descent_on_the_stated_objectives(batch):
 
 
 @pytest.mark.parametrize("sharpened", ["pixel", "perceptual", "gan"])
-def test_each_loss_compares_with_the_target_that_it_is_told(batch, sharpened):
-    """A term moves when the sharpened HR does, exactly if it is among those that compare with it."""
+def test_each_loss_uses_the_target_of_the_options(batch, sharpened):
+    """A term changes with the sharpened HR if and only if it compares with it."""
 
     def terms_of(sharp):
         step = make(perceptual=lambda sr, target: (sr - target).square().mean(), sharpened=[sharpened])
@@ -94,7 +94,7 @@ def test_each_loss_compares_with_the_target_that_it_is_told(batch, sharpened):
 
 @pytest.mark.parametrize("kind", ["vanilla", "lsgan", "hinge", "relativistic"])
 @pytest.mark.parametrize("discriminator", [PatchDiscriminator, UNetDiscriminator])
-def test_both_networks_move_and_every_term_is_finite(batch, kind, discriminator):
+def test_both_networks_change_and_every_term_is_finite(batch, kind, discriminator):
     step = make(discriminator, kind=kind)
     before = parameters(step.generator), parameters(step.discriminator)
     terms = step(batch).terms
@@ -105,7 +105,7 @@ def test_both_networks_move_and_every_term_is_finite(batch, kind, discriminator)
 
 
 def test_weight_of_the_adversarial_term_does_not_change_the_discriminators_gradient(batch):
-    """Were G's gradients through D kept, D would descend on the wrong objective."""
+    """D must not get gradients from G's objective."""
     norms = []
     for weight in (0.5, 50.0):
         step = make()
@@ -116,7 +116,7 @@ def test_weight_of_the_adversarial_term_does_not_change_the_discriminators_gradi
 
 
 def test_adversarial_gradient_reaches_the_generator(batch):
-    """Two steps that differ in the weight of the adversarial term alone must move G differently."""
+    """Two steps that differ only in the weight of the adversarial term must update G differently."""
     moved = []
     for weight in (0.0, 1.0):
         step = make(optimizer=torch.optim.SGD)
@@ -127,7 +127,7 @@ def test_adversarial_gradient_reaches_the_generator(batch):
 
 
 def test_state_restores_the_step_exactly(batch):
-    """N + M steps in one go equal N, a state, M."""
+    """N + M steps equal N steps, saving, loading and M steps."""
     whole = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
     for _ in range(4):
         whole(batch)
@@ -144,7 +144,7 @@ def test_state_restores_the_step_exactly(batch):
         assert all(torch.equal(both[0][key], both[1][key]) for key in both[0]), name
 
 
-def test_learning_rate_is_the_options_after_a_restart(batch):
+def test_learning_rate_is_that_of_the_options_after_a_restart(batch):
     step = make(lr=1e-3)
     step(batch)
     again = make(lr=1e-5)
@@ -162,13 +162,13 @@ def test_schedule_reaches_both_optimisers(batch):
         assert rates == {"generator": rate, "discriminator": rate}
 
 
-def test_accumulated_gradient_is_that_of_one_large_batch(batch):
-    """Both networks' losses are means, so that the mean over two halves is the mean over the whole."""
+def test_accumulated_gradient_equals_that_of_one_large_batch(batch):
+    """Losses are means, so the mean over two halves is the mean over the whole batch."""
     lr, hr, _ = batch
     gradients = []
     for parts in ([batch], [Batch(lr[:1], hr[:1]), Batch(lr[1:], hr[1:])]):
         step = make(optimizer=torch.optim.SGD, batches_per_step=len(parts))
-        step.discriminator.eval()  # the power iteration would move with every pass
+        step.discriminator.eval()  # the power iteration would advance in every forward pass
         terms = step(*parts).terms
         gradients.append(
             {f"{which}.{name}": p.grad for which, net in networks(step) for name, p in net.named_parameters()}
@@ -183,8 +183,8 @@ def networks(step: TrainStep) -> list[tuple[str, nn.Module]]:
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e9])
-def test_gradients_are_clipped_to_the_limit_and_never_stretched(batch, limit):
-    """With plain gradient descent the step is the learning rate times the gradient, of which the length is limited."""
+def test_gradients_are_clipped_to_the_limit_and_never_enlarged(batch, limit):
+    """With SGD, the update is the learning rate times the clipped gradient."""
     step = make(optimizer=torch.optim.SGD, lr=0.5, clip_grad_norm=limit)
     before = {which: parameters(net) for which, net in networks(step)}
     terms = step(batch).terms
@@ -195,12 +195,12 @@ def test_gradients_are_clipped_to_the_limit_and_never_stretched(batch, limit):
 
 
 def multiply_output(network: nn.Module, factor: float) -> RemovableHandle:
-    """Until the handle is removed, the network gives what is not a number where the factor is not one."""
+    """Multiplies the network's output by a factor until the handle is removed."""
     return network.register_forward_hook(lambda _, inputs, output: output * factor)
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_broken_step_moves_nothing_and_the_next_one_does(batch, factor):
+def test_non_finite_step_updates_nothing_and_the_next_one_does(batch, factor):
     step = make(ema_decay=0.9)
     step(batch)
     before = copy.deepcopy(step.state_dict())
@@ -217,7 +217,7 @@ def test_broken_step_moves_nothing_and_the_next_one_does(batch, factor):
 
 
 def weights_and_moments(state) -> list:
-    """All that an update moves; the power iteration of D's spectral norm goes on with every look at D."""
+    """Everything that an update changes. D's power iteration advances in every forward pass and is left out."""
     if isinstance(state, dict):
         return [
             part
@@ -228,8 +228,8 @@ def weights_and_moments(state) -> list:
     return state.flatten().tolist() if isinstance(state, torch.Tensor) else [state]
 
 
-def test_infinite_gradient_behind_a_finite_loss_is_noticed(batch):
-    """The derivative of a square root at zero is infinite, its value is zero."""
+def test_infinite_gradient_of_a_finite_loss_is_detected(batch):
+    """The square root at zero has the value 0 and an infinite derivative."""
     step = make()
     step.weights = {"pixel": 1.0, "perceptual": 1.0, "gan": 0.5}
     step.perceptual = lambda sr, hr: (sr - sr.detach()).square().sum().sqrt()
@@ -238,8 +238,8 @@ def test_infinite_gradient_behind_a_finite_loss_is_noticed(batch):
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(step.generator), strict=True))
 
 
-def test_loss_scale_that_is_too_large_is_halved_until_steps_count_again(batch):
-    """With fp16: gradients overflow at first, which moves nothing and is no accident."""
+def test_too_large_loss_scale_is_halved_until_steps_update(batch):
+    """With fp16, gradients overflow at first. Such steps update nothing and are not reported as broken."""
     step = make(precision="fp16")
     step.weights = {"pixel": 1e4, "gan": 0.5}
     scales, moved = [step.scaler.get_scale()], False
@@ -256,7 +256,7 @@ def test_loss_scale_that_is_too_large_is_halved_until_steps_count_again(batch):
     assert "pixel" in step(batch._replace(hr=batch.hr * float("nan"))).broken
 
 
-def test_shares_add_up_and_watching_changes_nothing(batch):
+def test_shares_add_up_to_one_and_watching_changes_nothing(batch):
     watched, plain = make(), make()
     terms = watched(batch, watch=True).terms
     plain(batch)
@@ -278,8 +278,8 @@ def test_average_follows_its_definition(batch):
         torch.testing.assert_close(average.detach(), value)
 
 
-def test_average_of_an_earlier_version_is_read(batch):
-    """It was saved as torch's AveragedModel."""
+def test_average_of_an_earlier_version_is_loaded(batch):
+    """Earlier versions saved torch's AveragedModel."""
     step = make(ema_decay=0.75)
     step(batch)
     state = step.state_dict()
@@ -289,8 +289,8 @@ def test_average_of_an_earlier_version_is_read(batch):
     assert all(torch.equal(a, b) for a, b in zip(step.ema.parameters(), again.ema.parameters(), strict=True))
 
 
-def test_bfloat16_takes_nearly_the_same_step(batch):
-    """The objective in bfloat16 is that of float32 up to its rounding (8 bits), perceptual loss included."""
+def test_bfloat16_step_is_close_to_the_float32_step(batch):
+    """The objective differs by the rounding of bfloat16 (8 bits) only, perceptual loss included."""
     terms = {}
     for precision in ("fp32", "bf16"):
         step = make(precision=precision, perceptual=PerceptualLoss(layer_weights={"conv2_2": 1.0}))

@@ -40,8 +40,8 @@ def main() -> int:
             weights={"pixel": 1.0, "gan": 1.0},
         )
         share_step(step, world)
-        sums, add_up = [], step._add_up
-        step._add_up = lambda values: sums.append(values) or add_up(values)
+        sums, add_up = [], step._all_reduce
+        step._all_reduce = lambda values: sums.append(values) or add_up(values)
         torch.manual_seed(0)
         lr, hr = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 64, 64)
         share = slice(world.rank * 4 // world.size, (world.rank + 1) * 4 // world.size)

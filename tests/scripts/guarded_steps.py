@@ -63,8 +63,8 @@ def main() -> int:
         moves_again = not same(before, updated(step))
 
         sums, thrice = [], make_step(world, batches_per_step=3)
-        add_up = thrice._add_up
-        thrice._add_up = lambda values: sums.append(values) or add_up(values)
+        add_up = thrice._all_reduce
+        thrice._all_reduce = lambda values: sums.append(values) or add_up(values)
         thrice(*[Batch(lr, hr)] * 3)
         report = {
             "broken": list(outcome.broken),

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from sed_sr.models.build import load_generator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.paper_scores import PAPER
 from sed_sr.utils.evaluation.upscaler import Upscale, bicubic
-from sed_sr.utils.weights.generator_file import GeneratorFile, open_generator_file
+from sed_sr.utils.weights.generator_file import GeneratorFile, load_generator, open_generator_file
 from sed_sr.utils.weights.pretrained import locate
 
 BICUBIC = "bicubic"

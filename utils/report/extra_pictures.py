@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from sed_sr.utils.runtime.memory import unless_out_of_memory
-from sed_sr.utils.visualization.discriminator_file import Judge
+from sed_sr.utils.visualization.discriminator_file import TrainedDiscriminator
 from sed_sr.utils.visualization.discriminator_views import MIN_PX, attention_blocks
 from sed_sr.utils.visualization.pictures import discriminator_pictures
 
@@ -32,7 +32,7 @@ class ExtraPictures:
 NO_EXTRA_PICTURES = ExtraPictures((), "", lambda hr, sr: [])
 
 
-def discriminator_extra_pictures(trained: Judge, labels: Sequence[str]) -> ExtraPictures:
+def discriminator_extra_pictures(trained: TrainedDiscriminator, labels: Sequence[str]) -> ExtraPictures:
     """The views of a trained discriminator, for a report that compares candidates of these labels."""
     kinds = ["semantics"] if trained.extractor is not None else []
     kinds += ["attention"] if attention_blocks(trained.discriminator) else []

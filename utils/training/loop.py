@@ -16,7 +16,7 @@ from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
 from sed_sr.data.files import link_file
 from sed_sr.data.images import read_rgb, to_array, to_float, to_tensor, to_uint8
 from sed_sr.models.diagnostics import spectral_norms
-from sed_sr.models.outcome import Outcome
+from sed_sr.models.step_memory import Outcome
 from sed_sr.models.train_step import Batch, TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options

@@ -19,7 +19,7 @@ from sed_sr.data.images import read_rgb, write_image
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import unless_out_of_memory
-from sed_sr.utils.visualization.discriminator_file import Judge, open_judge
+from sed_sr.utils.visualization.discriminator_file import TrainedDiscriminator, load_discriminator
 from sed_sr.utils.visualization.discriminator_views import Point, Views, discriminator_views, shown_part
 from sed_sr.utils.visualization.figure import INFERNO, VIRIDIS, Panel, Scale, draw
 from sed_sr.utils.visualization.pictures import attention_picture, mark_point, real_picture, semantics_picture
@@ -59,7 +59,7 @@ def main() -> int:
     hr, sr = read_images(arguments.image, arguments.sr)
     about = check_points(arguments.point or (), hr, arguments.image)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = open_judge(arguments.weights_d, device=device, pretrained_root=arguments.pretrained_root)
+    trained = load_discriminator(arguments.weights_d, device=device, pretrained_root=arguments.pretrained_root)
     print(f"{arguments.weights_d}: {trained.about}")
     print(about)
     compute = partial(draw_figures, trained, hr, sr, points=arguments.point, block=arguments.block)
@@ -110,7 +110,7 @@ def check_points(points: Sequence[Sequence[int]], hr: np.ndarray, image: Path) -
 
 
 def draw_figures(
-    trained: Judge,
+    trained: TrainedDiscriminator,
     hr: np.ndarray,
     sr: dict[str, np.ndarray],
     *,

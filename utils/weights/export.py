@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from sed_sr.data.files import atomic_writer
-from sed_sr.models.build import load_generator
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.architecture import architecture
 from sed_sr.utils.weights.formats import in_basicsr_names
-from sed_sr.utils.weights.generator_file import GeneratorFile, open_generator_file
+from sed_sr.utils.weights.generator_file import GeneratorFile, load_generator, open_generator_file
 
 OPSET = 18  # of ONNX, from 2022: what PyTorch's exporter writes without a conversion
 ONNX_NEEDS = "pip install onnx onnxruntime onnxscript"

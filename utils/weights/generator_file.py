@@ -1,22 +1,36 @@
-"""Files of generator weights that know what they are: network, run, step, scores; and what is known of other files."""
+"""Files of generator weights: the network, run, step and scores that a file states, and the network built from it.
+
+Files of this project state their network, run, step and scores. For files of other projects, the tensors tell the
+network.
+"""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import nn
 
+from sed_sr.models.build import generator_from_dict
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.architecture import TYPES, architecture, traits_of
-from sed_sr.utils.weights.formats import GeneratorWeights, generator_weights
+from sed_sr.utils.weights.formats import (
+    RECOMPUTED_BUFFERS,
+    GeneratorWeights,
+    check_shapes,
+    generator_weights,
+    load_into,
+)
 
-Name = Annotated[str, Field(pattern=r"^[^\p{C}]+$", max_length=255)]  # printable, as it will be printed
+MAX_RECOMPUTED_BYTES = 2**30  # of SwinIR's buffers that follow from the window size; SwinIR-M has 20 MB of them
+Name = Annotated[str, Field(pattern=r"^[^\p{C}]+$", max_length=255)]  # printable, because it is printed
 
 
 class Record(BaseModel):
-    """What a file of this project says beside its tensors (`checkpoint.save_generator` tells of the fields)."""
+    """The metadata that a file of this project stores beside its tensors, as `checkpoint.save_generator` writes it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -28,13 +42,13 @@ class Record(BaseModel):
 
 
 class RecordedTest(BaseModel):
-    """What counts here of `test:` in the recorded options."""
+    """The part of `test:` in the stored options that is used here."""
 
     paper_row: Name | None = None
 
 
 class RecordedOptions(BaseModel):
-    """What counts here of the recorded options. Those of another version of this project may differ in the rest."""
+    """The part of the stored options that is used here. The rest may come from another version of this project."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]{0,199}$")]
     generator: dict[str, JsonValue]
@@ -43,32 +57,29 @@ class RecordedOptions(BaseModel):
 
 @dataclass(frozen=True)
 class GeneratorFile:
-    """A file of a generator's weights, and what is known of them."""
+    """A file of generator weights, and what is known about them."""
 
     path: Path
     weights: GeneratorWeights
-    name: str  # of the run that made it, where the file says so, else of the file
-    about: str  # for people: what the weights are of, and where they come from
-    generator_options: dict[str, Any] | None  # the `generator:` of an option file; None: no network of this project
+    name: str  # of the run, if the file states it, else of the file
+    about: str  # description for users: architecture, format and origin of the weights
+    generator_options: dict[str, Any] | None  # as the `generator:` of an option file; None for an unknown network
     scale: int | None
-    step: int | None = None  # optimisation steps behind it
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # means by benchmark and metric
-    scored_step: int | None = None  # after which the scores were made
-    paper_row: str | None = None  # of the paper's Table 1 that the run reproduces
-    record: dict[str, Any] = field(default_factory=dict)  # as it goes along into another format
+    step: int | None = None  # optimisation steps of the run
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)  # mean for each benchmark and metric
+    scored_step: int | None = None  # the step at which the scores were computed
+    paper_row: str | None = None  # the row of the paper's Table 1 that the run reproduces
+    record: dict[str, Any] = field(default_factory=dict)  # all stored metadata, for conversion to another format
 
 
 def open_generator_file(path: str | Path, *, entry: str | None = None) -> GeneratorFile:
-    """Read a file of a generator's weights, in any format in use, and what it says of itself.
-
-    Files of this project know their network, run and scores. Of others, the tensors tell the network.
+    """Read a file of generator weights, in any of the known formats, with its metadata.
 
     Args:
-        entry: `params` or `params_ema`; None: the running average where the file has one.
+        entry: `params` or `params_ema`; None: the running average if the file has one.
 
     Raises:
-        UserError: the file cannot be read, holds no weights, or says of itself what makes no sense or contradicts its
-            tensors.
+        UserError: the file cannot be read, holds no weights, or its metadata is invalid or contradicts its tensors.
     """
     path = Path(path)
     payload = checkpoint.load(path)
@@ -83,13 +94,13 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
             generator_options=network,
             scale=scale,
         )
-    record, options = _validated(payload, path)
+    record, options = _read_record(payload, path)
     return GeneratorFile(
         path,
         weights,
         name=options.name,
-        about="; ".join((_kind(weights, options.generator), *_in_words(options.name, record))),
-        generator_options=_agreed(network, options.generator, path),
+        about="; ".join((_describe_weights(weights, options.generator), *_describe_run(options.name, record))),
+        generator_options=_merge_options(network, options.generator, path),
         scale=scale or record.scale,
         step=record.step,
         scores=record.scores,
@@ -99,24 +110,57 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
     )
 
 
-def _validated(payload: dict, path: Path) -> tuple[Record, RecordedOptions]:
+def load_generator(file: GeneratorFile, options: dict[str, Any] | None = None) -> nn.Module:
+    """Build the generator of a file and load its weights.
+
+    Args:
+        options: the `generator:` of an option file, which the weights must fit; None: those of the file.
+
+    Raises:
+        UserError: the network is not one of this project's, the weights do not fit the options, or the file's metadata
+            is invalid. Memory is allocated only after the shapes are known to fit, whatever sizes the metadata states.
+    """
+    options = file.generator_options if options is None else options
+    if options is None:
+        raise UserError(
+            f"{file.path} holds {file.weights.kind}; the generators of this project are x4 RRDB, and x4 SwinIR with "
+            "pixelshuffle or nearest+conv"
+        )
+    try:
+        with torch.device("meta"):
+            outline = generator_from_dict(options)
+    except UserError as error:
+        raise UserError(f"{file.path} describes a generator that is not valid: {error}") from None
+    except RuntimeError:  # integer overflow in a size
+        raise UserError(f"{file.path} describes a generator that is larger than any memory") from None
+    check_shapes(outline, file.weights, file.path)
+    recomputed_bytes = sum(b.nbytes for name, b in outline.state_dict().items() if name.endswith(RECOMPUTED_BUFFERS))
+    if recomputed_bytes > MAX_RECOMPUTED_BYTES:
+        raise UserError(
+            f"{file.path} describes attention windows whose masks would take {recomputed_bytes / 1e9:.3g} GB; "
+            f"at most {MAX_RECOMPUTED_BYTES / 1e9:.3g} GB are accepted"
+        )
+    generator = generator_from_dict(options)
+    load_into(generator, file.weights, file.path)
+    return generator
+
+
+def _read_record(payload: dict, path: Path) -> tuple[Record, RecordedOptions]:
     try:
         record = Record.model_validate({key: payload[key] for key in Record.model_fields if key in payload})
         return record, RecordedOptions.model_validate(record.options, strict=True)
     except ValidationError as error:
         problem = error.errors(include_input=False)[0]
-        raise UserError(
-            f"{path} says of itself what makes no sense: its {problem['loc'][0]}: {problem['msg']}"
-        ) from None
+        raise UserError(f"{path} has invalid metadata: its {problem['loc'][0]}: {problem['msg']}") from None
 
 
-def _kind(weights: GeneratorWeights, said: dict[str, Any]) -> str:
+def _describe_weights(weights: GeneratorWeights, stated: dict[str, Any]) -> str:
     if traits_of(weights.state):
         return weights.kind
-    return f"{json.dumps(said):.200}, from {weights.entry!r}"  # the tensors tell nothing
+    return f"{json.dumps(stated):.200}, from {weights.entry!r}"  # a custom generator, which tensors do not identify
 
 
-def _in_words(name: str, record: Record) -> list[str]:
+def _describe_run(name: str, record: Record) -> list[str]:
     run = name if record.step is None else f"{name} at step {record.step:,}"
     benchmarks = [
         f"{benchmark} " + " ".join(f"{metric} {mean:.4g}" for metric, mean in means.items())
@@ -126,25 +170,28 @@ def _in_words(name: str, record: Record) -> list[str]:
     return [run, ", ".join(benchmarks) + at] if benchmarks else [run]
 
 
-def _agreed(network: dict[str, Any] | None, said: dict[str, Any], path: Path) -> dict[str, Any] | None:
-    """The options of the network, of which its tensors (`network`) and its record tell."""
-    if said.get("type") not in TYPES:
-        return said  # a network that was added to this project: its tensors tell nothing, and its record all
+def _merge_options(network: dict[str, Any] | None, stated: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """The generator's options from its tensors (`network`) and from the file's metadata (`stated`).
+
+    Raises UserError if they differ.
+    """
+    if stated.get("type") not in TYPES:
+        return stated  # a custom generator: only the metadata identifies it
     if network is None:
         return None
     for option, value in network.items():
-        if option in said and not _same(said[option], value):
+        if option in stated and not _same(stated[option], value):
             raise UserError(
-                f"{path} contradicts itself: it says of itself {option} {said[option]!r:.60}, and its tensors are of "
+                f"{path} contradicts itself: its metadata states {option} {stated[option]!r:.60}, but its tensors have "
                 f"{option} {_as_json(value)!r:.60}"
             )
-    return {**network, **said}
+    return {**network, **stated}
 
 
-def _same(said: Any, value: Any) -> bool:
-    if isinstance(value, float):  # known up to a rounding to whole channels; the shapes are compared in the end
-        return isinstance(said, int | float) and abs(said - value) <= 0.5
-    return said == _as_json(value)
+def _same(stated: Any, value: Any) -> bool:
+    if isinstance(value, float):  # mlp_ratio, known from the shapes only up to a rounding to whole channels
+        return isinstance(stated, int | float) and abs(stated - value) <= 0.5
+    return stated == _as_json(value)
 
 
 def _as_json(value: Any) -> Any:

@@ -7,7 +7,7 @@ from torch import nn
 
 from sed_sr.models.discriminators import UNetDiscriminator
 from sed_sr.utils.report.extra_pictures import discriminator_extra_pictures
-from sed_sr.utils.visualization.discriminator_file import Judge
+from sed_sr.utils.visualization.discriminator_file import TrainedDiscriminator
 
 
 class Colours(nn.Module):
@@ -27,9 +27,11 @@ def photo(height: int, width: int) -> np.ndarray:
 )
 def test_there_is_a_picture_for_each_title(fusion, kinds):
     if fusion is None:
-        trained = Judge(UNetDiscriminator(semantic_channels=None, features=8), None, "plain")
+        trained = TrainedDiscriminator(UNetDiscriminator(semantic_channels=None, features=8), None, "plain")
     else:
-        trained = Judge(UNetDiscriminator(semantic_channels=64, features=8, fusion=fusion), Colours(), "semantic")
+        trained = TrainedDiscriminator(
+            UNetDiscriminator(semantic_channels=64, features=8, fusion=fusion), Colours(), "semantic"
+        )
     extra = discriminator_extra_pictures(trained, ["a", "b"])
     assert list(extra.titles) == [*kinds, "real/fake: HR", "real/fake: a", "real/fake: b"]
     drawn = extra.draw(photo(64, 64), [None, photo(68, 64)])

@@ -11,6 +11,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options, Override, load_options
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import TensorBytes
+from sed_sr.utils.training.batch_options import with_batches
 from sed_sr.utils.training.batch_size import (
     AUTO,
     USED_SHARE,
@@ -20,7 +21,7 @@ from sed_sr.utils.training.batch_size import (
     share_batches,
     shrunk_until,
 )
-from sed_sr.utils.training.setup import prepare, with_batches
+from sed_sr.utils.training.setup import prepare
 from sed_sr.utils.weights import checkpoint
 
 CPU = torch.device("cpu")
@@ -48,7 +49,9 @@ class Found:
         settings = {**SETTINGS[recipe], **{key.replace("__", "."): value for key, value in more.items()}}
         overrides = [Override(key, value, key) for key, value in settings.items()]
         self.options = load_options(RECIPES / recipe, overrides)
-        self.step = build_train_step(self.options, generator=build_generator(self.options), device=CPU)
+        self.step = build_train_step(
+            self.options, generator=build_generator(self.options), device=CPU, extractor_state=None, vgg_state=None
+        )
         real = self.options.degradation is not None
         sides = {"hr": 80} if real else {"hr": 64, "lr": 16}
         self.sample = {name: torch.randint(256, (3, px, px), dtype=torch.uint8) for name, px in sides.items()}

@@ -35,7 +35,8 @@ SETTINGS = {
 def needed_bytes(tmp_path, monkeypatch):
     """The least free space with which a run over these benchmarks is let through."""
     options = load_options(RECIPE, [Override(key, value, key) for key, value in SETTINGS.items()])
-    step = build_train_step(options, generator=build_generator(options), device=torch.device("cpu"))
+    generator, device = build_generator(options), torch.device("cpu")
+    step = build_train_step(options, generator=generator, device=device, extractor_state=None, vgg_state=None)
     step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # so that Adam has its moments
 
     def fits(free_bytes, benchmarks):

@@ -26,11 +26,11 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Override, load_options
 from sed_sr.utils.evaluation.metrics import Metric
 from sed_sr.utils.runtime.distributed import World
+from sed_sr.utils.training.batch_options import batches_of, with_batches
 from sed_sr.utils.training.batch_size import share_batches
 from sed_sr.utils.training.loop import TrainLoop
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.training.run_log import SilentLog
-from sed_sr.utils.training.setup import batches_of, with_batches
 from sed_sr.utils.weights import checkpoint
 from tests.conftest import same
 

@@ -13,7 +13,7 @@ from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import load_options
 from sed_sr.utils.visualization.attention_map import check_points, draw_figures, main, read_images
-from sed_sr.utils.visualization.discriminator_file import open_judge
+from sed_sr.utils.visualization.discriminator_file import load_discriminator
 from sed_sr.utils.visualization.discriminator_views import respond
 from sed_sr.utils.visualization.figure import GAP_PX, TITLE_PX
 from sed_sr.utils.weights import checkpoint
@@ -30,7 +30,7 @@ def save_state(path: Path, *, fusion: str = "cross-attention", kind: str = "patc
         "semantic_extractor": {"weights": "random"},
     }
     options = load_options({**said, "generator": {"type": "rrdb"}})
-    discriminator = build_discriminator(options, build_extractor(options))
+    discriminator = build_discriminator(options, build_extractor(options, None))
     state = {"step": 1200, "params": {}, "options": {**said, "losses": {"future": 1}}}
     state["train_step"] = {"discriminator": discriminator.state_dict()}
     checkpoint.save_state(path, state | changes)
@@ -83,9 +83,9 @@ def test_discriminator_saved_in_wrappers_is_found(tmp_path, states):
     wrapped = {f"model.discriminator.module._orig_mod.{name}": value for name, value in tensors.items()}
     wrapped["model.generator.conv0.weight"] = torch.ones(1)
     checkpoint.save_state(tmp_path / "wrapped.pth", state | {"train_step": {"discriminator": wrapped}})
-    judge = open_judge(tmp_path / "wrapped.pth", device=CPU)
-    assert all(torch.equal(value, tensors[name]) for name, value in judge.discriminator.state_dict().items())
-    assert judge.about.endswith(", stripped of 'model.', 'discriminator.', 'module.', '_orig_mod.'")
+    trained = load_discriminator(tmp_path / "wrapped.pth", device=CPU)
+    assert all(torch.equal(value, tensors[name]) for name, value in trained.discriminator.state_dict().items())
+    assert trained.about.endswith(", stripped of 'model.', 'discriminator.', 'module.', '_orig_mod.'")
 
 
 def test_a_row_for_each_point_and_a_column_for_each_block(run, states):
@@ -114,7 +114,7 @@ def test_points_are_relative_to_the_image_and_not_to_the_shown_part(tmp_path):
 def test_point_of_a_cropped_image_is_drawn_where_it_is(tmp_path, states):
     """The same figure as for the crop itself, with the same point."""
     hr = read_rgb(save_image(tmp_path / "photo.png", 64, 90))
-    trained = open_judge(states["cross-attention"], device=CPU)
+    trained = load_discriminator(states["cross-attention"], device=CPU)
     whole = draw_figures(trained, hr, {}, points=[(5 + 20, 30)], block=1)
     crop = draw_figures(trained, hr[:, 5:85], {}, points=[(20, 30)], block=1)
     below = GAP_PX + TITLE_PX  # titles have the coordinates in the image
@@ -162,22 +162,22 @@ def test_loaded_discriminator_is_the_trained_one(tmp_path, kind):
     for tensor in state["train_step"]["discriminator"].values():
         tensor.add_(0.01)
     torch.save(state, path)
-    judge = open_judge(path, device=CPU)
-    assert not judge.discriminator.training
-    loaded = judge.discriminator.state_dict()
+    trained = load_discriminator(path, device=CPU)
+    assert not trained.discriminator.training
+    loaded = trained.discriminator.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state["train_step"]["discriminator"].items())
     image = torch.rand(1, 3, 64, 64)
-    real, _ = respond(judge.discriminator, image, judge.extractor(image))
+    real, _ = respond(trained.discriminator, image, trained.extractor(image))
     assert real.isfinite().all()
 
 
 def test_state_without_a_discriminator_and_generator_weights_have_different_messages(tmp_path):
     psnr = save_state(tmp_path / "psnr.pth", train_step={})
-    with pytest.raises(UserError, match=r"psnr\.pth is of PSNR-oriented training"):
-        open_judge(psnr, device=CPU)
+    with pytest.raises(UserError, match=r"psnr\.pth is a training state of PSNR-oriented training"):
+        load_discriminator(psnr, device=CPU)
     torch.save({"params": {"conv_first.weight": torch.zeros(3)}}, tmp_path / "generator.pth")
     with pytest.raises(UserError, match=r"generator\.pth holds no discriminator.*states/state_"):
-        open_judge(tmp_path / "generator.pth", device=CPU)
+        load_discriminator(tmp_path / "generator.pth", device=CPU)
 
 
 def test_state_that_contradicts_its_options_is_named(tmp_path, states):
@@ -189,7 +189,7 @@ def test_state_that_contradicts_its_options_is_named(tmp_path, states):
     ):
         torch.save({**state, "options": {**options, "discriminator": discriminator}}, tmp_path / "state.pth")
         with pytest.raises(UserError, match=rf"state\.pth.*{sentence}"):
-            open_judge(tmp_path / "state.pth", device=CPU)
+            load_discriminator(tmp_path / "state.pth", device=CPU)
 
 
 def test_weights_of_the_extractor_are_read_from_the_given_folder(tmp_path, states, monkeypatch):
@@ -199,7 +199,7 @@ def test_weights_of_the_extractor_are_read_from_the_given_folder(tmp_path, state
     torch.save(state, tmp_path / "state.pth")
     for root in (None, tmp_path / "mine"):
         with pytest.raises(UserError, match=str(root or "elsewhere")):
-            open_judge(tmp_path / "state.pth", device=CPU, pretrained_root=root)
+            load_discriminator(tmp_path / "state.pth", device=CPU, pretrained_root=root)
 
 
 def test_image_is_never_overwritten(run, states):

@@ -14,13 +14,12 @@ import safetensors
 import spandrel
 import torch
 
-from sed_sr.models.build import load_generator
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.export import FORMATS, Format, export, main
-from sed_sr.utils.weights.generator_file import open_generator_file
+from sed_sr.utils.weights.generator_file import load_generator, open_generator_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in spandrel
 

@@ -1,14 +1,14 @@
-"""What a file of weights says of itself, and whether it is believed."""
+"""Generator weight files: metadata, its validation, and the generator built from it."""
 
 import pytest
 import torch
 
-from sed_sr.models.build import load_generator
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
 from sed_sr.options.errors import UserError
+from sed_sr.utils.runtime.memory import peak_bytes
 from sed_sr.utils.weights import checkpoint
-from sed_sr.utils.weights.generator_file import open_generator_file
+from sed_sr.utils.weights.generator_file import load_generator, open_generator_file
 
 RRDB = {"type": "rrdb", "features": 4, "blocks": 2, "growth": 8}
 OPTIONS = {"name": "run_a", "generator": RRDB, "test": {"paper_row": "RRDB+P+SeD"}, "losses": {"gan": None}}
@@ -18,7 +18,7 @@ ABOUT = {"options": OPTIONS, "step": 300_000, "scale": 4, "scores": SCORES, "sco
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a file of a small RRDB's weights beside this record."""
+    """Writes a file with the weights of a small RRDB and this metadata."""
 
     def write_(**changes):
         state = RRDBNet(features=4, blocks=2, growth=8).state_dict()
@@ -33,7 +33,7 @@ def image_of(network):
         return network.eval()(torch.rand(1, 3, 9, 7, generator=torch.Generator().manual_seed(0)))
 
 
-def test_a_checkpoint_knows_its_network_run_step_and_scores(tmp_path):
+def test_file_of_this_project_states_network_run_step_and_scores(tmp_path):
     params, params_ema = (RRDBNet(features=4, blocks=2, growth=8) for _ in range(2))
     states = {"params": params.state_dict(), "params_ema": params_ema.state_dict()}
     checkpoint.save_generator(tmp_path / "net.pth", **states, **ABOUT)
@@ -59,7 +59,7 @@ def test_files_without_scores_or_a_step_are_read(step, told, write):
     assert file.about.endswith(f"from 'params'; {told}")
 
 
-def test_other_files_are_known_by_their_tensors(tmp_path):
+def test_other_files_are_identified_by_their_tensors(tmp_path):
     net = SwinIR(embed_dim=12, depths=(1, 2), heads=(2, 3), window=4, upsampler="nearest+conv")
     torch.save({"params_ema": net.state_dict()}, tmp_path / "003_realSR_x4.pth")
     file = open_generator_file(tmp_path / "003_realSR_x4.pth")
@@ -70,46 +70,104 @@ def test_other_files_are_known_by_their_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step": "many"}, "makes no sense: its step"),
-        ({"step": -1}, "makes no sense: its step"),
-        ({"scale": torch.tensor(4)}, "makes no sense: its scale"),
-        ({"scores": {"Set5": 30.0}}, "makes no sense: its scores"),
-        ({"scores": {"\x1b[2J": {}}}, "makes no sense: its scores"),
-        ({"options": {**OPTIONS, "name": "../../home"}}, "makes no sense: its name"),
-        ({"options": {**OPTIONS, "generator": "rrdb"}}, "makes no sense: its generator"),
-        ({"options": {**OPTIONS, "weights": torch.ones(1)}}, "makes no sense: its options"),
+        ({"step": "many"}, "has invalid metadata: its step"),
+        ({"step": -1}, "has invalid metadata: its step"),
+        ({"scale": torch.tensor(4)}, "has invalid metadata: its scale"),
+        ({"scores": {"Set5": 30.0}}, "has invalid metadata: its scores"),
+        ({"scores": {"\x1b[2J": {}}}, "has invalid metadata: its scores"),
+        ({"options": {**OPTIONS, "name": "../../home"}}, "has invalid metadata: its name"),
+        ({"options": {**OPTIONS, "generator": "rrdb"}}, "has invalid metadata: its generator"),
+        ({"options": {**OPTIONS, "weights": torch.ones(1)}}, "has invalid metadata: its options"),
         ({"options": {**OPTIONS, "generator": {**RRDB, "blocks": 10**12}}}, "contradicts itself: .* blocks 10{12}"),
         ({"options": {**OPTIONS, "generator": {"type": "swinir"}}}, "contradicts itself: .* type 'swinir'"),
     ],
 )
-def test_records_that_make_no_sense_are_refused_in_a_sentence(changes, message, write):
+def test_invalid_metadata_raises_one_line(changes, message, write):
     with pytest.raises(UserError, match=rf"net\.pth .*{message}") as caught:
         open_generator_file(write(**changes))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("said", [2.6, 1e300, float("nan"), "2"])
-def test_a_fraction_may_differ_from_the_tensors_by_a_rounding_only(said, tmp_path):
+@pytest.mark.parametrize("stated", [2.6, 1e300, float("nan"), "2"])
+def test_mlp_ratio_may_differ_from_the_tensors_by_rounding_only(stated, tmp_path):
     state = SwinIR(embed_dim=12, depths=(1,), heads=(2,), window=4, mlp_ratio=2.04).state_dict()  # 24 channels of 24.48
     options = {**OPTIONS, "generator": {"type": "swinir", "mlp_ratio": 2.04}}
     torch.save({**ABOUT, "params": state, "options": options}, tmp_path / "net.pth")
     assert load_generator(open_generator_file(tmp_path / "net.pth"))
-    options["generator"]["mlp_ratio"] = said
+    options["generator"]["mlp_ratio"] = stated
     torch.save({**ABOUT, "params": state, "options": options}, tmp_path / "net.pth")
-    with pytest.raises(UserError, match="contradicts itself: it says of itself mlp_ratio"):
+    with pytest.raises(UserError, match="contradicts itself: its metadata states mlp_ratio"):
         open_generator_file(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize(
     ("generator", "message"),
     [
-        ({**RRDB, "layers": 2}, "cannot be: .*layers"),
-        ({"type": "mamba"}, "cannot be: .*mamba"),
-        ({}, "cannot be: "),
+        ({**RRDB, "layers": 2}, "is not valid: .*layers"),
+        ({"type": "mamba"}, "is not valid: .*mamba"),
+        ({}, "is not valid: "),
     ],
 )
-def test_generators_that_this_project_does_not_have_are_refused_in_a_sentence(generator, message, write):
+def test_unknown_generators_raise_one_line(generator, message, write):
     file = open_generator_file(write(options={**OPTIONS, "generator": generator}))
-    with pytest.raises(UserError, match=rf"net\.pth asks for a generator that {message}") as caught:
+    with pytest.raises(UserError, match=rf"net\.pth describes a generator that {message}") as caught:
         load_generator(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def read_back(tmp_path):
+    """Writes a file with these tensors and this metadata, and opens it."""
+
+    def read_back_(state, **record):
+        torch.save({"params": state, **record}, tmp_path / "net.pth")
+        return open_generator_file(tmp_path / "net.pth")
+
+    return read_back_
+
+
+def test_generator_is_built_from_the_file_alone_or_must_fit_given_options(read_back):
+    network = SwinIR(embed_dim=12, depths=(1, 2), heads=(2, 3), window=4, mlp_ratio=2.3)
+    file = read_back(network.state_dict())
+    assert torch.equal(image_of(load_generator(file)), image_of(network))
+    given = {"type": "swinir", "embed_dim": 12, "depths": [1, 2], "heads": [2, 3], "window": 4, "mlp_ratio": 2.3}
+    assert torch.equal(image_of(load_generator(file, given)), image_of(network))
+    with pytest.raises(UserError, match=r"with window 4 where the options ask for 8$"):
+        load_generator(file, {**given, "window": 8})
+    with pytest.raises(UserError, match=r"but the options ask for RRDB$"):
+        load_generator(file, {"type": "rrdb"})
+
+
+def small_swinir(**shapes):
+    state = SwinIR(embed_dim=1, depths=(2,), heads=(1,), window=2, mlp_ratio=1.0).state_dict()
+    return state | {name.replace("__", "."): torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def with_windows_of(px):
+    state = small_swinir()
+    tables = [name for name in state if name.endswith("relative_position_bias_table")]
+    return state | {name: torch.zeros((2 * px - 1) ** 2, 1) for name in tables}
+
+
+def metadata_of(generator):
+    return {"options": {"name": "run", "generator": generator}, "step": 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "record", "message"),
+    [
+        (lambda: RRDBNet(blocks=1).state_dict() | {"conv_first.weight": torch.zeros(90_000, 3, 1, 1)}, {}, "not fit"),
+        (lambda: small_swinir(conv_first__weight=(10**9, 3, 0, 0)), {}, "not fit|larger than any memory"),
+        (lambda: small_swinir(conv_first__weight=(2**62, 3, 0, 0)), {}, "larger than any memory"),
+        (lambda: with_windows_of(160), {}, r"masks would take [\d.]+ GB"),
+        (small_swinir, metadata_of({"type": "swinir", "mlp_ratio": 1.5}), "with mlp_ratio 1.0 where the options ask"),
+        (lambda: {"weight": torch.ones(3)}, metadata_of({"type": "rrdb", "blocks": 10**12}), "unknown architecture"),
+    ],
+)
+def test_huge_sizes_raise_before_memory_is_allocated(state, record, message, read_back):
+    file = read_back(state(), **record)
+    before_bytes = peak_bytes(torch.device("cpu"))
+    with pytest.raises(UserError, match=message) as caught:
+        load_generator(file)
+    assert "net.pth" in str(caught.value)
+    assert peak_bytes(torch.device("cpu")) - before_bytes < 100e6
