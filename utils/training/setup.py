@@ -28,7 +28,7 @@ from sed_sr.utils.evaluation.evaluate import check_best_by
 from sed_sr.utils.evaluation.metrics import Metric, build_metrics, metric_weights
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import free_bytes
-from sed_sr.utils.training.batch_size import AUTO, Batches, largest_batch_size, settle_batch_size, share_batches
+from sed_sr.utils.training.batch_size import AUTO, Batches, largest_batch_size, resolve_auto, resolve_batches
 from sed_sr.utils.training.checklist import Checklist, check_disk
 from sed_sr.utils.training.resume import Start, file_to_start_from, find_start, with_changed_images
 from sed_sr.utils.training.run_folder import RunFolder
@@ -61,37 +61,37 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     others are told, and get the weights of all networks from it.
     """
     with world.raise_together():
-        options = with_batches(options, share_batches(batches_of(options), processes=world.size))
+        options = with_batches(options, resolve_batches(batches_of(options), processes=world.size))
         generator = build_generator(options)
     checks, folder = Checklist(), RunFolder(options.paths.out_root / options.name)
-    ready = TrainingSetup(options, folder, checks, checks.look("device", partial(world.device, options.device)))
+    ready = TrainingSetup(options, folder, checks, checks.check("device", partial(world.device, options.device)))
     start = None
     if world.main:
         _look_at_images(ready, scale=generator.scale, thorough=thorough)
         start = _find_start(ready, resume, thorough=thorough, processes=world.size)
     # whose tensors follow later
     found = (ready.dataset, ready.benchmarks, start.without_tensors() if start is not None else None)
-    ready.dataset, ready.benchmarks, ready.start = world.share(found)
-    checks.share(world)
-    if not checks.wrong:
+    ready.dataset, ready.benchmarks, ready.start = world.broadcast(found)
+    checks.gather(world)
+    if not checks.failures:
         _build_metrics(ready, world)
         _assemble(ready, start, generator, world)
-        checks.share(world)
-    if checks.wrong:
-        checks.left += [what for what in ("scores", "networks", "disk", "memory") if what not in checks.found]
+        checks.gather(world)
+    if checks.failures:
+        checks.not_checked += [what for what in ("scores", "networks", "disk", "memory") if what not in checks.notes]
     return ready
 
 
 def _look_at_images(ready: TrainingSetup, *, scale: int, thorough: bool) -> None:
     """Find the training set and the benchmarks."""
     options, checks = ready.options, ready.checks
-    ready.dataset = checks.look("training set", partial(_build_dataset, options, scale=scale), _in_words)
+    ready.dataset = checks.check("training set", partial(_build_dataset, options, scale=scale), _in_words)
     if ready.dataset is None:
-        checks.left.append("content of the images")
+        checks.not_checked.append("content of the images")
     else:
         _look_into(ready.dataset, checks, seed=options.seed, thorough=thorough)
     ready.benchmarks = [
-        checks.look(
+        checks.check(
             f"benchmark {name}",
             partial(find_benchmark, options.paths.data_test_root, name, scale=scale),
             lambda benchmark: f"{len(benchmark.images)} images",
@@ -107,8 +107,8 @@ def _find_start(ready: TrainingSetup, resume: str | None, *, thorough: bool, pro
     given = file_to_start_from(resume, options, folder)
     for name in (*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)):
         if name not in (RANDOM, None):
-            checks.look(name, partial(find, name), _with_checksum if thorough else str)
-    if given in checks.wrong:
+            checks.check(name, partial(find, name), _with_checksum if thorough else str)
+    if given in checks.failures:
         return None
 
     def start() -> Start:
@@ -116,9 +116,9 @@ def _find_start(ready: TrainingSetup, resume: str | None, *, thorough: bool, pro
         found = find_start(resume, options, folder, path=path, processes=processes)
         return found if ready.dataset is None else with_changed_images(found, image_list(ready.dataset.hr_folders))
 
-    found = checks.look("start", start, lambda start: "\n".join(start.told))
+    found = checks.check("start", start, lambda start: "\n".join(start.messages))
     if found is not None:
-        checks.look("run folder", partial(folder.check, in_place=found.in_place), lambda _: str(folder.root))
+        checks.check("run folder", partial(folder.check, in_place=found.in_place), lambda _: str(folder.root))
     return found
 
 
@@ -133,7 +133,7 @@ def _build_metrics(ready: TrainingSetup, world: World) -> None:
     )
     for first in (True, False):
         if (world.local_rank == 0) is first:
-            ready.metrics = ready.checks.look("scores", build, ", ".join)
+            ready.metrics = ready.checks.check("scores", build, ", ".join)
         world.gather(None)  # the others wait
 
 
@@ -147,7 +147,7 @@ def _assemble(ready: TrainingSetup, start: Start | None, generator: nn.Module, w
     best_by = options.validation.best_by
     if best_by is not None and ready.metrics is not None and world.main:
         check = partial(check_best_by, ready.metrics[best_by], ready.benchmarks[0], scale=generator.scale)
-        checks.look("best weights", check)
+        checks.check("best weights", check)
 
     def build() -> TrainStep:
         if world.main and start.weights is not None:
@@ -158,13 +158,13 @@ def _assemble(ready: TrainingSetup, start: Start | None, generator: nn.Module, w
             train_step.load_state_dict(start.train_step)
         return train_step
 
-    ready.train_step = checks.look("networks", build, _sizes)
+    ready.train_step = checks.check("networks", build, _sizes)
     if options.dataloader.batch_size == AUTO:
         _settle_batch_size(ready, world)
     if ready.train_step is not None and world.main:
         steps_left = max(0, options.train.total_steps - ready.start.step)
         check = partial(check_disk, options, ready.folder, ready.train_step, ready.benchmarks)
-        checks.look("disk", partial(check, steps_left=steps_left))
+        checks.check("disk", partial(check, steps_left=steps_left))
 
 
 def _settle_batch_size(ready: TrainingSetup, world: World) -> None:
@@ -172,14 +172,14 @@ def _settle_batch_size(ready: TrainingSetup, world: World) -> None:
     options, before = ready.options, ready.start.batch_size
     largest, why = before, "as before"
     if before is None and ready.train_step is not None:
-        largest = ready.checks.look("batch size", partial(_largest_batch_size, ready, world))
+        largest = ready.checks.check("batch size", partial(_largest_batch_size, ready, world))
         why = f"the largest that fits, of {len(ready.dataset):,} images"
     found = world.gather(largest)
     if None in found:
         return  # something is wrong there, and was noted
-    batches = settle_batch_size(batches_of(options), min(found), processes=world.size)
+    batches = resolve_auto(batches_of(options), min(found), processes=world.size)
     ready.options = with_batches(options, batches)
-    ready.checks.found["batch size"] = f"{batches.size}, {why}"
+    ready.checks.notes["batch size"] = f"{batches.size}, {why}"
     if ready.train_step is not None:
         ready.train_step.batches_per_step = batches.per_step
 
@@ -222,12 +222,12 @@ def _look_into(dataset: PairedImages | HRImages, checks: Checklist, *, seed: int
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("reading every image", total=images)
             read = partial(check_readable, dataset.folders, on_image=lambda: progress.advance(task))
-            checks.look("readable", read, lambda _: f"all {images:,} images")
+            checks.check("readable", read, lambda _: f"all {images:,} images")
     if isinstance(dataset, HRImages):
         return
     samples = COMPARED_PAIRS_THOROUGHLY if thorough else COMPARED_PAIRS
     compare = partial(check_content, dataset.pairs, scale=dataset.scale, samples=samples, seed=seed)
-    checks.look("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
+    checks.check("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
 
 
 def _build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:

@@ -16,9 +16,9 @@ from sed_sr.utils.training.batch_size import (
     USED_SHARE,
     Batches,
     largest_batch_size,
-    settle_batch_size,
-    share_batches,
-    shrunk_until,
+    resolve_auto,
+    resolve_batches,
+    shrink_until,
 )
 from sed_sr.utils.training.setup import prepare, with_batches
 from sed_sr.utils.weights import checkpoint
@@ -112,7 +112,7 @@ def test_memory_that_is_too_small_for_a_single_pair_is_told():
 @pytest.mark.parametrize("limit", [0, 1, 2, 7, 50, 99, 100, 200])
 def test_a_size_that_does_not_fit_shrinks_until_it_does(limit):
     tried = []
-    size = shrunk_until(lambda size: tried.append(size) or size <= limit, 100)
+    size = shrink_until(lambda size: tried.append(size) or size <= limit, 100)
     assert min(limit, 100) * 0.94 - 1 < size <= limit
     assert tried == sorted(set(tried), reverse=True)
 
@@ -182,7 +182,7 @@ def test_a_run_goes_on_with_the_size_that_it_had(auto):
     ],
 )
 def test_batches_follow_from_the_batch_of_a_step_or_make_it(processes, given, found):
-    assert share_batches(Batches(*given), processes=processes) == Batches(*found)
+    assert resolve_batches(Batches(*given), processes=processes) == Batches(*found)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_batches_follow_from_the_batch_of_a_step_or_make_it(processes, given, fo
 )
 def test_batches_that_cannot_fit_each_other_are_refused(processes, given, reason):
     with pytest.raises(UserError, match=reason):
-        share_batches(Batches(*given), processes=processes)
+        resolve_batches(Batches(*given), processes=processes)
 
 
 def test_a_size_that_was_found_divides_the_share_of_a_process():
     wanted = Batches(AUTO, None, 32)
-    assert share_batches(wanted, processes=2) == wanted
-    assert settle_batch_size(wanted, 11, processes=2) == Batches(8, 2, 32)
-    assert settle_batch_size(Batches(AUTO, None, None), 11, processes=2) == Batches(11, 1, 22)
+    assert resolve_batches(wanted, processes=2) == wanted
+    assert resolve_auto(wanted, 11, processes=2) == Batches(8, 2, 32)
+    assert resolve_auto(Batches(AUTO, None, None), 11, processes=2) == Batches(11, 1, 22)

@@ -26,7 +26,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Override, load_options
 from sed_sr.utils.evaluation.metrics import Metric
 from sed_sr.utils.runtime.distributed import World
-from sed_sr.utils.training.batch_size import share_batches
+from sed_sr.utils.training.batch_size import resolve_batches
 from sed_sr.utils.training.loop import TrainLoop
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.training.run_log import SilentLog
@@ -95,7 +95,7 @@ def make_loop(tmp_path):
         overrides = [Override(key.replace("__", "."), value, key) for key, value in settings.items()]
         usual = {"train.total_steps": 6, "train.total_batch_size": None}
         options = load_options(RECIPE, [*(Override(key, value, "") for key, value in usual.items()), *overrides])
-        options = with_batches(options, share_batches(batches_of(options), processes=1))
+        options = with_batches(options, resolve_batches(batches_of(options), processes=1))
         torch.manual_seed(0)
         generator = RRDBNet(features=4, blocks=1, growth=2)
         against = {}
