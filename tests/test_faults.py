@@ -150,7 +150,7 @@ def test_launcher_fails_with_a_rank_or_brings_the_run_back(workshop, launch, und
             os.kill(ranks_of(process)[rank], signal.SIGKILL)
             stdout, stderr = process.communicate(timeout=120)
         assert (process.returncode == 0) == (restarts > 0), stderr
-    assert stdout.count("goes on from") == 2
+    assert stdout.count("resumes from") == 2
     assert_equal_runs(run, undisturbed / "two")
 
 

@@ -1,4 +1,4 @@
-"""Started by torchrun: the ranks compare facts, of which one is not the same on the last rank, and share a value."""
+"""Started by torchrun: the ranks broadcast values and compare others, of which one differs."""
 
 import numpy as np
 import torch

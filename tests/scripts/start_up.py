@@ -1,4 +1,4 @@
-"""Started by torchrun: gets ready for a run as train.py does, and counts what each process opens and reads meanwhile.
+"""Started by torchrun: prepares a run as train.py does, and counts what each process opens and reads.
 
 start_up.py OUTPUT OPTIONS...: an option file and what --set says.
 """
