@@ -13,15 +13,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         metavar="FILE",
-        help="generator weights in any released format to start from, or a training state to go on with; "
-        "`auto`: the newest state of this run that is whole, or a new start where there is none",
+        help="generator weights in any supported format to start from, or a training state to resume; "
+        "`auto`: resume the newest intact state of this run, or start anew if there is none",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="look at everything that the run will need, down to every image and one step, and train nothing",
+        help="check everything that the run needs, read every image, take one step, and write nothing",
     )
-    # Launchers set LOCAL_RANK; torch.distributed.launch passes this as well, spelled by its age.
+    # Launchers set LOCAL_RANK; torch.distributed.launch also passes this argument, with `-` or `_` by its version.
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -30,7 +30,7 @@ def main() -> int:
     arguments = parse_arguments()
     read_options = partial(options_from, arguments)
     if "RANK" not in os.environ:
-        read_options()  # one process alone says what is wrong with them before seconds of imports
+        read_options()  # a single process reports mistakes in them before the imports, which take seconds
     from sed_sr.utils.train_run import run_training
 
     run_training(read_options, resume=arguments.resume, only_check=arguments.check, local_rank=arguments.local_rank)

@@ -111,7 +111,7 @@ def measure(options: Options, *, rounds: int, device: torch.device, world: World
     gradients = torch.zeros(sent_bytes(step, batch) // 4, device=device)
     if records_graphs(options, device):
         step.record(CudaRecorder, warn=partial(print, file=sys.stderr))
-    ways = {"alone": itself, "apart": itself, "together": world.add_up}
+    ways = {"alone": itself, "apart": itself, "together": world.all_reduce}
     seconds = {way: [] for way in (*ways, "communication")}
 
     def turn(way: str, once: Callable[[], object]) -> None:
@@ -123,7 +123,7 @@ def measure(options: Options, *, rounds: int, device: torch.device, world: World
         for way, add_up in ways.items():
             step.distribute(all_reduce=add_up, processes=world.size)
             turn(way, lambda: step(batch))
-        turn("communication", lambda: world.add_up(gradients))
+        turn("communication", lambda: world.all_reduce(gradients))
     alone, apart, together, communication = (statistics.median(each[WARM_UP_ROUNDS:]) for each in seconds.values())
     return {
         "recipe": options.name,

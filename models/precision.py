@@ -44,13 +44,15 @@ def without_tf32() -> Iterator[None]:
 
     Autocast, which is set per thread, is not changed.
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    # What is off already is not written: PyTorch would note it as chosen, and compiled code is compiled again for that.
+    allowed = [backend for backend in (torch.backends.cudnn, torch.backends.cuda.matmul) if backend.allow_tf32]
+    for backend in allowed:
+        backend.allow_tf32 = False
     try:
         yield
     finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
+        for backend in allowed:
+            backend.allow_tf32 = True
 
 
 def use_deterministic_algorithms() -> None:

@@ -48,7 +48,7 @@ def test_from_photographs_to_scores(workshop, command):
     settings = ("train.precision=bf16", f"validation.metrics=[{','.join(metrics)}]", "validation.best_by=piqe")
     words = [word for setting in settings for word in ("--set", setting)]
     done = command("train.py", "--opt", "rrdb_P+SeD.yml", "--resume", start, *words, cwd=workshop)
-    finished(done, "starts from", "random", "bf16 on cpu")
+    finished(done, "starts from", "random", "device: cpu, bf16")
 
     run = workshop / "checkpoint/rrdb_P+SeD"
     present = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
@@ -110,7 +110,7 @@ def test_two_processes_make_one_run(workshop, command, launcher):
         for metric in {"pixel", "psnr", "ssim"} & ours.keys():
             assert ours[metric] == pytest.approx(theirs[metric], rel=1e-3)
     log = (workshop / "checkpoint/two/train.log").read_text()
-    assert "2 pairs in a step (batches of 1, 1 a step, 2 processes)" in log
+    assert "2 pairs per step (2 processes x batch size 1 x 1 accumulated)" in log
     assert log.count("step 4/4") == 1
 
 

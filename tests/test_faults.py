@@ -96,7 +96,7 @@ def test_signals_end_a_run_after_a_step_and_a_save(workshop, launch):
             stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr
         assert f"{number.name}: finishing the step and saving" in stderr
-        assert f"stopped after step {newest_step(run):,} of 100,000, as asked" in stdout
+        assert f"stopped after step {newest_step(run):,} of 100,000 as requested" in stdout
         assert newest_step(run) == last_logged(run) > before + 2
 
 
@@ -105,7 +105,7 @@ def test_second_interrupt_ends_a_run_at_once(workshop, launch):
     process = launch("train.py", "--opt", "rrdb_psnr.yml", "--set", "train.accumulate_batches=100000", cwd=workshop)
     with not_outlived(process):
         log = workshop / "checkpoint/rrdb_psnr/train.log"
-        wait_until(lambda: log.exists() and "pairs in a step" in log.read_text(), process)
+        wait_until(lambda: log.exists() and "pairs per step" in log.read_text(), process)
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         time.sleep(1)
@@ -150,7 +150,7 @@ def test_launcher_fails_with_a_rank_or_brings_the_run_back(workshop, launch, und
             os.kill(ranks_of(process)[rank], signal.SIGKILL)
             stdout, stderr = process.communicate(timeout=120)
         assert (process.returncode == 0) == (restarts > 0), stderr
-    assert stdout.count("goes on from") == 2
+    assert stdout.count("resumes from") == 2
     assert_equal_runs(run, undisturbed / "two")
 
 

@@ -105,7 +105,7 @@ def test_slurm_job_whose_time_is_up_is_requeued_and_goes_on_exactly(workshop, sl
     with session_not_outlived(job):
         stdout, stderr = job.communicate(timeout=120)
     assert job.returncode == 0, stderr
-    assert "goes on from" in stdout
+    assert "resumes from" in stdout
     assert (workshop / "asked_of_slurm").read_text() == NAMES + REQUEUE + NAMES
     assert_equal_runs(run, undisturbed / "two")
 

@@ -1,17 +1,17 @@
-"""What is wrong is told before a run starts, all of it at once, and a run that can start is shown to."""
+"""All problems are reported together before a run starts, and `--check` shows that a run can start."""
 
 from pathlib import Path
 
 import pytest
 
 
-def everything_in(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
 def own_pairs(workshop, prepared) -> Path:
-    """A training set that may be damaged."""
+    """A copy of the training set, which a test may damage."""
     for folder in ("train_sub", "train_sub_x4"):
         (workshop / "mine" / folder).mkdir(parents=True)
         for image in (prepared / "DF2K" / folder).iterdir():
@@ -19,8 +19,8 @@ def own_pairs(workshop, prepared) -> Path:
     return workshop / "mine"
 
 
-def test_check_shows_what_it_found_and_writes_nothing(workshop, command):
-    before = everything_in(workshop)
+def test_check_reports_what_it_found_and_writes_nothing(workshop, command):
+    before = files_in(workshop)
     done = command("train.py", "--opt", "rrdb_P+SeD.yml", "--check", cwd=workshop)
     assert done.returncode == 0, done.stderr
     for found in (
@@ -34,10 +34,10 @@ def test_check_shows_what_it_found_and_writes_nothing(workshop, command):
     ):
         assert found in done.stdout
     assert "rrdb_P+SeD can start" in done.stdout
-    assert everything_in(workshop) == before
+    assert files_in(workshop) == before
 
 
-def test_everything_that_is_wrong_is_told_at_once(workshop, command):
+def test_all_problems_are_reported_together(workshop, command):
     done = command(
         "train.py", "--opt", "rrdb_P+SeD.yml", "--data_root", "nowhere", "--resume", "nothing.pth",
         "--set", "validation.benchmarks=[Photo,Photos]", "--set", "semantic_extractor.weights=RN5O.pt", "--set",
@@ -51,16 +51,16 @@ def test_everything_that_is_wrong_is_told_at_once(workshop, command):
 
 
 def test_check_reads_every_image_and_compares_the_pairs(own_pairs, workshop, command):
-    """A damaged image beyond its header, and an LR folder whose images have changed places."""
-    words = ("train.py", "--opt", "rrdb_psnr.yml", "--data_root", own_pairs)
+    """An image that is damaged after its header, and an LR folder whose images are permuted."""
+    train = ("train.py", "--opt", "rrdb_psnr.yml", "--data_root", own_pairs)
     hr = sorted((own_pairs / "train_sub").glob("*.png"))
     hr[3].write_bytes(hr[3].read_bytes()[:-2000])
-    done = command(*words, "--check", cwd=workshop)
+    done = command(*train, "--check", cwd=workshop)
     assert done.returncode == 2
     table = "".join(done.stdout.split()).replace("│", "")  # long lines are folded
-    assert f"readableWRONG1of66imagesin{own_pairs}" in table
+    assert f"readableFAILED1of66imagesin{own_pairs}" in table
     assert hr[3].name in table
-    assert "networks?notlookedat" in table
+    assert "networks?notchecked" in table
     assert "cannot start" in done.stderr
 
     hr[3].write_bytes(hr[2].read_bytes())
@@ -68,7 +68,7 @@ def test_check_reads_every_image_and_compares_the_pairs(own_pairs, workshop, com
     contents = [image.read_bytes() for image in lr]
     for image, content in zip(lr, contents[7:] + contents[:7], strict=True):
         image.write_bytes(content)
-    done = command(*words, cwd=workshop)  # every run begins with a look at some pairs
+    done = command(*train, cwd=workshop)  # every run compares some pairs
     assert done.returncode == 2
     assert "shows another picture" in done.stderr
     assert not (workshop / "checkpoint").exists()

@@ -100,7 +100,7 @@ def test_images_that_came_or_left_are_told(workshop, prepared, command):
 def test_batch_of_a_step_is_shared_by_the_processes_that_there_are(workshop, command):
     one = finished(command("train.py", "--opt", "rrdb_psnr.yml", "--set", "train.total_batch_size=6", "--set",
                            "name=one", cwd=workshop))  # fmt: skip
-    assert "6 pairs in a step (batches of 2, 3 a step, 1 process)" in one
+    assert "6 pairs per step (1 process x batch size 2 x 3 accumulated)" in one
     for total, words in {5: "which 2 processes cannot share evenly: set it to a multiple of 2, such as 6",
                          6: "with dataloader.batch_size 2 and train.accumulate_batches 1 make 4"}.items():  # fmt: skip
         refused = command(*TORCHRUN, "train.py", "--opt", "rrdb_psnr.yml", "--set", f"train.total_batch_size={total}",

@@ -1,4 +1,4 @@
-"""The first seconds of train.py: a mistake in the options costs no imports, and Ctrl-C meanwhile no traceback."""
+"""The first seconds of train.py: a mistake in the options is reported before imports, Ctrl-C prints no traceback."""
 
 import signal
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[1] / "train.py"
 
 
-def test_a_mistake_in_the_options_is_answered_before_pytorch_is_imported(command, tmp_path):
+def test_mistake_in_the_options_is_reported_before_pytorch_is_imported(command, tmp_path):
     code = (
         f"import runpy, sys; sys.argv[:] = ['train.py', '--opt', 'nothing.yml']\n"
         f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
@@ -18,10 +18,10 @@ def test_a_mistake_in_the_options_is_answered_before_pytorch_is_imported(command
     assert done.stderr == "train.py: error: option file nothing.yml does not exist\n"
 
 
-def test_ctrl_c_while_pytorch_is_imported_is_one_line(launch, tmp_path):
+def test_ctrl_c_while_pytorch_is_imported_prints_one_line(launch, tmp_path):
     with launch("train.py", "--opt", SCRIPT.parent / "options/train_rrdb_psnr.yml", cwd=tmp_path) as process:
         while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "train.py: interrupted\n")
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "train.py: interrupted\n")

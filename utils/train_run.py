@@ -1,4 +1,4 @@
-"""A training run from its options to its end, or to the knowledge that it could start: what `train.py` does."""
+"""What `train.py` does: prepare a run, then train, or only check that it could start."""
 
 import time
 from collections.abc import Callable
@@ -27,111 +27,112 @@ from sed_sr.utils.training.setup import TrainingSetup, prepare
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.extractor_file import RANDOM
 
-DIGITS = 12  # of a digest, that a sentence shows
+DIGITS = 12  # of a digest in a message
 
 
 def run_training(
     read_options: Callable[[], Options], *, resume: str | None, only_check: bool, local_rank: int | None
 ) -> None:
-    """Train; or look at everything that the run will need, take one step, and train nothing.
+    """Train; or check everything that the run needs, take one step, and write nothing.
 
     Args:
-        read_options: called once the processes of the run know each other, so that a mistake is told once.
+        read_options: called on the main process after all processes have joined, so that a mistake is reported once.
         resume, local_rank: as the arguments of `train.py`.
 
     Raises:
-        UserError: something that the run needs is wrong.
+        UserError: a check has failed, or training cannot continue.
     """
     with joined_world(local_rank) as world:
         options = world.from_main(read_options)
-        ready = prepare(options, resume=resume, thorough=only_check, world=world)
+        setup = prepare(options, resume=resume, thorough=only_check, world=world)
         if only_check:
-            check(ready, world=world)
+            check(setup, world=world)
         else:
-            train(ready, world=world)
+            train(setup, world=world)
 
 
-def check(ready: TrainingSetup, *, world: World) -> None:
-    """Take one step that counts for nothing, and show what was found by all processes."""
-    options, checks = ready.options, ready.checks
-    checks.share(world)
-    if not checks.wrong:
-        share_step(ready.train_step, world)
-        compare_processes(ready, world)
-        checks.look(f"memory, process {world.rank}", build_loop(ready, world=world, log=SilentLog()).dry_step)
-        checks.share(world)
+def check(setup: TrainingSetup, *, world: World) -> None:
+    """Take one trial step, and print the results of all checks of all processes."""
+    options, checks = setup.options, setup.checks
+    checks.gather(world)
+    if not checks.failures:
+        synchronize(setup.train_step, world)
+        check_synchronized(setup, world)
+        checks.check(f"memory, process {world.rank}", build_loop(setup, world=world, log=SilentLog()).dry_step)
+        checks.gather(world)
     Console(quiet=not world.main, highlight=False, soft_wrap=True).print(checks.table())
     with world.raise_together():
-        if checks.wrong:
-            raise UserError(f"{options.name} cannot start before what is marked WRONG above is mended")
+        if checks.failures:
+            raise UserError(f"{options.name} cannot start: fix what is marked FAILED above")
     if world.main:
         print(f"{options.name} can start")
 
 
-def train(ready: TrainingSetup, *, world: World) -> None:
-    """Train, after all that was found to be in order."""
-    options, start, folder = ready.options, ready.start, ready.folder
+def train(setup: TrainingSetup, *, world: World) -> None:
+    """Train, if no check has failed."""
+    options, start, folder = setup.options, setup.start, setup.folder
     with world.raise_together():
-        ready.checks.settle()
+        setup.checks.raise_if_failed()
     with world.raise_together():
         if world.main:
-            folder.claim(in_place=start.in_place, damaged=start.damaged)
+            folder.lock(in_place=start.in_place, damaged=start.damaged)
             write_text(folder.options, options.as_yaml())
-            write_text(folder.training_set, image_list(ready.dataset.hr_folders))
-    share_step(ready.train_step, world)
-    compare_processes(ready, world)
+            write_text(folder.training_set, image_list(setup.dataset.hr_folders))
+    synchronize(setup.train_step, world)
+    check_synchronized(setup, world)
     log = RunLog(folder, step=start.step, validated=start.validated) if world.main else SilentLog()
-    if records_graphs(options, ready.device):
-        ready.train_step.record(CudaRecorder, warn=log.warning)
+    if records_graphs(options, setup.device):
+        setup.train_step.record(CudaRecorder, warn=log.warning)
     try:
-        announce(log, ready, world=world)
-        build_loop(ready, world=world, log=log).run()
+        log_header(log, setup, world=world)
+        build_loop(setup, world=world, log=log).run()
     except KeyboardInterrupt:
-        log.warning(f"interrupted after step {ready.train_step.step:,}; --resume auto goes on from the newest state")
+        step = setup.train_step.step
+        log.warning(f"interrupted after step {step:,}; --resume auto continues from the newest state")
         raise
     finally:
         log.close()
 
 
-def share_step(train_step: TrainStep, world: World) -> None:
-    """Let all processes take each step together, from the main process's networks and moments."""
+def synchronize(train_step: TrainStep, world: World) -> None:
+    """Copy networks and optimisers of the main process to all others, which take each step together from now on."""
     if world.size > 1:
         device = next(train_step.generator.parameters()).device
-        state = world.share_tensors(train_step.state_dict(), device=device)
+        state = world.broadcast_tensors(train_step.state_dict(), device=device)
         if not world.main:
             train_step.load_state_dict(state)
-        for frozen in _frozen(train_step):
-            world.spread(frozen.state_dict().values())
-    train_step.distribute(all_reduce=world.add_up, processes=world.size)
+        for frozen in _frozen_networks(train_step):
+            world.broadcast_into(frozen.state_dict().values())
+    train_step.distribute(all_reduce=world.all_reduce, processes=world.size)
 
 
-def compare_processes(ready: TrainingSetup, world: World) -> None:
-    """See that all processes stand at the same place. Raises a UserError that names those that do not."""
+def check_synchronized(setup: TrainingSetup, world: World) -> None:
+    """Raise a UserError that names the difference if the processes do not start from the same state."""
     if world.size > 1:
-        precision = resolved(ready.options.train.precision, ready.device)
-        everything = [ready.train_step.state_dict(), *(network.state_dict() for network in _frozen(ready.train_step))]
-        world.compare(
+        precision = resolved(setup.options.train.precision, setup.device)
+        states = [setup.train_step.state_dict(), *(net.state_dict() for net in _frozen_networks(setup.train_step))]
+        world.check_equal(
             {
                 "PyTorch": torch.__version__,
-                "the device": f"{ready.device.type} ({precision})",
-                "the step": ready.train_step.step,
-                "the position in the data": ready.start.samples,
-                "the digest of the options": sha256(ready.options.as_yaml().encode()).hexdigest()[:DIGITS],
-                "the digest of networks and moments": checkpoint.digest(everything)[:DIGITS],
+                "the device": f"{setup.device.type} ({precision})",
+                "the step": setup.train_step.step,
+                "the position in the data": setup.start.samples,
+                "the digest of the options": sha256(setup.options.as_yaml().encode()).hexdigest()[:DIGITS],
+                "the digest of networks and optimisers": checkpoint.digest(states)[:DIGITS],
             }
         )
 
 
-def _frozen(train_step: TrainStep) -> list[nn.Module]:
-    """The pretrained networks of a training step, which its state leaves out."""
+def _frozen_networks(train_step: TrainStep) -> list[nn.Module]:
+    """The pretrained networks of a training step, which are not part of its state."""
     return [network for network in (train_step.extractor, train_step.perceptual) if network is not None]
 
 
-def build_loop(ready: TrainingSetup, *, world: World, log: SilentLog) -> TrainLoop:
-    """The loop, standing where the run goes on."""
-    options, start, dataset = ready.options, ready.start, ready.dataset
+def build_loop(setup: TrainingSetup, *, world: World, log: SilentLog) -> TrainLoop:
+    """The training loop in the state from which the run starts."""
+    options, start, dataset = setup.options, setup.start, setup.dataset
     steps_left = max(0, options.train.total_steps - start.step)
-    load = partial(make_loader, dataset, num_workers=options.dataloader.num_workers, device_type=ready.device.type)
+    load = partial(make_loader, dataset, num_workers=options.dataloader.num_workers, device_type=setup.device.type)
     stream = partial(
         SampleStream,
         len(dataset),
@@ -140,21 +141,21 @@ def build_loop(ready: TrainingSetup, *, world: World, log: SilentLog) -> TrainLo
         world_size=world.size,
         seed=options.seed,
     )
-    pairs = build_training_pairs(options, scale=ready.train_step.generator.scale)
+    pairs = build_training_pairs(options, scale=setup.train_step.generator.scale)
     if pairs.mixes_batches and start.step > 0:
         with world.raise_together():
-            refill_pool(pairs, ready, stream=stream, load=load, world=world, log=log)
+            refill_pool(pairs, setup, stream=stream, load=load, world=world, log=log)
     loop = TrainLoop(
         options=options,
-        train_step=ready.train_step,
+        train_step=setup.train_step,
         batches=load(stream(first_sample=start.samples, batches=steps_left * options.train.accumulate_batches)),
         pairs=pairs,
-        benchmarks=ready.benchmarks,
-        metrics=ready.metrics,
-        folder=ready.folder,
+        benchmarks=setup.benchmarks,
+        metrics=setup.metrics,
+        folder=setup.folder,
         log=log,
         world=world,
-        device=ready.device,
+        device=setup.device,
     )
     if start.loop is not None:
         loop.load_state_dict(start.loop)
@@ -163,17 +164,17 @@ def build_loop(ready: TrainingSetup, *, world: World, log: SilentLog) -> TrainLo
 
 def refill_pool(
     pairs: DegradedPairs,
-    ready: TrainingSetup,
+    setup: TrainingSetup,
     *,
     stream: Callable[..., SampleStream],
     load: Callable[[list], Loader],
     world: World,
     log: SilentLog,
 ) -> None:
-    """Make the pool of pairs as it was, from the images that its pairs were made of."""
-    options, start, started_s = ready.options, ready.start, time.perf_counter()
+    """Restore the pool of degraded pairs by degrading the same images again."""
+    options, start, started_s = setup.options, setup.start, time.perf_counter()
     size, per_step = options.dataloader.batch_size, options.train.accumulate_batches
-    # As many as the run has taken, if it was always as it is now.
+    # All batches that the run has seen, provided that batch size and processes were always as they are now.
     batches = min(start.step * per_step, start.samples // (size * world.size))
     before = stream(first_sample=start.samples - batches * size * world.size, batches=batches)
 
@@ -186,25 +187,35 @@ def refill_pool(
         batches=batches,
         load=lambda needed: load(list(before.keys(needed))),
         seed_of=seed_of,
-        device=ready.device,
+        device=setup.device,
     )
-    log.info(f"the pool of pairs is as it was: {made} batches made again in {time.perf_counter() - started_s:.2g} s")
+    log.info(f"the pool of pairs is restored from {made} batches in {time.perf_counter() - started_s:.2g} s")
 
 
-def announce(log: SilentLog, ready: TrainingSetup, *, world: World) -> None:
-    """What is about to happen, at the head of the log."""
-    options = ready.options
-    log.info(options.as_yaml().rstrip())
-    for what, found in ready.checks.found.items():
-        log.info(f"{what}: {found}")
-    batch_size, batches = options.dataloader.batch_size, options.train.accumulate_batches
-    processes = f"{world.size} process{'es' if world.size > 1 else ''}"
+def log_header(log: SilentLog, setup: TrainingSetup, *, world: World) -> None:
+    """The first lines of the log: what is trained on what, and where the results are."""
+    options, folder, device, start = setup.options, setup.folder, setup.device, setup.start
+    train = options.train
+    log.info(f"run: {options.name} in {folder.root}, all options in {folder.options.name}")
+    gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    processes = f"{world.size} process{'es' * (world.size > 1)}"
+    log.info(f"device: {device}{gpu}, {resolved(train.precision, device)}, {processes}")
+    for name, note in setup.checks.notes.items():
+        if name not in ("device", "start", "run folder"):
+            log.info(f"{name}: {note}")
     log.info(
-        f"{options.name}: {batch_size * batches * world.size} pairs in a step (batches of {batch_size}, {batches} a "
-        f"step, {processes}), {resolved(options.train.precision, ready.device)} on {ready.device}"
+        f"batch: {train.total_batch_size} pairs per step ({processes} x batch size {options.dataloader.batch_size} x "
+        f"{train.accumulate_batches} accumulated)"
     )
+    log.info(
+        f"steps: {start.step:,} of {train.total_steps:,} done; validation every {options.validation.every_steps:,}, "
+        f"save every {train.save_every_steps:,}"
+    )
+    for message in start.messages:
+        log.info(message)
+    log.info(f"TensorBoard: tensorboard --logdir {folder.tensorboard}")
     for network, weights in pretrained_weights(options).items():
         if weights == RANDOM:
-            log.warning(f"the {network} has random weights, as the options ask; its results mean nothing for the paper")
-    if ready.start.step >= options.train.total_steps:
-        log.info(f"nothing to do: {ready.start.step:,} of {options.train.total_steps:,} steps are done")
+            log.warning(f"the {network} has random weights, as set in the options; results do not reproduce the paper")
+    if start.step >= train.total_steps:
+        log.info(f"nothing to do: {start.step:,} of {train.total_steps:,} steps are done")

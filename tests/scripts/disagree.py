@@ -1,4 +1,4 @@
-"""Started by torchrun: one rank finds a mistake in a block in which all must agree."""
+"""Started by torchrun: one rank raises a UserError in a block that succeeds on all ranks or on none."""
 
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError

@@ -15,7 +15,7 @@ from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.train_step import Batch, TrainStep
 from sed_sr.options.cli import run
 from sed_sr.utils.runtime.distributed import joined_world
-from sed_sr.utils.train_run import share_step
+from sed_sr.utils.train_run import synchronize
 
 
 class Extractor(torch.nn.Module):
@@ -39,7 +39,7 @@ def main() -> int:
             adversarial=GANLoss("vanilla"),
             weights={"pixel": 1.0, "gan": 1.0},
         )
-        share_step(step, world)
+        synchronize(step, world)
         sums, add_up = [], step._all_reduce
         step._all_reduce = lambda values: sums.append(values) or add_up(values)
         torch.manual_seed(0)

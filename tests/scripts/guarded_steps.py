@@ -14,7 +14,7 @@ from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.train_step import Batch, TrainStep
 from sed_sr.options.cli import run
 from sed_sr.utils.runtime.distributed import World, joined_world
-from sed_sr.utils.train_run import share_step
+from sed_sr.utils.train_run import synchronize
 from tests.conftest import same
 
 
@@ -32,7 +32,7 @@ def make_step(world: World, **more) -> TrainStep:
         ema_decay=0.9,
         **more,
     )
-    share_step(step, world)
+    synchronize(step, world)
     return step
 
 

@@ -79,7 +79,7 @@ def main() -> None:
     rank, attempt = os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
     file = Path(records, f"attempt{attempt}_rank{rank}.jsonl")
     TrainLoop.run = recorded(TrainLoop.run, file, "start")
-    TrainLoop._save = recorded(TrainLoop._save, file, "save")
+    TrainLoop._start_save = recorded(TrainLoop._start_save, file, "save")
     if seed != "none":
         UnreliableFiles(os.getcwd(), f"{seed} {attempt} {rank}").install()
     sys.argv = [str(TRAIN), *arguments]

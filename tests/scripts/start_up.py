@@ -1,4 +1,4 @@
-"""Started by torchrun: gets ready for a run as train.py does, and counts what each process opens and reads meanwhile.
+"""Started by torchrun: prepares a run as train.py does, and counts what each process opens and reads.
 
 start_up.py OUTPUT OPTIONS...: an option file and what --set says.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from sed_sr.options.cli import run
 from sed_sr.options.schema import Override, load_options
 from sed_sr.utils.runtime.distributed import World, joined_world
-from sed_sr.utils.train_run import compare_processes, share_step
+from sed_sr.utils.train_run import check_synchronized, synchronize
 from sed_sr.utils.training.setup import prepare
 
 
@@ -30,9 +30,9 @@ def get_ready(world: World) -> dict[str, int]:
     before = read_bytes()
     options = world.from_main(lambda: load_options(sys.argv[2], list(map(Override.parse, sys.argv[3:]))))
     ready = prepare(options, resume="auto", thorough=False, world=world)
-    ready.checks.settle()
-    share_step(ready.train_step, world)
-    compare_processes(ready, world)
+    ready.checks.raise_if_failed()
+    synchronize(ready.train_step, world)
+    check_synchronized(ready, world)
     return {"opened": len(opened), "bytes": read_bytes() - before}
 
 

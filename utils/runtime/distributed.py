@@ -1,7 +1,7 @@
-"""One process or many: who we are, and the few things that processes do together.
+"""The processes of a run and what they do together.
 
-The launcher's environment decides (RANK, WORLD_SIZE, LOCAL_RANK, as torchrun and torch.distributed.launch set them).
-Without one there is a single process, and every operation here is trivial.
+The environment says which process this is (RANK, WORLD_SIZE, LOCAL_RANK, as torchrun and torch.distributed.launch set
+them). Without these variables there is a single process, and no operation here communicates.
 """
 
 import os
@@ -25,10 +25,10 @@ from sed_sr.options.errors import UserError
 
 Value = TypeVar("Value")
 
-SEPARATE_BYTES = 2**16  # arrays of this size and more are not copied into a pickle
-TIMEOUT = timedelta(minutes=30)  # the longest that ranks wait for each other: a slow download, a long validation
-NOTICE_AFTER_S = 5.0  # of waiting at the start: then a process says which others are missing
-ASK_AGAIN_S = 0.05  # while waiting
+MIN_TENSOR_BYTES = 2**16  # arrays of at least this size are sent as tensors, not in the pickle
+TIMEOUT = timedelta(minutes=30)  # of ranks that wait for each other: for a slow download, a long validation
+NOTICE_AFTER_S = 5.0  # of waiting at the start, a process reports which others are missing
+POLL_S = 0.05  # between two checks while waiting
 
 
 @dataclass(frozen=True)
@@ -41,102 +41,113 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the run's files and speaks to the terminal."""
+        """Whether this is rank 0, which alone writes files and prints."""
         return self.rank == 0
 
     def device(self, choice: str) -> torch.device:
-        """The device of this process for `auto`, `cpu` or `cuda`, on which float32 is float32.
+        """The device of this process for `auto`, `cpu` or `cuda`. TF32 convolutions are switched off on it.
 
-        Raises UserError where there is none for it.
+        Raises:
+            UserError: there is no such device for this process.
         """
         count = torch.cuda.device_count()
         if choice == "cpu" or (choice == "auto" and count == 0):
             return torch.device("cpu")
         if count == 0:
-            raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; take device: auto or cpu")
+            raise UserError("device is cuda, but PyTorch sees no CUDA device; set device: auto or cpu")
         if self.local_rank >= count:
             raise UserError(
                 f"process {self.local_rank} of this machine has no GPU of its own: {count} visible; start at most "
                 f"{count} processes here (--nproc_per_node={count}), or set device: cpu"
             )
         torch.cuda.set_device(self.local_rank)
-        torch.backends.cudnn.allow_tf32 = False  # cuDNN's convolutions would use TF32 unless told not to
+        torch.backends.cudnn.allow_tf32 = False  # PyTorch's default is True
         return torch.device("cuda", self.local_rank)
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """A block that succeeds on every rank or on none.
+        """A block that succeeds on every rank or fails on every rank.
 
-        A UserError on any rank ends all of them, so that no rank waits for one that has given up: the main process
-        raises what all ranks found, each mistake once, and the others leave silently. The block itself must not wait
-        for other ranks.
+        If a UserError is raised on any rank, all ranks end, so that none waits for one that has failed: the main
+        process raises the messages of all ranks, without duplicates, and the others exit silently. The block itself
+        must not communicate.
         """
         error = None
         try:
             yield
         except UserError as raised:
             error = raised
-        sentences = dict.fromkeys(line for error in self.gather(error) if error for line in str(error).splitlines())
-        if sentences and not self.main:
+        messages = dict.fromkeys(line for error in self.gather(error) if error for line in str(error).splitlines())
+        if messages and not self.main:
             raise SystemExit(EXIT_USER_ERROR)
-        if sentences:
-            raise UserError("\n".join(sentences)) from error
+        if messages:
+            raise UserError("\n".join(messages)) from error
 
-    def share(self, value: Value) -> Value:
-        """The main process's `value` on every rank; what the others pass is ignored. The value must be picklable.
+    def broadcast(self, value: Value) -> Value:
+        """Return the main process's `value` on every rank; those of other ranks are ignored. It must be picklable.
 
-        Large arrays in it travel as tensors.
+        Large arrays in it are sent as tensors: `broadcast_object_list` alone would copy them several times.
         """
         if self.size == 1:
             return value
         head, arrays = b"", []
         if self.main:
 
-            def keep_small(buffer: pickle.PickleBuffer) -> bool:
-                small = buffer.raw().nbytes < SEPARATE_BYTES
+            def keep_in_pickle(buffer: pickle.PickleBuffer) -> bool:
+                small = buffer.raw().nbytes < MIN_TENSOR_BYTES
                 if not small:
                     arrays.append(torch.frombuffer(bytearray(buffer.raw()), dtype=torch.uint8))
                 return small
 
-            head = pickle.dumps(value, protocol=5, buffer_callback=keep_small)
-        about = [(head, [len(array) for array in arrays])]
-        dist.broadcast_object_list(about)
-        head, lengths = about[0]
+            head = pickle.dumps(value, protocol=5, buffer_callback=keep_in_pickle)
+        header = [(head, [len(array) for array in arrays])]
+        dist.broadcast_object_list(header)
+        head, lengths = header[0]
         arrays = arrays or [torch.empty(length, dtype=torch.uint8) for length in lengths]
-        self.spread(arrays)
+        self.broadcast_into(arrays)
         return value if self.main else pickle.loads(head, buffers=[array.numpy() for array in arrays])
 
-    def share_tensors(self, tree: Value, *, device: torch.device) -> Value:
-        """The main process's tensors in plain containers on every rank; they are on `device`, one of each rank."""
-        outline = self.share(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), tree) if self.main else None)
+    def broadcast_tensors(self, tree: Value, *, device: torch.device) -> Value:
+        """Return the main process's tensors, in their plain containers, on every rank.
 
-        def like(tensor: Tensor) -> Tensor:
+        Args:
+            device: of the tensors, on every rank its own.
+        """
+        outline = self.broadcast(tree_map_only(Tensor, lambda tensor: tensor.to("meta"), tree) if self.main else None)
+
+        def empty_like(tensor: Tensor) -> Tensor:
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
-        received = tree if self.main else tree_map_only(Tensor, like, outline)
-        self.spread(leaf for leaf in tree_leaves(received) if isinstance(leaf, Tensor))
+        received = tree if self.main else tree_map_only(Tensor, empty_like, outline)
+        self.broadcast_into(leaf for leaf in tree_leaves(received) if isinstance(leaf, Tensor))
         return received
 
-    def from_main(self, find: Callable[[], Value]) -> Value:
-        """What `find` returns on the main process, on every rank; only the main process calls it.
+    def broadcast_into(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors on every rank with those of the main process, which have the same shapes."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
 
-        A UserError that it raises ends all ranks, as in `agree`.
+    def from_main(self, function: Callable[[], Value]) -> Value:
+        """Call `function` on the main process only, and return its result on every rank.
+
+        A UserError that it raises ends all ranks, as in `raise_together`.
         """
         with self.raise_together():
-            value = find() if self.main else None
-        return self.share(value)
+            value = function() if self.main else None
+        return self.broadcast(value)
 
-    def compare(self, facts: dict[str, Any]) -> None:
-        """End all ranks with a UserError that names them, where one of these facts is not the same on all of them."""
-        gathered = self.gather(facts)
-        values = {what: [found[what] for found in gathered] for what in facts}
+    def check_equal(self, values: dict[str, Any]) -> None:
+        """Raise a UserError on all ranks where one of the named values is not the same on all of them."""
+        gathered = self.gather(values)
+        by_name = {name: [each[name] for each in gathered] for name in values}
         with self.raise_together():
-            differing = [f"{what} is {_by_rank(found)}" for what, found in values.items() if len(set(found)) > 1]
+            differing = [f"{name} is {_by_rank(found)}" for name, found in by_name.items() if len(set(found)) > 1]
             if differing:
                 raise UserError(f"the processes of this run differ: {'; '.join(differing)}")
 
     def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in the order of ranks, on every rank. The value must be picklable."""
+        """Return the values of all ranks, in the order of ranks, on every rank. They must be picklable."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -145,41 +156,35 @@ class World:
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the ranks of numbers that every rank has under the same names; one transfer for all of them."""
-        total = self.add_up(torch.tensor(list(values.values()), dtype=torch.double))
+        total = self.all_reduce(torch.tensor(list(values.values()), dtype=torch.double))
         return dict(zip(values, (total / self.size).tolist(), strict=True))
 
-    def add_up(self, values: Tensor) -> Tensor:
-        """The sum over the ranks of tensors of one shape, on the device where they are; in their place."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the ranks, in place, and return it."""
         if self.size > 1:
-            dist.all_reduce(values)
-        return values
+            dist.all_reduce(tensor)
+        return tensor
 
     def any(self, here: bool) -> bool:
-        """Whether something is so on some rank. No GPU is waited for."""
-        return bool(self.add_up(torch.tensor(int(here))))
-
-    def spread(self, values: Iterable[Tensor]) -> None:
-        """Copy the main process's tensors to those of all others, which have the same shapes."""
-        if self.size > 1:
-            for value in values:
-                dist.broadcast(value.detach(), src=0)
+        """Whether `here` is true on any rank. The transfer is between CPUs and does not wait for a GPU."""
+        return bool(self.all_reduce(torch.tensor(int(here))))
 
 
 def _by_rank(values: list[Any]) -> str:
-    """The different values, each with the ranks that have it."""
+    """Each distinct value with the ranks that have it."""
     ranks = {value: [str(rank) for rank, own in enumerate(values) if own == value] for value in values}
     return " but ".join(f"{value} in process {', '.join(own)}" for value, own in ranks.items())
 
 
 @contextmanager
 def joined_world(local_rank: int | None = None) -> Iterator[World]:
-    """The processes that the launcher started, for as long as the block runs.
+    """The processes that the launcher started, connected while the block runs.
 
     Args:
         local_rank: value of `--local-rank`, which old launchers pass instead of setting LOCAL_RANK.
 
     Raises:
-        UserError: another process never joined, has died, or cannot be reached any more.
+        UserError: another process has not joined, or the connection to it is lost.
     """
     world = _launched_world(local_rank)
     try:
@@ -187,11 +192,11 @@ def joined_world(local_rank: int | None = None) -> Iterator[World]:
             _join(world)
         yield world
     except RuntimeError as error:
-        if world.size == 1 or not _tells_of_a_lost_process(error):
+        if world.size == 1 or not _is_connection_loss(error):
             raise
         raise UserError(
-            f"process {world.rank} has lost another one of this run, which ended or cannot be reached; "
-            "the reason is in what that one said"
+            f"process {world.rank} has lost the connection to another process of this run, which has ended or cannot "
+            "be reached; see the output of that process for the reason"
         ) from error
     finally:
         if dist.is_initialized():
@@ -215,18 +220,18 @@ def _join(world: World) -> None:
 
 
 def _store_of_this_attempt(world: World) -> dist.Store:
-    """Where the processes find each other.
+    """The key-value store through which the processes find each other.
 
-    torchrun keeps one store over all its restarts (PyTorch 2.15) unless it is told not to. In that one, the processes
-    of a later attempt would find the addresses of those that have died, and wait for them.
+    By default torchrun (PyTorch 2.15) keeps one store over all its restarts. Processes of a later attempt would find
+    the addresses of dead processes in it and wait for them, so that each attempt gets a prefix of its own.
     """
     env = os.environ
     kept = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if kept and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0 and env.get("GROUP_WORLD_SIZE") != "1":
-        # the launchers of several nodes count the attempts differently
+        # the launchers of several nodes do not count the attempts alike
         raise UserError(
             "torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment on "
-            "each of them; otherwise the processes that it starts again would wait for those that have died"
+            "each of them; otherwise restarted processes would wait for those that have died"
         )
     if not kept:
         return _store_of_main_process(world)
@@ -237,11 +242,11 @@ def _store_of_this_attempt(world: World) -> dist.Store:
 def _store_of_main_process(world: World) -> dist.TCPStore:
     """The store that the main process serves at MASTER_ADDR and MASTER_PORT.
 
-    It is that of `dist.rendezvous("env://")`, except that the main process does not wait for the others here: it could
-    not tell which of them are missing.
+    It is that of `dist.rendezvous("env://")`, except that the main process does not wait in it for the other ones: it
+    could not report which of them are missing.
 
     Raises:
-        UserError: an address is not set, the main process cannot serve it, or nothing answers there.
+        UserError: the address is not set, the main process cannot serve it, or nothing answers there.
     """
     env = os.environ
     if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT", "").isdecimal():
@@ -251,7 +256,7 @@ def _store_of_main_process(world: World) -> dist.TCPStore:
         )
     host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     if not world.main:
-        # TCPStore would wait too, silently, and print a page of C++ frames in the end
+        # TCPStore would wait without a message, and print a page of C++ frames at its timeout
         _wait(world, lambda: _answers(host, port), missing=lambda: [0], where=f" at {host}:{port}")
     try:
         return dist.TCPStore(
@@ -271,32 +276,32 @@ def _store_of_main_process(world: World) -> dist.TCPStore:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether a server accepts connections; if not, after a moment."""
+    """Whether a server accepts connections. Where none does, this takes POLL_S."""
     try:
         socket.create_connection((host, port), timeout=1).close()
     except OSError:
-        time.sleep(ASK_AGAIN_S)
+        time.sleep(POLL_S)
         return False
     return True
 
 
 def _wait_for_all(store: dist.Store, world: World) -> None:
-    """Wait until every process of the run has said in the store that it is here."""
+    """Wait until every process of the run has set its key in the store."""
     keys = [f"joined/{rank}" for rank in range(world.size)]
     store.set(keys[world.rank], "")
     awaited = keys.copy()
 
-    def all_are_here() -> bool:  # store.wait would print two lines of C++ whenever its time is up
+    def all_joined() -> bool:  # store.wait would print two lines of C++ at each timeout
         while awaited and store.check(awaited[-1:]):
             awaited.pop()
         if awaited:
-            time.sleep(ASK_AGAIN_S)
+            time.sleep(POLL_S)
         return not awaited
 
     def missing() -> list[int]:
         return [rank for rank, key in enumerate(keys) if not store.check([key])]
 
-    _wait(world, all_are_here, missing=missing, tells=lambda: store.add("told", 1) == 1)
+    _wait(world, all_joined, missing=missing, reports=lambda: store.add("reported", 1) == 1)
 
 
 def _wait(
@@ -304,16 +309,16 @@ def _wait(
     done: Callable[[], bool],
     *,
     missing: Callable[[], list[int]],
-    tells: Callable[[], bool] = lambda: True,
+    reports: Callable[[], bool] = lambda: True,
     where: str = "",
 ) -> None:
-    """Wait at the start for other processes; after NOTICE_AFTER_S, say once on stderr for which.
+    """Wait at the start for other processes; after NOTICE_AFTER_S, print once to stderr which are missing.
 
     Args:
-        done: whether they are here; called again and again, takes a moment to say no.
+        done: whether they are here; called repeatedly, takes POLL_S to return False.
         missing: their ranks.
-        tells: whether this process is the one to say so.
-        where: they are expected.
+        reports: whether this process is the one that prints.
+        where: the address at which they are expected.
 
     Raises:
         UserError: they are still missing after TIMEOUT.
@@ -324,16 +329,20 @@ def _wait(
         if waited_s < notice_s:
             continue
         ranks = missing()
-        if not ranks:  # they came just now
+        if not ranks:  # the last one has just joined
             continue
         sentence = (
-            f"process {world.rank} has waited {_in_words(waited_s)} for {_processes(ranks)}{where}, which "
+            f"process {world.rank} has waited {_format_duration(waited_s)} for {_processes(ranks)}{where}, which "
             f"{'has' if len(ranks) == 1 else 'have'} not joined this run of {world.size} processes"
         )
         if waited_s >= longest_s:
-            raise UserError(f"{sentence}; look at what they printed, and whether WORLD_SIZE is right")
-        if tells():
-            print(f"{sentence}; it goes on waiting, for {_in_words(longest_s)} in all", file=sys.stderr, flush=True)
+            raise UserError(f"{sentence}; check their output and WORLD_SIZE")
+        if reports():
+            print(
+                f"{sentence}; it keeps waiting, up to {_format_duration(longest_s)} in total",
+                file=sys.stderr,
+                flush=True,
+            )
         notice_s = longest_s
 
 
@@ -344,10 +353,10 @@ def _processes(ranks: list[int]) -> str:
     return f"processes {', '.join(others)} and {last}" if others else f"process {last}"
 
 
-def _in_words(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
 
 
-def _tells_of_a_lost_process(error: RuntimeError) -> bool:
-    # gloo has no class of its own for it
+def _is_connection_loss(error: RuntimeError) -> bool:
+    # gloo raises a plain RuntimeError
     return isinstance(error, dist.DistError) or ("gloo" in str(error) and "onnection" in str(error))

@@ -1,4 +1,4 @@
-"""How much memory there is, how much a computation takes, and whether it was too much."""
+"""Memory: how much is free, how much a computation takes, and whether it was too much."""
 
 import ctypes
 import os
@@ -18,31 +18,31 @@ T = TypeVar("T")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 
-# What PyTorch's allocator says on a CPU, on Linux and on Windows, and oneDNN; on a GPU there is a class for it.
+# Messages of PyTorch's CPU allocator (Linux, Windows) and of oneDNN, which have no exception class of their own.
 CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "could not create a primitive")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory did not suffice, on a GPU or on the CPU."""
+    """Whether an exception means that a GPU or the CPU ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_OUT_OF_MEMORY)
 
 
 def unless_out_of_memory(compute: Callable[[], T]) -> T | None:
-    """What `compute` returns, or None where memory did not suffice."""
+    """Return the result of `compute`, or None if it ran out of memory."""
     try:
         return compute()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # Not in the handler: until it ends, the error's traceback holds on to all that was computed before.
+    # Not in the handler: there, the traceback of the error still keeps its tensors alive.
     torch.cuda.empty_cache()
     return None
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Largest so far: of a GPU's allocations, or of the process where there is none."""
+    """Peak memory so far: of PyTorch's allocations on a GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -50,10 +50,10 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def disable_malloc_trim() -> None:
-    """Let this process keep the memory of tensors on the CPU that are gone, for those to come.
+    """Let this process keep freed CPU memory for later tensors.
 
-    A training step takes and frees the same gigabytes again and again, and the C library would have the system clear
-    each large piece anew. For the GNU library; others do without.
+    Every training step allocates and frees the same gigabytes. The C library would return large blocks to the system,
+    which clears them at each allocation. This has no effect with other C libraries than glibc.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
@@ -62,31 +62,34 @@ def disable_malloc_trim() -> None:
 
 
 def total_bytes(device: torch.device) -> int:
-    """All that the device has."""
+    """Total memory of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process could still take: on a GPU, or of the machine within the limits that are set for it."""
+    """Memory that this process can still allocate on a GPU, or on the machine within the limits set for the process.
+
+    `psutil` knows the free memory of the machine, but not the limit of a container or of a cluster job.
+    """
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for itself
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch
+        return torch.cuda.mem_get_info(device)[0] + cached
     return max(0, min((total_bytes(device), *_available_bytes(), *_cgroup_bytes(), *_address_space_bytes())))
 
 
 def _available_bytes() -> Iterator[int]:
-    """What the machine could give away without swapping, where it says so."""
+    """Memory of the machine that is available without swapping; nothing on systems other than Linux."""
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
 
 
 def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), membership: str = "/proc/self/cgroup") -> Iterator[int]:
-    """What is left within the limit of each control group (version 1 or 2) around this process: a container's, a job's.
+    """What is left of the limit of each control group (version 1 or 2) of this process: of a container, of a job.
 
-    Memory that holds files alone is given back before a group runs out, and does not count as used.
+    The file cache is freed before a group runs out of memory and does not count as used.
     """
     for line in _lines(membership):
         _, controllers, path = line.split(":", 2)
@@ -98,7 +101,7 @@ def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), membership: str = "/proc/
         else:
             continue
         group = base / path.lstrip("/")
-        # Inside a container the path may be the host's: then only the folder of the container itself is there.
+        # In a container, the path may be that of the host. Then only the root folder exists, which is the container's.
         for folder in (group, *group.parents):
             if not folder.is_relative_to(base):
                 break
@@ -110,7 +113,7 @@ def _cgroup_bytes(root: Path = Path("/sys/fs/cgroup"), membership: str = "/proc/
 
 
 def _address_space_bytes() -> Iterator[int]:
-    """What is left within the process's own limit (`ulimit -v`), where one is set."""
+    """What is left of the limit of this process (`ulimit -v`), if one is set."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         for line in _lines("/proc/self/statm"):
@@ -118,7 +121,7 @@ def _address_space_bytes() -> Iterator[int]:
 
 
 def _lines(path: str | Path) -> list[str]:
-    """The lines of a file of the system; none where it does not exist."""
+    """The lines of a system file; none if it cannot be read."""
     try:
         return Path(path).read_text().splitlines()
     except OSError:
@@ -126,37 +129,35 @@ def _lines(path: str | Path) -> list[str]:
 
 
 class TensorBytes(TorchDispatchMode):
-    """Counts the memory of the tensors that are made in its block, and how much of it there was at most at one time.
-
-    What kernels take for themselves is not seen.
+    """Counts the memory of all tensors that are created in its block. Work space of kernels is not included.
 
     Attributes:
-        peak: bytes.
+        peak: the most bytes that were alive at one time.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.peak = self._live = 0
-        self._known = {}  # weak references by id to storages: those made here, and those that were there before
+        self._known = {}  # id of a storage -> weak reference; also storages from before the block, with size 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # otherwise PyTorch imports its whole compiler, for seconds, to keep it away from here
+        return False  # with True, PyTorch imports its compiler, which takes seconds
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        self._note((args, kwargs), made_here=False)
+        self._count((args, kwargs), created=False)
         result = func(*args, **kwargs)
-        self._note(result, made_here=True)
+        self._count(result, created=True)
         self.peak = max(self.peak, self._live)
         return result
 
-    def _note(self, tensors: Any, *, made_here: bool) -> None:
+    def _count(self, tensors: Any, *, created: bool) -> None:
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 if id(storage) not in self._known:
-                    size = storage.nbytes() if made_here else 0
+                    size = storage.nbytes() if created else 0
                     self._live += size
                     self._known[id(storage)] = weakref.ref(storage, partial(self._forget, id(storage), size))
 

@@ -1,48 +1,56 @@
-"""Being asked to stop: a signal becomes a wish, which a run fulfils when a step is complete."""
+"""Stop signals: a run finishes its step and saves before it ends."""
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, TracebackType
 
 from sed_sr.data.workers import STOP_SIGNALS
 
-ONE_KEYSTROKE_S = 0.5  # a launcher repeats the Ctrl-C that the terminal has sent to everybody
+ONE_KEYSTROKE_S = 0.5  # a launcher repeats the Ctrl-C that the terminal has sent to all processes
 
 
-@contextmanager
-def wish_to_stop(*, speak: bool) -> Iterator[Callable[[], str | None]]:
-    """While the block runs, SIGTERM, SIGINT and SIGUSR1 do nothing but set what the function handed out returns.
+class StopSignal:
+    """While its block runs, SIGTERM, SIGINT and SIGUSR1 do nothing but set `requested`.
 
     A second SIGINT raises KeyboardInterrupt at once.
 
     Args:
-        speak: tell on stderr that a signal has arrived.
+        announce: print a line to stderr when a signal arrives.
 
-    Returns:
-        A function: the name of the first signal that has arrived, or None.
+    Attributes:
+        name: of the first signal that has arrived; None: none has.
     """
-    wished, first_s = None, None
 
-    def note(number: int, _: object) -> None:
-        nonlocal wished, first_s
+    def __init__(self, *, announce: bool) -> None:
+        self.name: str | None = None
+        self._announce, self._first_s = announce, None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.name is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
-        if wished is None:
-            wished, first_s = signal.Signals(number).name, now_s
-            if speak:
+        if not self.requested:
+            self.name, self._first_s = signal.Signals(number).name, now_s
+            if self._announce:
                 again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-                # Not print(): a signal may arrive in the midst of one.
-                text = f"\n{Path(sys.argv[0]).name}: {wished}: finishing the step and saving{again}\n"
+                # Not print(): a signal may arrive while another print() is running.
+                text = f"\n{Path(sys.argv[0]).name}: {self.name}: finishing the step and saving{again}\n"
                 os.write(2, text.encode())
-        elif number == signal.SIGINT and now_s - first_s > ONE_KEYSTROKE_S:
+        elif number == signal.SIGINT and now_s - self._first_s > ONE_KEYSTROKE_S:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    try:
-        yield lambda: wished
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> "StopSignal":
+        self._handlers = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)

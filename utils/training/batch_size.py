@@ -1,4 +1,4 @@
-"""How many pairs a process computes at once: what the batch of a step asks for, or the largest that memory holds."""
+"""The batch size of a process: given, derived from the total batch size, or the largest that fits in memory."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -15,59 +15,57 @@ from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import TensorBytes, unless_out_of_memory
 
 AUTO = "auto"
-USUAL = 8  # pairs at once where nothing else is asked for; the paper's
-MOST = 12  # that a process computes at once unless it is told to; Real-ESRGAN's
-FEW, SEVERAL = 2, 4  # pairs; with one, what does not grow with the batch may be the peak
-USED_SHARE = 0.85  # of what is free: memory breaks into pieces, and kernels and sums over processes take some as well
-SHRINK = 0.95  # of a batch that does not fit after all
+DEFAULT_SIZE = 8  # where no size is given; the paper's
+MAX_DERIVED_SIZE = 12  # of a size that follows from the total batch size; Real-ESRGAN's
+SMALL, LARGE = 2, 4  # measured batch sizes; with one pair, what does not grow with the batch may be the peak
+USED_SHARE = 0.85  # of the free memory; fragmentation, kernels and communication take the rest
+SHRINK = 0.95  # factor of a batch size that turns out not to fit
 
 
 class Batches(NamedTuple):
-    """What a step is computed from."""
+    """The batches of a step; None: not given."""
 
-    size: int | str | None  # pairs that a process computes at once, or `auto`
-    per_step: int | None  # such batches of each process
-    total: int | None  # pairs of all processes together
+    size: int | str | None  # pairs in a batch of one process, or `auto`
+    per_step: int | None  # batches of each process, whose gradients are accumulated
+    total: int | None  # pairs of all processes in a step
 
 
-def share_batches(wanted: Batches, *, processes: int) -> Batches:
-    """The batches of a step, numbers that fit each other, from those of them that are given; None: not given.
-
-    Where the size is `auto`, `settle_batch_size` is for the rest.
+def resolve_batches(wanted: Batches, *, processes: int) -> Batches:
+    """Derive the values that are not given from those that are. If the size is `auto`, this is up to `resolve_auto`.
 
     Raises:
-        UserError: they cannot fit each other.
+        UserError: the given values contradict each other.
     """
     size, per_step, total = wanted
     if total is None:
-        return wanted if size == AUTO else _batches(size or USUAL, per_step or 1, processes)
+        return wanted if size == AUTO else _batches(size or DEFAULT_SIZE, per_step or 1, processes)
     share, rest = divmod(total, processes)
     if rest or not share:
         raise UserError(
             f"train.total_batch_size is {total}, which {processes} processes cannot share evenly: set it to a multiple "
-            f"of {processes}, such as {processes * (share + 1)}, or start another number of processes"
+            f"of {processes}, such as {processes * (share + 1)}, or change the number of processes"
         )
     if size == AUTO:
         if per_step is not None:
             raise UserError(
-                f"dataloader.batch_size is auto and train.total_batch_size {total}, from which "
-                f"train.accumulate_batches follows; it is {per_step} and should be null"
+                f"dataloader.batch_size is auto and train.total_batch_size is {total}, from which "
+                f"train.accumulate_batches follows; it is {per_step} and must be null"
             )
         return wanted
     if size is None:
-        size = share // per_step if per_step else _largest_divisor(share, MOST)
+        size = share // per_step if per_step else _largest_divisor(share, MAX_DERIVED_SIZE)
     per_step = per_step or max(1, share // size)
     if size * per_step != share:
         raise UserError(
             f"train.total_batch_size is {total}, but {processes} process{'es' * (processes > 1)} with "
             f"dataloader.batch_size {size} and train.accumulate_batches {per_step} make {size * per_step * processes}: "
-            "set the latter two to null, so that they follow from the first, or change the first"
+            "set the last two to null, so that they follow from the first, or change the first"
         )
     return _batches(size, per_step, processes)
 
 
-def settle_batch_size(wanted: Batches, largest: int, *, processes: int) -> Batches:
-    """The batches of a step of which the size is `auto`, where each process can compute `largest` pairs at once."""
+def resolve_auto(wanted: Batches, largest: int, *, processes: int) -> Batches:
+    """The batches of a step where the size is `auto` and `largest` is the largest batch that fits on every process."""
     if wanted.total is None:
         return _batches(largest, wanted.per_step or 1, processes)
     share = wanted.total // processes
@@ -92,19 +90,19 @@ def largest_batch_size(
     free_bytes: int,
     waiting_bytes: int,
 ) -> int:
-    """Measure steps of two small batches, and follow the line through them; on a GPU, try what it says.
+    """Measure the memory of steps with two small batches and extrapolate linearly; on a GPU, try the result.
 
-    The steps are taken by a copy: networks, optimisers and random numbers stay as they are.
+    The steps are taken by a copy: networks, optimisers and random number generators do not change.
 
     Args:
-        make_pairs: from samples to training pairs; another one than the run's, whose pool it would fill.
+        make_pairs: makes training pairs from samples; not that of the run, whose pool this would fill.
         sample: of the training set: 'hr' and perhaps 'lr', (3, H, W) uint8.
-        most: the largest batch that makes sense.
-        free_bytes: what this process may take.
-        waiting_bytes: what each pair of a batch takes of it in the batches that wait for their step.
+        most: upper limit of the result.
+        free_bytes: memory that this process may use.
+        waiting_bytes: memory of each pair of a batch in the batches that the loader keeps ready.
 
     Raises:
-        UserError: not even a single pair fits.
+        UserError: a single pair does not fit.
     """
     device = next(train_step.generator.parameters()).device
     images = {name: value for name, value in sample.items() if isinstance(value, Tensor)}
@@ -113,33 +111,33 @@ def largest_batch_size(
 
         def step(batch_size: int) -> None:
             loaded = {name: torch.stack([image] * batch_size) for name, image in images.items()}
-            # watched, as some steps of the run are: it takes more
+            # watched steps need the most memory
             pairs = (make_pairs(loaded, seed=seed, device=device) for seed in range(trial.batches_per_step))
             trial(*pairs, watch=True)
 
         def measured(batch_size: int) -> int | None:
             return unless_out_of_memory(lambda: peak_bytes(partial(step, batch_size)))
 
-        measured(1)  # with the first step come the optimisers' moments
-        few, several = measured(FEW), measured(SEVERAL)
-        size = SEVERAL - 1
-        if several is not None:
-            pair_bytes = (several - few) / (SEVERAL - FEW)
-            size = int((USED_SHARE * free_bytes - few + FEW * pair_bytes) / (pair_bytes + waiting_bytes))
+        measured(1)  # the first step creates the moments of the optimisers
+        small, large = measured(SMALL), measured(LARGE)
+        size = LARGE - 1
+        if large is not None:
+            pair_bytes = (large - small) / (LARGE - SMALL)
+            size = int((USED_SHARE * free_bytes - small + SMALL * pair_bytes) / (pair_bytes + waiting_bytes))
         size = min(size, most)
-        if several is None or device.type == "cuda":  # a CPU rarely says no: the system ends the process
-            size = shrunk_until(lambda size: measured(size) is not None, size)
+        if large is None or device.type == "cuda":  # on a CPU, the system would kill the process
+            size = shrink_until(lambda size: measured(size) is not None, size)
     if size < 1:
         raise UserError(
             "dataloader.batch_size is auto, but a step with a single pair needs more than the "
-            f"{free_bytes / 1e9:.3g} GB that are free on {device}: lower dataset.lr_patch_px, take a smaller network, "
+            f"{free_bytes / 1e9:.3g} GB that are free on {device}: lower dataset.lr_patch_px, use a smaller network, "
             "or set train.precision: bf16"
         )
     return size
 
 
-def shrunk_until(fits: Callable[[int], bool], size: int) -> int:
-    """The size, or the next smaller one that fits; 0 where none does."""
+def shrink_until(fits: Callable[[int], bool], size: int) -> int:
+    """Reduce the size until it fits; 0 if no size does."""
     while size > 0 and not fits(size):
         size = int(SHRINK * size)
     return size
@@ -147,9 +145,9 @@ def shrunk_until(fits: Callable[[int], bool], size: int) -> int:
 
 @contextmanager
 def _measured(device: torch.device) -> Iterator[Callable[[Callable[[], None]], int]]:
-    """Hands out what calls a function and returns the most bytes that there were, of all made since the block began.
+    """Yields a function that calls another one and returns the peak of the bytes allocated since the block began.
 
-    Random numbers are afterwards what they were.
+    The random number generators are restored at the end.
     """
     if device.type == "cuda":
         with torch.random.fork_rng(devices=[device]):

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a run starts, told at once."""
+"""The checks before a run starts: all problems are reported together."""
 
 import math
 import shutil
@@ -20,56 +20,62 @@ from sed_sr.utils.weights import checkpoint
 
 Found = TypeVar("Found")
 
-NUMBER_BYTES = 4  # of a float32
-MOMENTS = 2  # that Adam keeps of each parameter
+FLOAT32_BYTES = 4
+ADAM_MOMENTS = 2  # of each parameter
 PNG_BYTES_PER_PX = 2.0  # of a photograph
 
 
 class Checklist:
-    """What was looked at, and what was found to be right or wrong."""
+    """Collects the results of checks instead of stopping at the first one that fails.
+
+    Attributes:
+        notes: what each passed check found, by its name.
+        failures: the message of each failed check, by its name.
+        not_checked: names of checks that depend on a failed one.
+    """
 
     def __init__(self) -> None:
-        self.found: dict[str, str] = {}
-        self.wrong: dict[str, str] = {}
-        self.left: list[str] = []  # what was not looked at, because something that it needs is wrong
+        self.notes: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.not_checked: list[str] = []
 
-    def look(self, what: str, find: Callable[[], Found], say: Callable[[Found], str] = str) -> Found | None:
-        """Call `find` and note what it returns, or the UserError that it raises, under the name `what`.
+    def check(self, name: str, find: Callable[[], Found], describe: Callable[[Found], str] = str) -> Found | None:
+        """Call `find` and record a description of its result, or the UserError that it raises.
 
         Returns:
-            What `find` returned; None where it failed.
+            The result of `find`; None if it failed.
         """
         try:
             result = find()
         except UserError as error:
-            self.wrong[what] = str(error)
+            self.failures[name] = str(error)
             return None
-        self.found[what] = say(result)
+        self.notes[name] = describe(result)
         return result
 
-    def share(self, world: World) -> None:
-        """Let every process know what the others have found."""
-        for found, wrong, left in world.gather((self.found, self.wrong, self.left)):
-            self.found = {**found, **self.found}
-            self.wrong = {**wrong, **self.wrong}
-            self.left = list(dict.fromkeys([*left, *self.left]))
+    def gather(self, world: World) -> None:
+        """Merge the results of all processes, on each of them."""
+        for notes, failures, not_checked in world.gather((self.notes, self.failures, self.not_checked)):
+            self.notes = {**notes, **self.notes}
+            self.failures = {**failures, **self.failures}
+            self.not_checked = list(dict.fromkeys([*not_checked, *self.not_checked]))
 
-    def settle(self) -> None:
-        """Raise a UserError that tells of everything that was wrong, where something was."""
-        if self.wrong:
-            raise UserError("\n".join(self.wrong.values()))
+    def raise_if_failed(self) -> None:
+        """Raise a UserError with the messages of all failed checks, if there are any."""
+        if self.failures:
+            raise UserError("\n".join(self.failures.values()))
 
     def table(self) -> Table:
-        """A row for each thing that was looked at."""
+        """A row for each check."""
         table = Table(show_header=False)
         for _ in range(3):
             table.add_column(overflow="fold")
-        for what, found in self.found.items():
-            table.add_row(Text(what), "ok", Text(found))
-        for what, problem in self.wrong.items():
-            table.add_row(Text(what), Text("WRONG", "red"), Text(problem, "red"))
-        for what in self.left:
-            table.add_row(Text(what), "?", "not looked at, as long as the above is wrong")
+        for name, note in self.notes.items():
+            table.add_row(Text(name), "ok", Text(note))
+        for name, failure in self.failures.items():
+            table.add_row(Text(name), Text("FAILED", "red"), Text(failure, "red"))
+        for name in self.not_checked:
+            table.add_row(Text(name), "?", "not checked because of the failures above")
         return table
 
 
@@ -84,37 +90,37 @@ def check_disk(
     """Compare the free space with what the run will write: training states, weights and validation images.
 
     Returns:
-        Both, in words.
+        A description of both.
 
     Raises:
-        UserError: it will not fit.
+        UserError: there is too little space.
     """
     generator, discriminator = (_parameters(net) for net in (train_step.generator, train_step.discriminator))
-    weights_bytes = NUMBER_BYTES * generator * (1 if train_step.ema is None else 2)
-    state_bytes = weights_bytes + NUMBER_BYTES * (MOMENTS * generator + (1 + MOMENTS) * discriminator)
+    weights_bytes = FLOAT32_BYTES * generator * (1 if train_step.ema is None else 2)
+    state_bytes = weights_bytes + FLOAT32_BYTES * (ADAM_MOMENTS * generator + (1 + ADAM_MOMENTS) * discriminator)
     saves = -(-steps_left // options.train.save_every_steps)
     best = options.validation.best_by is not None
-    # One state more than are kept, because the oldest is deleted after the newest was written.
+    # One more than are kept: the oldest is deleted after the newest has been written.
     states = min(saves, options.train.keep_states) + best + (saves > 0)
-    present_bytes = sum(path.stat().st_size for path in checkpoint.states(folder.states))  # they make room
-    # Of the latest weights, the old file goes after the new one has come.
+    present_bytes = sum(path.stat().st_size for path in checkpoint.states(folder.states))  # will be deleted
+    # The latest weights count twice: the old file is replaced after the new one has been written.
     weights_files = steps_left // options.train.keep_weights + 2 * (saves > 0) + best
     images_bytes = sum(_sr_bytes(benchmark, train_step.generator.scale) for benchmark in benchmarks)
     validations = -(-steps_left // options.validation.every_steps)
     needed_bytes = states * state_bytes + weights_files * weights_bytes + validations * images_bytes - present_bytes
-    free_bytes = shutil.disk_usage(folder.ground).free
+    free_bytes = shutil.disk_usage(folder.existing_parent).free
     if needed_bytes > free_bytes:
         raise UserError(
             f"{folder.root} will grow by about {needed_bytes / 1e9:.3g} GB ({states} training states of "
             f"{state_bytes / 1e9:.3g} GB, {weights_files} generator weights of {weights_bytes / 1e9:.3g} GB, images of "
-            f"{validations} validations of {images_bytes / 1e9:.3g} GB), but {free_bytes / 1e9:.3g} GB are free "
-            "there: free some, or raise train.save_every_steps or validation.every_steps"
+            f"{validations} validations of {images_bytes / 1e9:.3g} GB), but only {free_bytes / 1e9:.3g} GB are "
+            "free there: free some space, or raise train.save_every_steps or validation.every_steps"
         )
     return f"{free_bytes / 1e9:.3g} GB free, about {max(needed_bytes, 0) / 1e9:.3g} GB needed"
 
 
 def _sr_bytes(benchmark: Benchmark, scale: int) -> int:
-    """Of the SR images of one validation, roughly."""
+    """Approximate size of the SR images of one validation."""
     return sum(round(PNG_BYTES_PER_PX * math.prod(image_size(image.lr)) * scale**2) for image in benchmark.images)
 
 

@@ -27,12 +27,12 @@ def check_training_images(dataset: PairedImages | HRImages, checks: Checklist, *
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("reading every image", total=images)
             read = partial(check_readable, dataset.folders, on_image=lambda: progress.advance(task))
-            checks.look("readable", read, lambda _: f"all {images:,} images")
+            checks.check("readable", read, lambda _: f"all {images:,} images")
     if isinstance(dataset, HRImages):
         return
     samples = COMPARED_PAIRS_THOROUGHLY if thorough else COMPARED_PAIRS
     compare = partial(check_content, dataset.pairs, scale=dataset.scale, samples=samples, seed=seed)
-    checks.look("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
+    checks.check("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
 
 
 def format_dataset(dataset: PairedImages | HRImages) -> str:

@@ -1,4 +1,4 @@
-"""The folder of one training run: what lies where."""
+"""The folder of a training run: its files, and its lock."""
 
 import fcntl
 import os
@@ -11,15 +11,16 @@ from sed_sr.utils.weights import checkpoint
 
 
 class RunFolder:
-    """`<out_root>/<name>`: the unit of work.
+    """`<out_root>/<name>`, everything that a run writes.
 
-    options.yml                 the resolved option tree; `--opt` reads it back
-    train.log, metrics.jsonl    the log for people, and for programs
+    options.yml                 all options of the run; can be given to `--opt`
+    train.log                   the log
+    metrics.jsonl               losses and scores, one JSON object per line
     tensorboard/                event files
     images/                     validation images, one folder per step and benchmark
-    training_set.txt            the HR images that it trains on
-    generator_latest.pth        newest generator weights; generator_<step>.pth: those of some steps, and the newest too
-    generator_best.pth          the best by the score of validation.best_by, where one is chosen
+    training_set.txt            the HR images of the training set
+    generator_latest.pth        the newest generator weights; generator_<step>.pth: the same, and those of some steps
+    generator_best.pth          the weights with the best score, where validation.best_by is set
     states/                     the newest training states, to resume from, and that of the best weights
     """
 
@@ -40,45 +41,46 @@ class RunFolder:
         return checkpoint.weights_path(self.root, step)
 
     @property
-    def ground(self) -> Path:
-        """The folder itself, or the nearest one above it that is there."""
+    def existing_parent(self) -> Path:
+        """The folder itself, or its nearest parent that exists."""
         return nearest_existing(self.root)
 
     def check(self, *, in_place: bool) -> None:
-        """Raise a UserError where `claim` would refuse, as far as that can be seen without writing anything."""
-        if not self.ground.is_dir() or not os.access(self.ground, os.W_OK | os.X_OK):
-            raise UserError(f"the run's folder {self.root} cannot be used: {self.ground} is no folder to write to")
+        """Raise the UserErrors of `lock` that can be known without writing anything."""
+        if not self.existing_parent.is_dir() or not os.access(self.existing_parent, os.W_OK | os.X_OK):
+            raise UserError(
+                f"the run's folder {self.root} cannot be used: {self.existing_parent} is not a writable folder"
+            )
         if not in_place and checkpoint.states(self.states):
             raise UserError(
-                f"{self.root} holds a run already; go on with it (--resume auto), or give this one another name "
-                "(--set name=...), or remove that folder"
+                f"{self.root} already contains a run; resume it (--resume auto), choose another name (--set name=...), "
+                "or delete that folder"
             )
         if not in_place and self.latest_weights.exists():
             raise UserError(
-                f"{self.root} holds the weights of a run and no training state to go on from; give this run another "
-                "name (--set name=...), or remove that folder"
+                f"{self.root} contains the weights of a run but no training state to resume from; choose another name "
+                "(--set name=...), or delete that folder"
             )
 
-    def claim(self, *, in_place: bool, damaged: Sequence[Path] = ()) -> None:
-        """Make the folder and keep other processes out of it until this one ends.
-
-        What a killed process left half-written is removed.
+    def lock(self, *, in_place: bool, damaged: Sequence[Path] = ()) -> None:
+        """Create the folder and lock it until this process ends. Delete temporary files of a killed process.
 
         Args:
-            in_place: go on with the run that the folder holds.
-            damaged: training states in it that cannot be read; they get another ending, and are states no more.
+            in_place: continue the run in the folder.
+            damaged: unreadable training states in it; they are renamed to `.damaged`.
 
         Raises:
-            UserError: another process trains in it; or it holds the results of a run and `in_place` is not set:
-                nothing is written over.
+            UserError: another process trains in it, or it contains a run and `in_place` is not set.
         """
         try:
             self.states.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.root / ".lock").open("w")
-            # A lock of this process alone: one that a loader's workers inherit would outlive it.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock_file = (self.root / ".lock").open("w")
+            # Not flock: the workers of a loader inherit such a lock, and would keep it if this process is killed.
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another process is training in {self.root}; give this run another name") from None
+            raise UserError(
+                f"another process is training in {self.root}; choose another name (--set name=...)"
+            ) from None
         except OSError as error:
             raise UserError(f"the run's folder {self.root} cannot be used ({error.strerror})") from None
         self.check(in_place=in_place)

@@ -1,4 +1,4 @@
-"""What a run tells: to the terminal, to files, to TensorBoard."""
+"""The log of a run: terminal, files, TensorBoard."""
 
 import json
 import logging
@@ -12,33 +12,33 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from sed_sr.data.files import write_text
 from sed_sr.utils.training.run_folder import RunFolder
 
 
 class SilentLog:
-    """The log of a process that has nothing to tell, because another one does."""
+    """The log of all processes but the main one: it writes nothing."""
 
     def info(self, text: str) -> None:
-        """A line for people."""
+        """Log a line."""
 
     def warning(self, text: str) -> None:
-        """A line that they should not overlook."""
+        """Log a warning."""
 
     def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Figures of one step: a line of metrics.jsonl, and curves."""
+        """Log values of a step: a line of metrics.jsonl and TensorBoard curves named `kind/name`."""
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
-        """A picture, (H, W, 3) uint8 RGB."""
+        """Log a picture, (H, W, 3) uint8 RGB, to TensorBoard."""
 
     def flush(self) -> None:
-        """See to it that the figures told are on the disk."""
+        """Flush metrics.jsonl to the disk."""
 
     @contextmanager
     def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar where the terminal can show one; the function that is handed out moves it to a step."""
+        """Show a progress bar while the block runs. Yields a function that sets its step."""
         yield lambda step: None
 
     def close(self) -> None:
@@ -46,85 +46,89 @@ class SilentLog:
 
 
 class RunLog(SilentLog):
-    """The log of the main process: console, train.log, metrics.jsonl, TensorBoard.
+    """The log of the main process.
 
-    Figures and curves that a run made beyond the point from which it goes on are dropped: it makes them again. Lines
-    may come from any thread. Nothing waits for TensorBoard; where it cannot write, a later call raises its OSError.
+    Values that a run logged after the step from which it resumes are dropped, because it logs them again. Lines may
+    come from any thread. Nothing waits for TensorBoard; if it cannot write, a later call raises its OSError.
 
     Args:
         step: optimisation steps done before.
-        validated: the last of them after which scores were made.
+        validated: the last validated step.
     """
 
     def __init__(self, folder: RunFolder, *, step: int = 0, validated: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the main process needs it
+        # Takes a second to import, and only the main process needs it.
+        from torch.utils.tensorboard import SummaryWriter
 
         self.console = Console(highlight=False, soft_wrap=True)
         self._lines = logging.FileHandler(folder.log, encoding="utf-8")
         self._lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        _drop_figures_beyond(step, validated, folder.metrics)
+        _drop_values_after(step, validated, folder.metrics)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._shown = deque()  # futures of what the thread has been given
+        self._queued = deque()  # futures of what the thread writes to TensorBoard
 
     def info(self, text: str) -> None:
-        self.console.print(text, markup=False)
-        self._line(logging.INFO, text)
+        self._print(text)
+        self._write(logging.INFO, text)
 
     def warning(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False)
-        self._line(logging.WARNING, text)
+        self._print(f"warning: {text}", style="yellow")
+        self._write(logging.WARNING, text)
 
     def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
         # JSON has no infinity and no NaN
-        figures = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        self._metrics.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
-            self._show(self._events.add_scalar, f"{kind}/{name}", value, step)
+            self._queue(self._events.add_scalar, f"{kind}/{name}", value, step)
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
-        self._show(partial(self._events.add_image, dataformats="HWC"), name, image, step)
+        self._queue(partial(self._events.add_image, dataformats="HWC"), name, image, step)
 
     def flush(self) -> None:
         os.fsync(self._metrics.fileno())
 
     @contextmanager
     def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
-        columns = (TextColumn("step"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task("", completed=done, total=total)
-            yield lambda step: bar.update(task, completed=step)
+        # disable=None: only on a terminal
+        with tqdm(desc="step", initial=done, total=total, leave=False, dynamic_ncols=True, disable=None) as bar:
+            yield lambda step: bar.update(step - bar.n)
 
     def close(self) -> None:
         self._lines.close()
         self._metrics.close()
         self._thread.shutdown()
         self._events.close()
-        for shown in self._shown:
-            shown.result()
+        for queued in self._queued:
+            queued.result()
 
-    def _show(self, add: Callable[..., None], *what: object) -> None:
-        # On a thread: pictures take up to a second to encode, and TensorBoard's own queue holds ten events.
-        self._shown.append(self._thread.submit(add, *what))
-        while self._shown and self._shown[0].done():
-            self._shown.popleft().result()
+    def _queue(self, add: Callable[..., None], *what: object) -> None:
+        # On a thread, because a picture takes up to a second to encode and TensorBoard's own queue holds ten events.
+        self._queued.append(self._thread.submit(add, *what))
+        while self._queued and self._queued[0].done():
+            self._queued.popleft().result()
 
-    def _line(self, level: int, text: str) -> None:
+    def _print(self, text: str, *, style: str | None = None) -> None:
+        with tqdm.external_write_mode():  # hides the progress bar meanwhile
+            self.console.print(text, style=style, markup=False)
+
+    def _write(self, level: int, text: str) -> None:
         self._lines.handle(logging.LogRecord("train", level, "", 0, text, None, None))
         self._lines.flush()
 
 
-def _drop_figures_beyond(step: int, validated: int, metrics: Path) -> None:
+def _drop_values_after(step: int, validated: int, metrics: Path) -> None:
     if not metrics.exists():
         return
     kept = []
     for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            figures = json.loads(line)
+            values = json.loads(line)
         except ValueError:
             continue  # the process was killed while it wrote this line
-        if figures["step"] <= (validated if figures["kind"].startswith("validation/") else step):
+        if values["step"] <= (validated if values["kind"].startswith("validation/") else step):
             kept.append(line)
     write_text(metrics, "".join(kept))

@@ -19,7 +19,7 @@ from sed_sr.utils.evaluation.metrics import Metric, build_metrics, metric_weight
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import disable_malloc_trim
 from sed_sr.utils.training.batch_options import batches_of, measure_batch_size, with_batches
-from sed_sr.utils.training.batch_size import AUTO, settle_batch_size, share_batches
+from sed_sr.utils.training.batch_size import AUTO, resolve_auto, resolve_batches
 from sed_sr.utils.training.checklist import Checklist, check_disk
 from sed_sr.utils.training.frozen_weights import FrozenStates, load_frozen_states, pretrained_weights
 from sed_sr.utils.training.image_checks import check_training_images, format_dataset
@@ -50,44 +50,44 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
 
     Only the main process lists folders, opens images, reads weights and decides what the run starts from. It shares the
     results with the other processes. They build their networks with random weights, which the main process's replace
-    later (`utils.train_run.share_step`).
+    later (`utils.train_run.synchronize`).
 
     Args:
         resume: the argument of `train.py`.
         thorough: decode every image.
     """
     with world.raise_together():
-        options = with_batches(options, share_batches(batches_of(options), processes=world.size))
+        options = with_batches(options, resolve_batches(batches_of(options), processes=world.size))
         generator = build_generator(options)
     checks, folder = Checklist(), RunFolder(options.paths.out_root / options.name)
-    setup = TrainingSetup(options, folder, checks, checks.look("device", partial(world.device, options.device)))
+    setup = TrainingSetup(options, folder, checks, checks.check("device", partial(world.device, options.device)))
     start = None
     if world.main:
         _find_images(setup, scale=generator.scale, thorough=thorough)
         start = _find_start(setup, resume, thorough=thorough, processes=world.size)
     # Without the tensors of `start`, which the other processes receive with those of the training step.
     found = (setup.dataset, setup.benchmarks, start.without_tensors() if start is not None else None)
-    setup.dataset, setup.benchmarks, setup.start = world.share(found)
-    checks.share(world)
-    if not checks.wrong:
+    setup.dataset, setup.benchmarks, setup.start = world.broadcast(found)
+    checks.gather(world)
+    if not checks.failures:
         _build_metrics(setup, world)
         _build_networks(setup, start, generator, world)
-        checks.share(world)
-    if checks.wrong:
-        checks.left += [name for name in ("scores", "networks", "disk", "memory") if name not in checks.found]
+        checks.gather(world)
+    if checks.failures:
+        checks.not_checked += [name for name in ("scores", "networks", "disk", "memory") if name not in checks.notes]
     return setup
 
 
 def _find_images(setup: TrainingSetup, *, scale: int, thorough: bool) -> None:
     """Find the training set and the benchmarks."""
     options, checks = setup.options, setup.checks
-    setup.dataset = checks.look("training set", partial(_build_dataset, options, scale=scale), format_dataset)
+    setup.dataset = checks.check("training set", partial(_build_dataset, options, scale=scale), format_dataset)
     if setup.dataset is None:
-        checks.left.append("content of the images")
+        checks.not_checked.append("content of the images")
     else:
         check_training_images(setup.dataset, checks, seed=options.seed, thorough=thorough)
     setup.benchmarks = [
-        checks.look(
+        checks.check(
             f"benchmark {name}",
             partial(find_benchmark, options.paths.data_test_root, name, scale=scale),
             lambda benchmark: f"{len(benchmark.images)} images",
@@ -103,8 +103,8 @@ def _find_start(setup: TrainingSetup, resume: str | None, *, thorough: bool, pro
     given = file_to_start_from(resume, options, folder)
     for name in (*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)):
         if name not in (RANDOM, None):
-            checks.look(name, partial(find, name), _format_checksum if thorough else str)
-    if given in checks.wrong:
+            checks.check(name, partial(find, name), _format_checksum if thorough else str)
+    if given in checks.failures:
         return None
 
     def start() -> Start:
@@ -112,9 +112,9 @@ def _find_start(setup: TrainingSetup, resume: str | None, *, thorough: bool, pro
         found = find_start(resume, options, folder, path=path, processes=processes)
         return found if setup.dataset is None else with_changed_images(found, image_list(setup.dataset.hr_folders))
 
-    found = checks.look("start", start, lambda start: "\n".join(start.told))
+    found = checks.check("start", start, lambda start: "\n".join(start.messages))
     if found is not None:
-        checks.look("run folder", partial(folder.check, in_place=found.in_place), lambda _: str(folder.root))
+        checks.check("run folder", partial(folder.check, in_place=found.in_place), lambda _: str(folder.root))
     return found
 
 
@@ -129,7 +129,7 @@ def _build_metrics(setup: TrainingSetup, world: World) -> None:
     )
     for first in (True, False):
         if (world.local_rank == 0) is first:
-            setup.metrics = setup.checks.look("scores", build, ", ".join)
+            setup.metrics = setup.checks.check("scores", build, ", ".join)
         world.gather(None)  # a barrier
 
 
@@ -143,7 +143,7 @@ def _build_networks(setup: TrainingSetup, start: Start | None, generator: nn.Mod
     best_by = options.validation.best_by
     if best_by is not None and setup.metrics is not None and world.main:
         check = partial(check_best_by, setup.metrics[best_by], setup.benchmarks[0], scale=generator.scale)
-        checks.look("best weights", check)
+        checks.check("best weights", check)
 
     def build() -> TrainStep:
         if world.main and start.weights is not None:
@@ -158,13 +158,13 @@ def _build_networks(setup: TrainingSetup, start: Start | None, generator: nn.Mod
             train_step.load_state_dict(start.train_step)
         return train_step
 
-    setup.train_step = checks.look("networks", build, _format_networks)
+    setup.train_step = checks.check("networks", build, _format_networks)
     if options.dataloader.batch_size == AUTO:
         _resolve_batch_size(setup, world)
     if setup.train_step is not None and world.main:
         steps_left = max(0, options.train.total_steps - setup.start.step)
         check = partial(check_disk, options, setup.folder, setup.train_step, setup.benchmarks)
-        checks.look("disk", partial(check, steps_left=steps_left))
+        checks.check("disk", partial(check, steps_left=steps_left))
 
 
 def _resolve_batch_size(setup: TrainingSetup, world: World) -> None:
@@ -179,14 +179,14 @@ def _resolve_batch_size(setup: TrainingSetup, world: World) -> None:
             device=setup.device,
             processes=world.size,
         )
-        size = setup.checks.look("batch size", measure)
+        size = setup.checks.check("batch size", measure)
         reason = f"the largest that fits, of {len(setup.dataset):,} images"
     sizes = world.gather(size)
     if None in sizes:
         return  # a process failed, and `checks` has the reason
-    batches = settle_batch_size(batches_of(options), min(sizes), processes=world.size)
+    batches = resolve_auto(batches_of(options), min(sizes), processes=world.size)
     setup.options = with_batches(options, batches)
-    setup.checks.found["batch size"] = f"{batches.size}, {reason}"
+    setup.checks.notes["batch size"] = f"{batches.size}, {reason}"
     if setup.train_step is not None:
         setup.train_step.batches_per_step = batches.per_step
 

@@ -1,4 +1,4 @@
-"""A job beside the main thread: nothing waits for it before the end, and nothing that goes wrong in it is lost."""
+"""A background job runs beside the main thread, and its errors are never lost."""
 
 import time
 from threading import Event, Timer
@@ -19,14 +19,14 @@ def background(warnings):
     return BackgroundJob(warn=warnings.append)
 
 
-def beside(background, job, work):
+def run_beside(background, job, work):
     with background:
         background.start(job)
         work()
 
 
 def held_back(until: Event, done: list):
-    """A job of two pieces, the first of which waits."""
+    """A job of two parts, the first of which waits."""
     assert until.wait(timeout=10)
     done.append("first")
     yield
@@ -38,7 +38,7 @@ def broken():
     raise UserError("the disk is full")
 
 
-def test_caller_goes_on_beside_a_job_and_does_not_get_past_the_end_without_it(background):
+def test_caller_continues_while_a_job_runs_and_waits_for_it_at_the_end(background):
     until, done = Event(), []
 
     def work():
@@ -46,41 +46,41 @@ def test_caller_goes_on_beside_a_job_and_does_not_get_past_the_end_without_it(ba
         assert not background.failed
         until.set()
 
-    beside(background, held_back(until, done), work)
+    run_beside(background, held_back(until, done), work)
     assert done == ["first", "second"]
 
 
-@pytest.mark.parametrize("settled", [True, False])
-def test_what_goes_wrong_in_a_job_is_raised_once(background, warnings, settled):
+@pytest.mark.parametrize("waited", [True, False])
+def test_error_of_a_job_is_raised_once(background, warnings, waited):
     def work():
         while not background.failed:
             time.sleep(0.01)
-        if settled:
-            background.settle()
+        if waited:
+            background.wait()
 
     with pytest.raises(UserError, match="the disk is full"):
-        beside(background, broken(), work)
+        run_beside(background, broken(), work)
     assert not background.failed
     assert not warnings
 
 
-def test_what_goes_wrong_in_a_job_is_told_where_something_else_ends_the_block(background, warnings):
+def test_error_of_a_job_is_a_warning_if_another_exception_ends_the_block(background, warnings):
     def work():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        beside(background, broken(), work)
+        run_beside(background, broken(), work)
     assert warnings == ["the disk is full"]
 
 
-@pytest.mark.parametrize(("error", "left"), [(KeyboardInterrupt, []), (ZeroDivisionError, ["second"])])
-def test_interrupt_gives_a_job_up_between_its_pieces_and_no_other_exception_does(background, error, left):
+@pytest.mark.parametrize(("error", "remaining"), [(KeyboardInterrupt, []), (ZeroDivisionError, ["second"])])
+def test_interrupt_cancels_a_job_between_its_parts_and_no_other_exception_does(background, error, remaining):
     until, done = Event(), []
 
     def work():
-        Timer(0.2, until.set).start()  # when the end of the block is waiting
+        Timer(0.2, until.set).start()  # while the end of the block waits
         raise error
 
     with pytest.raises(error):
-        beside(background, held_back(until, done), work)
-    assert done == ["first", *left]
+        run_beside(background, held_back(until, done), work)
+    assert done == ["first", *remaining]

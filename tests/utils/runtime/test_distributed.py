@@ -1,4 +1,4 @@
-"""Many processes do what one would do with all of their images."""
+"""Several processes compute what one would with all of their images, and report those that are missing."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def test_two_ranks_of_two_images_have_the_gradients_of_one_rank_of_four_and_stay
             assert torch.equal(tensor, second[name][key]), f"{name}.{key} differs between the ranks"
 
 
-def test_mistake_of_one_rank_ends_all_of_them_and_is_told_once():
+def test_mistake_of_one_rank_ends_all_of_them_and_is_reported_once():
     done = run_script("disagree.py", processes=2)
     assert done.returncode != 0
     assert done.stderr.count("rank 1 found a mistake") == 1
@@ -68,7 +68,7 @@ def test_ranks_that_differ_are_named():
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_broken_batch_of_one_rank_is_skipped_by_all(tmp_path, broken):
-    """Both networks, their moments and counters, and the average stay as they were on both ranks."""
+    """Networks, optimiser states and the moving average do not change on either rank."""
     done = run_script("guarded_steps.py", tmp_path / "steps.pth", broken, processes=2)
     assert done.returncode == 0, done.stderr
     ranks = torch.load(tmp_path / "steps.pth", weights_only=True)
@@ -82,17 +82,17 @@ def test_broken_batch_of_one_rank_is_skipped_by_all(tmp_path, broken):
     assert [rank["broken_here"] for rank in ranks] == [[], ["pixel", "gan", "d_loss"] if broken == "loss" else []]
 
 
-def test_restarted_process_does_not_see_what_those_before_it_have_said(monkeypatch):
-    """torchrun's store outlives the processes; here the test is torchrun."""
+def test_restarted_process_does_not_see_the_keys_of_an_earlier_attempt(monkeypatch):
+    """torchrun's store outlives the processes; here the test stands in for torchrun."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    about = {
+    env = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_MAX_RESTARTS": "1",
         "GROUP_WORLD_SIZE": "1",
     }
-    for name, value in about.items():
+    for name, value in env.items():
         monkeypatch.setenv(name, value)
     seen = []
     for attempt in ("0", "1"):
@@ -106,7 +106,7 @@ def test_restarted_process_does_not_see_what_those_before_it_have_said(monkeypat
 
 @pytest.fixture
 def address(monkeypatch) -> str:
-    """Where nobody serves a store yet; the environment of processes that meet there, as a launcher sets it."""
+    """A free address, set in the environment as a launcher does."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
@@ -115,14 +115,14 @@ def address(monkeypatch) -> str:
     return f"127.0.0.1:{port}"
 
 
-def test_process_that_waits_at_the_start_says_once_for_whom_and_goes_on_when_it_comes(address, monkeypatch, capfd):
-    """The other one comes late because Python and PyTorch take seconds to start."""
+def test_waiting_process_reports_the_missing_one_once_and_continues_when_it_joins(address, monkeypatch, capfd):
+    """The other one is late because Python and PyTorch take seconds to start."""
     monkeypatch.setattr("sed_sr.utils.runtime.distributed.NOTICE_AFTER_S", 0.3)
     script = (
         "from sed_sr.utils.runtime.distributed import joined_world\nwith joined_world() as world: world.gather('late')"
     )
-    about = {"RANK": "1", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **about}) as late:
+    env = {"RANK": "1", "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **env}) as late:
         monkeypatch.setenv("RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "2")
         try:
@@ -131,15 +131,15 @@ def test_process_that_waits_at_the_start_says_once_for_whom_and_goes_on_when_it_
             assert late.wait(timeout=60) == 0
         finally:
             late.kill()
-    (told,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("process")]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("process")]
     assert re.fullmatch(
         r"process 0 has waited \d+ s for process 1, which has not joined this run of 2 processes; "
-        r"it goes on waiting, for 30 minutes in all",
-        told,
+        r"it keeps waiting, up to 30 minutes in total",
+        line,
     )
 
 
-def test_main_process_that_comes_late_is_waited_for_and_named_with_its_address(address, monkeypatch, capfd):
+def test_late_main_process_is_waited_for_and_reported_with_its_address(address, monkeypatch, capfd):
     monkeypatch.setattr("sed_sr.utils.runtime.distributed.NOTICE_AFTER_S", 0.1)
     with ThreadPoolExecutor() as executor:
         waiting = executor.submit(_store_of_this_attempt, World(rank=1, size=2))
@@ -147,11 +147,11 @@ def test_main_process_that_comes_late_is_waited_for_and_named_with_its_address(a
         store = _store_of_this_attempt(World(rank=0, size=2))
         waiting.result().set("said", "hello")
     assert store.get("said") == b"hello"
-    (told,) = capfd.readouterr().err.splitlines()
-    assert re.match(rf"process 1 has waited \d+ s for process 0 at {address}, which has not joined this run of 2", told)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.match(rf"process 1 has waited \d+ s for process 0 at {address}, which has not joined this run of 2", line)
 
 
-def test_processes_that_never_come_are_named_by_one_of_those_that_wait_and_end_all_of_them(monkeypatch, capfd):
+def test_missing_processes_are_reported_by_one_of_the_waiting_ones_and_end_all_of_them(monkeypatch, capfd):
     monkeypatch.setattr("sed_sr.utils.runtime.distributed.NOTICE_AFTER_S", 0.2)
     monkeypatch.setattr("sed_sr.utils.runtime.distributed.TIMEOUT", timedelta(seconds=0.6))
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -165,12 +165,12 @@ def test_processes_that_never_come_are_named_by_one_of_those_that_wait_and_end_a
             sentence = rf"process {rank} has waited \d+ s for processes 1 and 3, which have not joined this run of 4"
             with pytest.raises(UserError, match=sentence):
                 end.result()
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert "for processes 1 and 3, which have not joined" in told[0]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "for processes 1 and 3, which have not joined" in lines[0]
 
 
-def test_main_process_that_never_comes_is_named_with_its_address(address, monkeypatch, capfd):
+def test_missing_main_process_is_reported_with_its_address(address, monkeypatch, capfd):
     monkeypatch.setattr("sed_sr.utils.runtime.distributed.NOTICE_AFTER_S", 0.1)
     monkeypatch.setattr("sed_sr.utils.runtime.distributed.TIMEOUT", timedelta(seconds=0.3))
     with pytest.raises(
@@ -180,7 +180,7 @@ def test_main_process_that_never_comes_is_named_with_its_address(address, monkey
     assert len(capfd.readouterr().err.splitlines()) == 1, "and no C++ frames"
 
 
-def test_processes_that_are_all_there_are_not_waited_for(monkeypatch, capfd):
+def test_processes_that_have_all_joined_do_not_wait(monkeypatch, capfd):
     monkeypatch.setattr("sed_sr.utils.runtime.distributed.NOTICE_AFTER_S", 0.0)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(1, 64):
@@ -191,7 +191,7 @@ def test_processes_that_are_all_there_are_not_waited_for(monkeypatch, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_address_that_cannot_be_served_or_is_not_given_is_told(address, monkeypatch):
+def test_address_that_cannot_be_served_or_is_not_set_is_reported(address, monkeypatch):
     host, _, port = address.partition(":")
     with socket.create_server((host, int(port))), pytest.raises(UserError, match=f"process 0 cannot serve {address} "):
         _store_of_this_attempt(World(rank=0, size=2))
@@ -208,13 +208,13 @@ def test_single_process_needs_no_group():
         raise UserError("sentence")
 
 
-def test_asking_for_a_gpu_that_is_not_there_is_told(monkeypatch):
+def test_missing_gpu_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match="no CUDA device"):
         World().device("cuda")
 
 
-def test_more_processes_than_gpus_is_told(monkeypatch):
+def test_more_processes_than_gpus_is_reported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="at most 2 processes"):
         World(rank=2, size=4, local_rank=2).device("auto")

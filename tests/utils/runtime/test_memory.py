@@ -1,4 +1,4 @@
-"""Memory: what tensors take is counted as it lives and dies, and what is free is the tightest of all limits."""
+"""Memory of tensors is counted while they are alive, and free memory is the lowest of all limits."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
 
 
-def test_tensors_count_from_when_they_are_made_until_nobody_has_them():
+def test_tensors_count_while_they_are_alive():
     with TensorBytes() as counted:
         kept = torch.zeros(100)  # 400 bytes
         first = kept + 1  # 800
@@ -30,14 +30,14 @@ def test_tensors_count_from_when_they_are_made_until_nobody_has_them():
     assert counted.peak == 1600
 
 
-def test_tensors_that_were_there_before_do_not_count():
+def test_tensors_from_before_the_block_do_not_count():
     layer = nn.Linear(1000, 1000)
     with torch.inference_mode(), TensorBytes() as counted:
         layer(torch.zeros(1, 1000))
     assert counted.peak == 2 * 1000 * 4
 
 
-def test_what_a_network_takes_grows_with_its_input_alone():
+def test_memory_of_a_network_is_proportional_to_its_input():
     network = RRDBNet(features=8, blocks=1, growth=4).eval()
     peaks = []
     for side in (16, 32):
@@ -49,8 +49,8 @@ def test_what_a_network_takes_grows_with_its_input_alone():
     assert peaks[0] >= 16 * 16 * 16 * 4 * (8 + 8)  # two feature maps of SR size
 
 
-def test_a_limit_on_the_address_space_counts():
-    """A process that may take 300 MB more finds at most that, and a limit much above the machine changes nothing."""
+def test_address_space_limit_counts():
+    """A process that may allocate 300 MB more has at most that free."""
     script = (
         "import resource, torch; from sed_sr.utils.runtime.memory import free_bytes; "
         "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
@@ -60,14 +60,14 @@ def test_a_limit_on_the_address_space_counts():
     assert 250_000_000 < int(done.stdout) <= 300_000_000, done.stderr
 
 
-def test_free_memory_is_below_all_that_the_machine_has():
+def test_free_memory_is_below_the_total():
     assert 0 < free_bytes(CPU) < memory.total_bytes(CPU)
 
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_tightest_control_group_counts_and_cached_files_do_not(tmp_path, version, inside):
-    """A job in a slice. Inside a container the names of both are the host's, and only the container's own is seen."""
+def test_lowest_control_group_limit_counts_and_cached_files_do_not(tmp_path, version, inside):
+    """A job in a slice. In a container, the path is the host's and only the group of the container exists."""
     base = tmp_path if version == 2 else tmp_path / "memory"
     limit, used = (
         ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
@@ -88,7 +88,7 @@ def test_the_tightest_control_group_counts_and_cached_files_do_not(tmp_path, ver
     assert len(left) == len([numbers for numbers in groups.values() if numbers])
 
 
-def test_a_control_group_without_a_limit_sets_none(tmp_path):
+def test_control_group_without_a_limit(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5\n")
     (tmp_path / "cgroup").write_text("0::/\n")

@@ -1,4 +1,4 @@
-"""A signal is a wish, a second Ctrl-C a command; a launcher's repetition of the first one is neither."""
+"""A signal requests a stop, a second Ctrl-C interrupts, and a launcher's repetition of the first one does nothing."""
 
 import signal
 import time
@@ -7,24 +7,25 @@ import pytest
 
 from sed_sr.data.workers import STOP_SIGNALS
 from sed_sr.utils.runtime import signals
-from sed_sr.utils.runtime.signals import wish_to_stop
+from sed_sr.utils.runtime.signals import StopSignal
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_signal_is_a_wish_and_nothing_ends(number, capfd):
-    with wish_to_stop(speak=True) as wish:
-        assert wish() is None
+def test_signal_requests_a_stop(number, capfd):
+    with StopSignal(announce=True) as stop:
+        assert not stop.requested
         signal.raise_signal(number)
-        assert wish() == number.name
+        assert stop.requested
+        assert stop.name == number.name
     assert number.name in capfd.readouterr().err
 
 
-def test_second_interrupt_ends_at_once_but_its_echo_does_not(monkeypatch):
+def test_second_interrupt_is_raised_but_a_repetition_of_the_first_is_not(monkeypatch):
     monkeypatch.setattr(signals, "ONE_KEYSTROKE_S", 0.2)
-    with wish_to_stop(speak=False) as wish:
+    with StopSignal(announce=False) as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        assert wish() == "SIGINT"
+        assert stop.name == "SIGINT"
         time.sleep(0.3)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A batch size that is found: as large as memory allows, without a trace in the networks, and kept by the run."""
+"""Batch size `auto`: as large as memory allows, networks are not changed, and the run keeps the size."""
 
 import copy
 from pathlib import Path
@@ -17,9 +17,9 @@ from sed_sr.utils.training.batch_size import (
     USED_SHARE,
     Batches,
     largest_batch_size,
-    settle_batch_size,
-    share_batches,
-    shrunk_until,
+    resolve_auto,
+    resolve_batches,
+    shrink_until,
 )
 from sed_sr.utils.training.setup import prepare
 from sed_sr.utils.weights import checkpoint
@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 class Found:
-    """What a recipe's step needs, and the batch size that is found for it."""
+    """The step of a recipe and the batch size that is found for it."""
 
     def __init__(self, recipe, **more):
         settings = {**SETTINGS[recipe], **{key.replace("__", "."): value for key, value in more.items()}}
@@ -64,7 +64,7 @@ class Found:
         return largest_batch_size(self.step, self.pairs(), {**self.sample, "name": "a"}, **{**usual, **arguments})
 
     def bytes_of_a_step(self, batch_size):
-        """What a step takes at most, with what the first one has left behind: Adam's moments."""
+        """Peak memory of a step, including Adam's moments, which the first step creates."""
         step, pairs = copy.deepcopy(self.step), self.pairs()
         with TensorBytes() as counted:
             for size in (1, batch_size):
@@ -74,14 +74,14 @@ class Found:
 
 
 @pytest.mark.parametrize("recipe", SETTINGS)
-def test_the_size_found_fits_and_a_few_more_would_not(recipe):
+def test_size_fits_and_a_slightly_larger_one_does_not(recipe):
     found = Found(recipe)
     size = found.size()
     assert found.bytes_of_a_step(size) <= 1.02 * USED_SHARE * FREE_BYTES
     assert found.bytes_of_a_step(size + 1 + size // 20) > USED_SHARE * FREE_BYTES
 
 
-def test_batches_that_make_one_step_or_wait_for_it_count():
+def test_accumulated_and_prefetched_batches_count():
     found = Found("train_rrdb_psnr.yml", train__accumulate_batches=4)
     assert found.bytes_of_a_step(found.size()) <= 1.02 * USED_SHARE * FREE_BYTES
     found = Found("train_rrdb_psnr.yml")
@@ -89,11 +89,11 @@ def test_batches_that_make_one_step_or_wait_for_it_count():
     assert found.size(waiting_bytes=int(a_pair)) == pytest.approx(found.size() / 2, abs=2)
 
 
-def test_it_is_never_more_than_makes_sense():
+def test_size_is_limited_by_most():
     assert Found("train_rrdb_psnr.yml").size(most=3) == 3
 
 
-def test_networks_optimisers_and_random_numbers_stay_as_they_are():
+def test_networks_optimisers_and_random_numbers_do_not_change():
     def draw(*_):
         torch.rand(1)
 
@@ -107,32 +107,32 @@ def test_networks_optimisers_and_random_numbers_stay_as_they_are():
     assert all(parameter.grad is None for parameter in found.step.generator.parameters())
 
 
-def test_memory_that_is_too_small_for_a_single_pair_is_told():
+def test_too_little_memory_for_a_single_pair_is_reported():
     with pytest.raises(UserError, match=r"batch_size is auto, but .* more than the 0\.001 GB that are free"):
         Found("train_rrdb_psnr.yml").size(free_bytes=10**6)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 7, 50, 99, 100, 200])
-def test_a_size_that_does_not_fit_shrinks_until_it_does(limit):
+def test_size_that_does_not_fit_shrinks_until_it_does(limit):
     tried = []
-    size = shrunk_until(lambda size: tried.append(size) or size <= limit, 100)
+    size = shrink_until(lambda size: tried.append(size) or size <= limit, 100)
     assert min(limit, 100) * 0.94 - 1 < size <= limit
     assert tried == sorted(set(tried), reverse=True)
 
 
 class Two(World):
-    """A process beside another one, which has found room for 3 pairs less."""
+    """One of two processes; the other one finds that 3 pairs less fit."""
 
     def gather(self, value):
         return [value, value - 3 if isinstance(value, int) else value]
 
-    def share(self, value):
+    def broadcast(self, value):
         return value
 
 
 @pytest.fixture
 def auto(workshop, monkeypatch) -> Options:
-    """Options of a run on a small set, its batch size to be found."""
+    """Options of a run on a small training set with batch size `auto`."""
     monkeypatch.chdir(workshop)
     options = load_options(workshop / "rrdb_psnr.yml")
     return with_batch_size(options, AUTO)
@@ -142,17 +142,17 @@ def with_batch_size(options, size):
     return with_batches(options, Batches(size, None, None))
 
 
-def test_a_run_gets_a_number_that_fits_on_every_process(auto):
+def test_run_gets_a_size_that_fits_on_every_process(auto):
     alone, pair = (prepare(auto, resume=None, thorough=False, world=world) for world in (World(), Two(size=2)))
-    assert not alone.checks.wrong
+    assert not alone.checks.failures
     images = len(alone.dataset)
-    assert alone.options == with_batches(auto, Batches(images, 1, images))  # memory would hold more than the set has
+    assert alone.options == with_batches(auto, Batches(images, 1, images))  # limited by the training set, not by memory
     size = images // 2 - 3
     assert pair.options == with_batches(auto, Batches(size, 1, 2 * size))
-    assert pair.checks.found["batch size"] == f"{images // 2 - 3}, the largest that fits, of {images} images"
+    assert pair.checks.notes["batch size"] == f"{images // 2 - 3}, the largest that fits, of {images} images"
 
 
-def test_a_run_goes_on_with_the_size_that_it_had(auto):
+def test_resumed_run_keeps_its_size(auto):
     begun = prepare(with_batch_size(auto, 5), resume=None, thorough=False, world=World())
     state = {
         "step": 1,
@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_the_size_that_it_had(auto):
     checkpoint.save_state(checkpoint.state_path(begun.folder.states, 1), state)
     ready = prepare(auto, resume="auto", thorough=False, world=World())
     assert ready.options == begun.options
-    assert len(ready.start.told) == 1  # of the state alone: nothing has changed since then
+    assert len(ready.start.messages) == 1  # no option has changed
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_a_run_goes_on_with_the_size_that_it_had(auto):
         (2, (5, 3, None), (5, 3, 30)),
     ],
 )
-def test_batches_follow_from_the_batch_of_a_step_or_make_it(processes, given, found):
-    assert share_batches(Batches(*given), processes=processes) == Batches(*found)
+def test_missing_values_follow_from_the_given_ones(processes, given, found):
+    assert resolve_batches(Batches(*given), processes=processes) == Batches(*found)
 
 
 @pytest.mark.parametrize(
@@ -196,16 +196,16 @@ def test_batches_follow_from_the_batch_of_a_step_or_make_it(processes, given, fo
         (4, (8, 2, 32), "dataloader.batch_size 8 and train.accumulate_batches 2 make 64"),
         (1, (5, None, 32), "dataloader.batch_size 5 and train.accumulate_batches 6 make 30"),
         (1, (64, None, 32), "dataloader.batch_size 64 and train.accumulate_batches 1 make 64"),
-        (1, (AUTO, 2, 32), "follows; it is 2 and should be null"),
+        (1, (AUTO, 2, 32), "follows; it is 2 and must be null"),
     ],
 )
-def test_batches_that_cannot_fit_each_other_are_refused(processes, given, reason):
+def test_contradicting_values_are_refused(processes, given, reason):
     with pytest.raises(UserError, match=reason):
-        share_batches(Batches(*given), processes=processes)
+        resolve_batches(Batches(*given), processes=processes)
 
 
-def test_a_size_that_was_found_divides_the_share_of_a_process():
+def test_size_that_was_found_divides_the_pairs_of_a_process():
     wanted = Batches(AUTO, None, 32)
-    assert share_batches(wanted, processes=2) == wanted
-    assert settle_batch_size(wanted, 11, processes=2) == Batches(8, 2, 32)
-    assert settle_batch_size(Batches(AUTO, None, None), 11, processes=2) == Batches(11, 1, 22)
+    assert resolve_batches(wanted, processes=2) == wanted
+    assert resolve_auto(wanted, 11, processes=2) == Batches(8, 2, 32)
+    assert resolve_auto(Batches(AUTO, None, None), 11, processes=2) == Batches(11, 1, 22)

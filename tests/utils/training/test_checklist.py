@@ -1,4 +1,4 @@
-"""What a run will write is foreseen: against the files that it does write."""
+"""The estimate of what a run will write, against the files that it writes."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -33,11 +33,11 @@ SETTINGS = {
 
 @pytest.fixture
 def needed_bytes(tmp_path, monkeypatch):
-    """The least free space with which a run over these benchmarks is let through."""
+    """Finds the least free space with which the check passes."""
     options = load_options(RECIPE, [Override(key, value, key) for key, value in SETTINGS.items()])
     generator, device = build_generator(options), torch.device("cpu")
     step = build_train_step(options, generator=generator, device=device, extractor_state=None, vgg_state=None)
-    step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # so that Adam has its moments
+    step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # creates Adam's moments
 
     def fits(free_bytes, benchmarks):
         usage = namedtuple("usage", "free")(free_bytes)
@@ -59,18 +59,18 @@ def needed_bytes(tmp_path, monkeypatch):
     return search, step
 
 
-def test_states_and_weights_are_foreseen(needed_bytes, tmp_path):
+def test_space_for_states_and_weights(needed_bytes, tmp_path):
     search, step = needed_bytes
     weights = {"params": step.generator.state_dict(), "params_ema": step.ema.state_dict()}
-    about = {"options": {}, "step": 1, "scale": 4, "scores": {}, "scored_step": 0}
-    checkpoint.save_generator(tmp_path / "weights.pth", **weights, **about)
+    record = {"options": {}, "step": 1, "scale": 4, "scores": {}, "scored_step": 0}
+    checkpoint.save_generator(tmp_path / "weights.pth", **weights, **record)
     checkpoint.save_state(tmp_path / "state.pth", {**weights, "step": 1, "train_step": step.state_dict()})
     weights_bytes, state_bytes = ((tmp_path / name).stat().st_size for name in ("weights.pth", "state.pth"))
-    # Two states and a third until the oldest is deleted; the latest weights and these once more; those of 2 steps kept.
+    # Two states, a third until the oldest is deleted; the latest weights, twice while they are replaced; 2 kept ones.
     assert search() == pytest.approx(3 * state_bytes + 4 * weights_bytes, rel=0.05)
 
 
-def test_validation_images_are_foreseen(needed_bytes, tmp_path):
+def test_space_for_validation_images(needed_bytes, tmp_path):
     search, _ = needed_bytes
     (tmp_path / "Photos").mkdir()
     Image.fromarray(np.zeros((100, 200, 3), np.uint8)).save(tmp_path / "Photos/a.png")

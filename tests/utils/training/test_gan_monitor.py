@@ -1,4 +1,4 @@
-"""Each warning is provoked by real networks that have its illness, and healthy ones provoke none."""
+"""Each warning is triggered by real networks that have its problem, and healthy networks trigger none."""
 
 import copy
 import json
@@ -38,102 +38,106 @@ def adversary():
     return PatchDiscriminator(semantic_channels=None, features=8)
 
 
-def figures_of(generator, batch, discriminator=None, optimizers=()):
-    """One step of the networks whose optimisers are given, and the figures of its log line."""
+def values_of(generator, batch, discriminator=None, optimizers=()):
+    """One step of the networks whose optimisers are given. Returns the values of its log line."""
     lr, hr = batch
     sr = generator(lr)
-    terms, figures = {"pixel": F.l1_loss(sr, hr)}, colour_drift(sr, hr)
+    terms, values = {"pixel": F.l1_loss(sr, hr)}, colour_drift(sr, hr)
     for optimizer in optimizers:
         optimizer.zero_grad()
     if discriminator is not None:
         discriminator.requires_grad_(False)
         terms["gan"] = 0.01 * ADVERSARIAL.generator(discriminator(sr))
         shares = gradient_shares(terms, generator.parameters())
-        figures |= {f"share_{name}": share for name, share in shares.items()}
+        values |= {f"share_{name}": share for name, share in shares.items()}
         discriminator.requires_grad_(True)
     sum(terms.values()).backward()
     if discriminator is not None:
         real, fake = discriminator(torch.cat((hr, sr.detach()))).chunk(2)
         ADVERSARIAL.discriminator(real, fake).backward()
-        figures |= accuracy(real, fake, ADVERSARIAL.boundary)
+        values |= accuracy(real, fake, ADVERSARIAL.boundary)
     for optimizer in optimizers:
         optimizer.step()
-    return {name: figure.item() for name, figure in figures.items()}
+    return {name: figure.item() for name, figure in values.items()}
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """A generator trained PSNR-oriented from random weights, and the figures of each step. Not to be changed."""
+    """A generator trained PSNR-oriented from random weights, and the values of each step. Not to be changed."""
     torch.manual_seed(0)
     generator, steps = RRDBNet(features=8, blocks=1, growth=4), 400
     adam = torch.optim.Adam(generator.parameters(), lr=4e-3)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     lines = []
     for batch in batches(steps, seed=0):
-        lines.append(figures_of(generator, batch, optimizers=[adam]))
+        lines.append(values_of(generator, batch, optimizers=[adam]))
         falling.step()
     return generator, lines
 
 
-def look_at(watch, lines, *, first_step=SETTLED_STEPS + 1, every_steps=1):
-    """(step, warning) of each warning that the lines give reason for."""
+def warnings_of(monitor, lines, *, first_step=SETTLED_STEPS + 1, every_steps=1):
+    """(step, warning) of each warning for these lines."""
     steps = range(first_step, first_step + len(lines) * every_steps, every_steps)
-    return [(step, warning) for step, line in zip(steps, lines, strict=True) for warning in watch.update(step, line)]
+    return [(step, warning) for step, line in zip(steps, lines, strict=True) for warning in monitor.update(step, line)]
 
 
-def test_a_healthy_run_gives_no_warning(trained):
+def test_healthy_run_gives_no_warning(trained):
     generator, lines = trained
     assert all(abs(line["drift_green"]) > 2 for line in lines[:5])  # as at the start of every run
-    watch = GanMonitor()
-    assert look_at(watch, lines, first_step=1) == []
+    monitor = GanMonitor()
+    assert warnings_of(monitor, lines, first_step=1) == []
     generator, discriminator = copy.deepcopy(generator), adversary()
     optimizers = [torch.optim.Adam(network.parameters(), lr=1e-4) for network in (generator, discriminator)]
-    lines = [figures_of(generator, batch, discriminator, optimizers) for batch in batches(2 * DRIFT_LINES, seed=1)]
-    assert look_at(watch, lines) == []
+    lines = [values_of(generator, batch, discriminator, optimizers) for batch in batches(2 * DRIFT_LINES, seed=1)]
+    assert warnings_of(monitor, lines) == []
 
 
-def test_a_discriminator_that_learns_alone_wins():
+def test_discriminator_that_trains_alone_wins():
     torch.manual_seed(0)
     generator, discriminator = RRDBNet(features=8, blocks=1, growth=4), adversary()  # SR is nearly black
     optimizers = [torch.optim.Adam(discriminator.parameters(), lr=1e-3)]
-    lines = [figures_of(generator, batch, discriminator, optimizers) for batch in batches(30, seed=2)]
+    lines = [values_of(generator, batch, discriminator, optimizers) for batch in batches(30, seed=2)]
     won = [min(line["d_real_accuracy"], line["d_fake_accuracy"]) >= WON for line in lines]
     first = next(i for i in range(len(won)) if all(won[i : i + WON_LINES]))
-    ((step, warning),) = look_at(GanMonitor(), lines, first_step=10, every_steps=10)
+    ((step, warning),) = warnings_of(GanMonitor(), lines, first_step=10, every_steps=10)
     assert step == 10 * (first + WON_LINES)
     assert "discriminator wins" in warning
     assert f"{WON_LINES} log lines (steps {10 * (first + 1)} to {step})" in warning
 
 
-def test_a_discriminator_that_ignores_its_input_gives_g_no_gradient(trained):
+def test_discriminator_that_ignores_its_input_gives_g_no_gradient(trained):
     generator, _ = trained
-    deaf, healthy = adversary(), adversary()
-    torch.nn.init.zeros_(deaf.conv4.weight)
+    constant, healthy = adversary(), adversary()
+    torch.nn.init.zeros_(constant.conv4.weight)
     lines = [
-        figures_of(generator, batch, discriminator)
-        for batch, discriminator in zip(batches(6, seed=3), [healthy, deaf, deaf, healthy, deaf, deaf], strict=True)
+        values_of(generator, batch, discriminator)
+        for batch, discriminator in zip(
+            batches(6, seed=3), [healthy, constant, constant, healthy, constant, constant], strict=True
+        )
     ]
-    warnings = look_at(GanMonitor(), lines, first_step=1_000, every_steps=1_000)
+    warnings = warnings_of(GanMonitor(), lines, first_step=1_000, every_steps=1_000)
     assert [step for step, _ in warnings] == [2_000, 5_000]  # the second after it had recovered
     assert all("no gradient from the adversarial loss" in warning for _, warning in warnings)
 
 
-def test_a_gradient_that_overflows_is_told(trained):
+def test_gradient_overflow_is_reported(trained):
     diverged = copy.deepcopy(trained[0])
     torch.nn.init.constant_(diverged.conv_last.weight, 1e38)
-    (line,) = (figures_of(diverged, batch, adversary()) for batch in batches(1, seed=3))
-    ((_, warning),) = look_at(GanMonitor(), [line])
+    (line,) = (values_of(diverged, batch, adversary()) for batch in batches(1, seed=3))
+    ((_, warning),) = warnings_of(GanMonitor(), [line])
     assert "not finite" in warning
 
 
-def test_a_generator_with_an_offset_in_one_channel_drifts(trained):
+def test_generator_with_an_offset_in_one_channel_drifts(trained):
     tinted = copy.deepcopy(trained[0])
     with torch.no_grad():
         tinted.conv_last.bias[1] -= 6 / 255
     healthy, ill = (
-        [figures_of(generator, batch) for batch in batches(DRIFT_LINES, seed=4)] for generator in (trained[0], tinted)
+        [values_of(generator, batch) for batch in batches(DRIFT_LINES, seed=4)] for generator in (trained[0], tinted)
     )
-    (step, warning), (_, again) = look_at(GanMonitor(), [*ill, *ill, *healthy, *ill])  # again after it had recovered
+    (step, warning), (_, again) = warnings_of(
+        GanMonitor(), [*ill, *ill, *healthy, *ill]
+    )  # again after it had recovered
     assert step == SETTLED_STEPS + DRIFT_LINES
     assert f"to {step:,})" in warning
     assert float(re.search(r"green by (\S+) levels of 255 from HR", warning)[1]) == pytest.approx(-6, abs=1)
@@ -149,23 +153,23 @@ ILL = {**WINNING, **TINTED, "share_gan": 0.0}
 
 
 @pytest.mark.parametrize("name", WINNING)
-def test_a_discriminator_that_takes_all_for_real_or_all_for_fake_has_not_won(name):
-    assert look_at(GanMonitor(), [{**WINNING, name: 0.0}] * WON_LINES) == []
+def test_discriminator_that_calls_everything_real_or_everything_fake_has_not_won(name):
+    assert warnings_of(GanMonitor(), [{**WINNING, name: 0.0}] * WON_LINES) == []
 
 
-def test_colours_that_waver_about_the_limit_are_one_episode():
-    watch = GanMonitor()
+def test_drift_that_oscillates_around_the_limit_is_reported_once():
+    monitor = GanMonitor()
     lines = [{**TRUE, "drift_red": level} for level in [2.2] * 30 + [1.7] * 30 + [2.2] * 30]
-    assert len(look_at(watch, lines)) == 1
+    assert len(warnings_of(monitor, lines)) == 1
 
 
-def test_colours_that_are_off_now_up_now_down_are_no_drift():
+def test_random_colour_offsets_are_no_drift():
     draw = torch.Generator().manual_seed(0)
     lines = [dict.fromkeys(TRUE, level) for level in (5 * torch.randn(1000, generator=draw)).tolist()]
-    assert look_at(GanMonitor(), lines) == []
+    assert warnings_of(GanMonitor(), lines) == []
 
 
-lines_alike = st.tuples(
+repeated_lines = st.tuples(
     st.sampled_from(
         [
             {**EVEN, **TRUE},
@@ -184,33 +188,33 @@ lines_alike = st.tuples(
 
 
 @settings(deadline=None)
-@given(st.lists(lines_alike, max_size=10), st.floats(0, 1))
-def test_a_resumed_run_warns_as_an_undisturbed_one(stretches, part):
+@given(st.lists(repeated_lines, max_size=10), st.floats(0, 1))
+def test_resumed_run_warns_as_an_uninterrupted_one(stretches, part):
     lines = [line for line, count in stretches for _ in range(count)]
     cut = round(part * len(lines))
-    whole = look_at(GanMonitor(), lines)
+    whole = warnings_of(GanMonitor(), lines)
     before, after = GanMonitor(), GanMonitor()
-    warnings = look_at(before, lines[:cut])
+    warnings = warnings_of(before, lines[:cut])
     after.load_state_dict(json.loads(json.dumps(before.state_dict(), allow_nan=False)))
-    assert warnings + look_at(after, lines[cut:], first_step=SETTLED_STEPS + 1 + cut) == whole
+    assert warnings + warnings_of(after, lines[cut:], first_step=SETTLED_STEPS + 1 + cut) == whole
 
 
 @settings(deadline=None)
 @given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(ILL, st.floats(width=32))), max_size=5))
-def test_no_figure_is_too_odd_to_be_looked_at(lines):
-    watch = GanMonitor()
-    look_at(watch, lines * DRIFT_LINES)
-    json.dumps(watch.state_dict(), allow_nan=False)
+def test_any_value_is_accepted(lines):
+    monitor = GanMonitor()
+    warnings_of(monitor, lines * DRIFT_LINES)
+    json.dumps(monitor.state_dict(), allow_nan=False)
 
 
-def test_psnr_oriented_training_is_told_of_its_colours_alone():
-    ((_, warning),) = look_at(GanMonitor(), [TINTED] * DRIFT_LINES)
+def test_psnr_oriented_training_is_warned_of_colours_only():
+    ((_, warning),) = warnings_of(GanMonitor(), [TINTED] * DRIFT_LINES)
     assert "green by +3.5 and blue by -4.0 levels" in warning
 
 
 def test_every_option_that_a_warning_names_exists():
     options = Options(name="any", generator={"type": "rrdb"}, discriminator={"type": "patch"})
-    warnings = look_at(GanMonitor(), [ILL] * DRIFT_LINES) + look_at(GanMonitor(), [{"share_gan": math.nan}])
+    warnings = warnings_of(GanMonitor(), [ILL] * DRIFT_LINES) + warnings_of(GanMonitor(), [{"share_gan": math.nan}])
     named = {name for _, warning in warnings for name in re.findall(r"[a-z]+(?:\.[a-z_]+)+", warning)}
     assert {name.split(".")[0] for name in named} == {"optimizer", "losses", "train"}
     for name in named:

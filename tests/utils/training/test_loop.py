@@ -1,4 +1,4 @@
-"""The loop around the step: what it skips, keeps, warns of, and how it stops."""
+"""The training loop: skipped steps, saves, validations, warnings, stopping."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-import sed_sr.utils.training.loop as loop_module
+import sed_sr.utils.training.progress as progress_module
 from sed_sr.data.batches import GivenPairs
 from sed_sr.data.benchmarks import find_benchmark
 from sed_sr.models.discriminators import PatchDiscriminator
@@ -27,7 +27,7 @@ from sed_sr.options.schema import Override, load_options
 from sed_sr.utils.evaluation.metrics import Metric
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.training.batch_options import batches_of, with_batches
-from sed_sr.utils.training.batch_size import share_batches
+from sed_sr.utils.training.batch_size import resolve_batches
 from sed_sr.utils.training.loop import TrainLoop
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.training.run_log import SilentLog
@@ -37,11 +37,11 @@ from tests.conftest import same
 RECIPE = Path(__file__).parents[3] / "options/train_rrdb_psnr.yml"
 
 
-class Notes(SilentLog):
-    """A log that can be read."""
+class MemoryLog(SilentLog):
+    """Keeps what is logged."""
 
     def __init__(self) -> None:
-        self.lines, self.warnings, self.figures, self.values = [], [], [], {}
+        self.lines, self.warnings, self.keys, self.values = [], [], [], {}
 
     def info(self, text: str) -> None:
         self.lines.append(text)
@@ -50,12 +50,12 @@ class Notes(SilentLog):
         self.warnings.append(text)
 
     def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
-        self.figures.append((kind, step))
+        self.keys.append((kind, step))
         self.values[kind, step] = values
 
 
 def break_calls(network: nn.Module, broken_calls: set[int]) -> None:
-    """Let what a network gives be no number in some of its calls in training."""
+    """Make the output of a network NaN in some of its calls in training mode."""
     calls = itertools.count(1)
 
     def spoil(_, inputs, output):
@@ -79,7 +79,7 @@ def benchmark_of_two(tmp_path):
 
 @pytest.fixture
 def make_loop(tmp_path):
-    """Makes a loop over a tiny RRDB in the run folder `name`, and its log."""
+    """Makes a loop with a tiny RRDB in the run folder `name`, and its log."""
 
     def make(
         name="run",
@@ -95,7 +95,7 @@ def make_loop(tmp_path):
         overrides = [Override(key.replace("__", "."), value, key) for key, value in settings.items()]
         usual = {"train.total_steps": 6, "train.total_batch_size": None}
         options = load_options(RECIPE, [*(Override(key, value, "") for key, value in usual.items()), *overrides])
-        options = with_batches(options, share_batches(batches_of(options), processes=1))
+        options = with_batches(options, resolve_batches(batches_of(options), processes=1))
         torch.manual_seed(0)
         generator = RRDBNet(features=4, blocks=1, growth=2)
         against = {}
@@ -126,7 +126,7 @@ def make_loop(tmp_path):
             }
             for step in range(1, options.train.total_steps + 1)
         ]
-        log = Notes()
+        log = MemoryLog()
         loop = TrainLoop(
             options=options,
             train_step=train_step,
@@ -157,12 +157,12 @@ def steps_of_states(loop: TrainLoop) -> list[int]:
     return [int(path.stem[-9:]) for path in checkpoint.states(loop.folder.states)]
 
 
-# On a GPU the loop looks at a step when the next one is under way.
+# On a GPU the loop reads a step while the next one runs.
 BEHIND = pytest.mark.parametrize("steps_behind", [0, 1])
 
 
 @BEHIND
-def test_broken_steps_are_named_with_their_images_and_skipped(make_loop, steps_behind):
+def test_steps_that_are_not_finite_are_skipped_and_reported_with_their_images(make_loop, steps_behind):
     loop, log = make_loop(broken_calls={2, 3, 5}, train__max_bad_steps=3)
     loop.steps_behind = steps_behind
     loop.run()
@@ -176,16 +176,16 @@ def test_broken_steps_are_named_with_their_images_and_skipped(make_loop, steps_b
 
 
 @BEHIND
-def test_run_ends_when_broken_steps_are_the_rule_and_names_the_last_good_state(make_loop, steps_behind):
+def test_run_ends_after_too_many_skipped_steps_and_names_the_last_good_state(make_loop, steps_behind):
     loop, _ = make_loop(broken_calls={3, 4}, train__max_bad_steps=2, train__save_every_steps=1)
     loop.steps_behind = steps_behind
     with pytest.raises(UserError, match=r"2 steps in a row .* last good state is state_000000002\.pth"):
         loop.run()
-    assert steps_of_states(loop) == [2, 1]  # that of step 3 would have pushed good ones out, had it gone on so
+    assert steps_of_states(loop) == [2, 1]  # that of step 3 is not saved
 
 
 @BEHIND
-def test_save_that_was_due_in_a_broken_step_is_made_after_the_next_good_one(make_loop, steps_behind):
+def test_save_that_is_due_in_a_skipped_step_is_made_after_the_next_good_one(make_loop, steps_behind):
     loop, _ = make_loop(broken_calls={2, 3}, train__save_every_steps=2, train__keep_states=9)
     loop.steps_behind = steps_behind
     loop.run()
@@ -193,7 +193,7 @@ def test_save_that_was_due_in_a_broken_step_is_made_after_the_next_good_one(make
     late, _ = make_loop("late", broken_calls={4, 6}, train__save_every_steps=2, train__keep_states=9)
     late.steps_behind = steps_behind
     late.run()
-    assert steps_of_states(late) == [6, 5, 2]  # the last step is saved whatever became of it
+    assert steps_of_states(late) == [6, 5, 2]  # the last step is always saved
     assert weights_steps(late) == [6]
 
 
@@ -202,8 +202,8 @@ def weights_steps(loop):
 
 
 @pytest.mark.parametrize(("every", "kept"), [(4, [10, 8, 4]), (3, [10, 6, 4]), (10, [10]), (50, [10])])
-def test_weights_of_some_saves_are_kept_and_the_newest_take_no_space_of_their_own(make_loop, every, kept):
-    """Where no save falls on a step that is to be kept, the next one stands in for it."""
+def test_some_weights_are_kept_and_the_newest_ones_are_a_link(make_loop, every, kept):
+    """Where there is no save at a step that is to be kept, the next save is kept."""
     loop, _ = make_loop(train__total_steps=10, train__save_every_steps=2, train__keep_weights=every)
     loop.run()
     assert weights_steps(loop) == kept
@@ -211,15 +211,15 @@ def test_weights_of_some_saves_are_kept_and_the_newest_take_no_space_of_their_ow
     assert folder.weights(10).stat().st_ino == folder.latest_weights.stat().st_ino
 
 
-def test_weights_that_an_earlier_version_kept_are_left(make_loop):
+def test_weights_of_an_earlier_version_are_not_deleted(make_loop):
     loop, _ = make_loop(train__save_every_steps=3)
     loop.folder.root.mkdir(parents=True)
-    loop.folder.weights(1).write_bytes(b"of another time")
+    loop.folder.weights(1).write_bytes(b"old")
     loop.run()
     assert weights_steps(loop) == [6, 1]
 
 
-def test_what_is_written_while_steps_go_on_is_what_a_run_that_ends_there_leaves(make_loop, monkeypatch):
+def test_save_beside_running_steps_equals_that_of_a_run_that_ends_there(make_loop, monkeypatch):
     def run(name, **settings):
         torch.manual_seed(0)
         adversary = PatchDiscriminator(semantic_channels=None, features=8)  # each step moves its spectral norms
@@ -246,7 +246,7 @@ def test_what_is_written_while_steps_go_on_is_what_a_run_that_ends_there_leaves(
 
 
 @BEHIND
-def test_a_signal_stops_the_run_after_the_step_that_it_reaches(make_loop, steps_behind):
+def test_signal_stops_the_run_after_the_current_step(make_loop, steps_behind):
     loop, log = make_loop()
     loop.steps_behind = steps_behind
 
@@ -264,7 +264,7 @@ def test_a_signal_stops_the_run_after_the_step_that_it_reaches(make_loop, steps_
 
 
 @BEHIND
-def test_save_that_fails_beside_the_steps_ends_the_run_after_the_one_that_it_is_in(make_loop, steps_behind):
+def test_failed_save_ends_the_run_after_the_current_step(make_loop, steps_behind):
     loop, _ = make_loop(train__save_every_steps=2)
     loop.steps_behind = steps_behind
     loop.folder.latest_weights.mkdir(parents=True)  # no file can be renamed to it
@@ -282,15 +282,15 @@ def test_save_that_fails_beside_the_steps_ends_the_run_after_the_one_that_it_is_
     assert steps_of_states(loop) == [2]
 
 
-def test_time_is_counted_where_it_goes(make_loop, benchmark_of_two, monkeypatch):
-    """By a clock that moves on by 3 s while a batch is made, 5 s in a step, 7 s per image, and 8 s in a save."""
+def test_time_is_assigned_to_the_parts_of_a_step(make_loop, benchmark_of_two, monkeypatch):
+    """With a clock that advances by 3 s per batch, 5 s per step, 7 s per validation image and 8 s per save."""
     now_s = [0.0]
 
     def pass_s(seconds, result=None):
         now_s[0] += seconds
         return result
 
-    monkeypatch.setattr(loop_module, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     monkeypatch.setattr(checkpoint, "snapshot", lambda state, copy=checkpoint.snapshot: pass_s(8.0, copy(state)))
     loop, log = make_loop(
         benchmarks=[benchmark_of_two],
@@ -314,7 +314,7 @@ def test_time_is_counted_where_it_goes(make_loop, benchmark_of_two, monkeypatch)
     assert all(log.values["train", step]["images_per_s"] == pairs / 8 for step in range(1, 7))
 
 
-def test_weights_that_a_kill_kept_from_being_written_are_written_by_the_run_that_goes_on(make_loop):
+def test_weights_that_are_missing_after_a_kill_are_written_on_resume(make_loop):
     settings = {"train__save_every_steps": 3, "train__keep_weights": 3}
     loop, _ = make_loop(**settings)
     loop.run()
@@ -349,7 +349,7 @@ def test_best_weights_are_kept_beside_the_newest_states(make_loop, benchmark_of_
     assert state["loop"]["best"]["score"] == scores[best // 2 - 1]
 
 
-def test_mean_over_some_of_the_images_is_told_and_never_the_best(make_loop, benchmark_of_two):
+def test_mean_over_some_of_the_images_is_reported_and_never_the_best(make_loop, benchmark_of_two):
     """Validated after steps 2, 4 and 6; the highest mean, that after step 4, is over one image of two."""
 
     def scripted(sr, hr):
@@ -368,14 +368,14 @@ def test_mean_over_some_of_the_images_is_told_and_never_the_best(make_loop, benc
         train__keep_states=9,
     )
     loop.run()
-    assert loop.best == {"score": 22.0, "metric": "psnr", "benchmark": "Two", "step": 6}
+    assert loop.validator.best == {"score": 22.0, "metric": "psnr", "benchmark": "Two", "step": 6}
     failure, not_compared = log.warnings
     assert "GTmod12/a.png has no psnr: an image of 32x32 px is too small" in failure
     assert "1 of 2 images have a psnr score, so these weights are not compared with the best ones" in not_compared
     assert "step 4  Two: psnr 30.0000 (1 of 2 images)" in log.lines
     assert [log.values["validation/Two", step] for step in (4, 6)] == [{"psnr": 30.0, "psnr_images": 1}, {"psnr": 22.0}]
     state = checkpoint.load(checkpoint.state_path(loop.folder.states, 4))
-    assert state["loop"]["scores"] == {"Two": {}}  # nothing that could be taken for a score of the benchmark
+    assert state["loop"]["scores"] == {"Two": {}}  # no incomplete score
 
 
 def test_validation_image_that_becomes_unreadable_does_not_end_the_run(make_loop, benchmark_of_two):
@@ -387,7 +387,7 @@ def test_validation_image_that_becomes_unreadable_does_not_end_the_run(make_loop
     assert (loop.step, log.values["validation/Two", 6]) == (6, {"psnr": 20.0, "psnr_images": 1})
     failure, not_shown = log.warnings
     assert "GTmod12/a.png has no psnr: cannot decode" in failure
-    assert "what the discriminator sees is not shown: cannot decode" in not_shown
+    assert "the discriminator's views are not shown: cannot decode" in not_shown
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
@@ -421,7 +421,7 @@ def test_validation_is_in_float32_whatever_the_precision_of_training(
     assert seen == {"metric": [(*plain, set())] * 2, "generator": [(*plain, {torch.float32})] * 2}
 
 
-def test_weights_know_the_last_scores_before_them_also_after_a_resume(make_loop, benchmark_of_two):
+def test_weights_contain_the_last_scores_before_them_also_after_a_resume(make_loop, benchmark_of_two):
     """Validated after steps 3 and 6, saved after every second one."""
 
     def settings(*scores):
@@ -445,34 +445,34 @@ def test_weights_know_the_last_scores_before_them_also_after_a_resume(make_loop,
         assert (resumed["scores"], resumed["scored_step"]) == (known[step]["scores"], known[step]["scored_step"])
 
 
-def test_signal_in_a_validation_saves_at_once_and_the_scores_are_made_after_resuming(make_loop, benchmark_of_two):
-    wishes = []
+def test_signal_during_validation_saves_at_once_and_the_validation_is_repeated_on_resume(make_loop, benchmark_of_two):
+    signals = []
 
     def metric(sr, hr):
-        if not wishes:
-            wishes.append("now")
+        if not signals:
+            signals.append("now")
             os.kill(os.getpid(), signal.SIGUSR1)
         return 20.0
 
     metrics = {"psnr": Metric("psnr", "PSNR-Y", metric)}
-    # An image is scored while the next is upscaled: the wish is heard before the third.
+    # An image is scored while the next is upscaled, so that the signal is noticed before the third.
     benchmark = replace(benchmark_of_two, images=benchmark_of_two.images * 2)
     more = {"benchmarks": [benchmark], "metrics": metrics, "validation__every_steps": 3}
     loop, log = make_loop(**more)
     loop.run()
     assert loop.step == 3
-    assert ("validation/Two", 3) not in log.figures
+    assert ("validation/Two", 3) not in log.keys
     state = checkpoint.load(checkpoint.states(loop.folder.states)[0])
     again, resumed = make_loop(**more, state=state)
     again.run()
     assert again.step == 6
-    assert [figure for figure in resumed.figures if figure[0].startswith("validation/")] == [
+    assert [key for key in resumed.keys if key[0].startswith("validation/")] == [
         ("validation/Two", 3),
         ("validation/Two", 6),
     ]
 
 
-def test_images_of_earlier_batches_are_not_ruled_out_where_a_pool_mixes_them(make_loop):
+def test_warning_mentions_earlier_images_where_a_pool_mixes_batches(make_loop):
     class Mixed(GivenPairs):
         mixes_batches = True
 
@@ -483,7 +483,7 @@ def test_images_of_earlier_batches_are_not_ruled_out_where_a_pool_mixes_them(mak
 
 
 class Seeded(GivenPairs):
-    """Notes the seeds from which pairs were to be made."""
+    """Records the seeds of its pairs."""
 
     def __init__(self):
         self.seeds = []
@@ -493,7 +493,7 @@ class Seeded(GivenPairs):
         return super().__call__(loaded, seed=seed, device=device)
 
 
-def test_every_batch_is_degraded_from_a_seed_of_its_own_that_a_resumed_run_finds_again(make_loop):
+def test_every_batch_has_its_own_seed_also_after_a_resume(make_loop):
     def seeds_of(name, **more):
         pairs = Seeded()
         loop, _ = make_loop(name, pairs=pairs, train__total_steps=3, train__save_every_steps=1, **more)
@@ -509,7 +509,7 @@ def test_every_batch_is_degraded_from_a_seed_of_its_own_that_a_resumed_run_finds
     assert seeds_of("resumed", state=state, **twice)[0] == seeds[2:]
 
 
-def test_validation_compiles_nothing_for_the_sizes_of_its_images(make_loop, benchmark_of_two):
+def test_validation_compiles_nothing(make_loop, benchmark_of_two):
     def compiler(graph, inputs):
         batches.append(max(len(value) for value in inputs if value.dim() == 4 and value.shape[2:] == (8, 8)))
         return graph.forward
@@ -524,11 +524,11 @@ def test_validation_compiles_nothing_for_the_sizes_of_its_images(make_loop, benc
     for block in loop.train_step.generator.repeated_blocks:
         block.compile(backend=compiler, dynamic=False)
     loop.run()
-    assert loop.validated == 6
-    assert batches == [2]  # of training; images of the benchmark come one by one
+    assert loop.validator.step == 6
+    assert batches == [2]  # once, for training
 
 
-def test_recorded_steps_give_their_memory_back_to_each_validation(make_loop, benchmark_of_two):
+def test_recorded_steps_are_freed_before_each_validation(make_loop, benchmark_of_two):
     class Recorder:
         def warm_up(self, function, inputs):
             return function(*inputs), False
@@ -555,24 +555,24 @@ def test_recorded_steps_give_their_memory_back_to_each_validation(make_loop, ben
     assert len(recorders) == 3
 
 
-def test_signals_are_what_they_were_before_after_a_run(make_loop):
+def test_signal_handlers_are_restored_after_a_run(make_loop):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     make_loop()[0].run()
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
-def test_discriminator_without_a_gradient_is_warned_of(make_loop):
-    """A last layer of zeros gives every image the same logits, whatever G does."""
+def test_vanishing_adversarial_gradient_is_a_warning(make_loop):
+    """A last layer of zeros gives every image the same logits."""
     adversary = PatchDiscriminator(semantic_channels=None, features=8)
     nn.init.zeros_(adversary.conv4.weight)
     loop, log = make_loop(adversary=adversary, train__watch_every_steps=3)
     loop.run()
     assert len(log.warnings) == 1
     assert "the generator gets no gradient from the adversarial loss at step 3" in log.warnings[0]
-    assert ("spectral_norm", 3) in log.figures
+    assert ("spectral_norm", 3) in log.keys
 
 
-def test_running_out_of_memory_in_a_step_says_what_to_lower(make_loop):
+def test_out_of_memory_in_a_step_says_what_to_lower(make_loop):
     def too_large(lr):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 

@@ -1,4 +1,4 @@
-"""Where a run begins: the newest state that is whole, weights, or random ones; and what is said about it."""
+"""What a run starts from: the newest intact state, weights, or random weights; and the messages about it."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def start(resume, options, folder, path=None, processes=1):
     return find_start(resume, options, folder, path=path, processes=processes)
 
 
-def test_newest_whole_state_is_gone_on_with_and_the_damaged_ones_are_named(folder, save):
+def test_newest_intact_state_is_resumed_and_damaged_ones_are_reported(folder, save):
     options = options_with()
     save(2, options)
     save(10, options)
@@ -59,10 +59,12 @@ def test_newest_whole_state_is_gone_on_with_and_the_damaged_ones_are_named(folde
     found = start(AUTO, options, folder)
     assert (found.step, found.samples, found.in_place) == (10, 80, True)
     assert [path.stem for path in found.damaged] == ["state_000000100", "state_000000011"]
-    assert all(path.name in line and "damaged" in line for path, line in zip(found.damaged, found.told, strict=False))
+    assert all(
+        path.name in line and "damaged" in line for path, line in zip(found.damaged, found.messages, strict=False)
+    )
 
 
-def test_state_that_could_not_be_read_for_a_moment_is_not_damaged(folder, save, monkeypatch):
+def test_state_that_cannot_be_read_for_a_moment_is_not_damaged(folder, save, monkeypatch):
     save(2, options_with())
     save(10, options_with())
     failures = [UserError("state_000000010.pth could not be read: Input/output error")]
@@ -77,7 +79,7 @@ def test_state_that_could_not_be_read_for_a_moment_is_not_damaged(folder, save, 
     assert (found.step, found.damaged) == (10, ())
 
 
-def test_run_without_a_whole_state_is_refused_rather_than_started_anew(folder, save):
+def test_run_without_an_intact_state_is_refused(folder, save):
     save(2, options_with()).write_bytes(b"PK")
     with pytest.raises(UserError, match="none of the 1 training states"):
         start(AUTO, options_with(), folder)
@@ -97,12 +99,12 @@ def test_new_run_starts_from_the_weights_of_the_options(folder, tmp_path, resume
 @pytest.mark.parametrize(
     ("recipe", "advice"), [("train_rrdb_P", "start_from=RRDB.pth"), ("train_rrdb_P_real", "train_*_psnr_real.yml")]
 )
-def test_run_from_random_weights_is_told_what_its_task_starts_from(folder, recipe, advice):
-    (told,) = start(None, load_options(RECIPE.with_name(f"{recipe}.yml")), folder).told
-    assert advice in told
+def test_run_from_random_weights_reports_what_the_paper_starts_from(folder, recipe, advice):
+    (message,) = start(None, load_options(RECIPE.with_name(f"{recipe}.yml")), folder).messages
+    assert advice in message
 
 
-def test_run_that_goes_on_needs_no_weights_to_start_from(folder, save):
+def test_resumed_run_needs_no_weights_to_start_from(folder, save):
     options = options_with(train__start_from="weights.pth")
     save(3, options)
     assert file_to_start_from(AUTO, options, folder) is None
@@ -110,10 +112,10 @@ def test_run_that_goes_on_needs_no_weights_to_start_from(folder, save):
     assert file_to_start_from("other.pth", options, folder) == "other.pth"
 
 
-def test_what_changed_is_listed_and_another_network_is_refused(folder, save):
+def test_changed_options_are_listed_and_another_network_is_refused(folder, save):
     save(3, options_with())
     found = start(AUTO, options_with(train__precision="bf16", optimizer__warmup_steps=5), folder, processes=4)
-    changes = [line for line in found.told if line.startswith("changed since then")]
+    changes = [line for line in found.messages if line.startswith("changed since then")]
     assert len(changes) == 3
     assert 'train.precision was "auto", is "bf16"' in changes[1] + changes[0]
     assert "there were 1 processes, now 4" in changes[2]
@@ -122,13 +124,13 @@ def test_what_changed_is_listed_and_another_network_is_refused(folder, save):
 
 
 @pytest.mark.parametrize("changed", [{"semantic_extractor__model": "clip/RN101"}, {"semantic_extractor__layer": "8"}])
-def test_other_semantics_are_refused_because_the_discriminator_fits_them(folder, save, changed):
+def test_other_semantics_are_refused(folder, save, changed):
     save(1, options_with())
     with pytest.raises(UserError, match=rf"was trained with {next(iter(changed)).replace('__', '.')}"):
         start(AUTO, options_with(**changed), folder)
 
 
-def test_a_state_from_before_an_option_of_the_network_goes_on_with_its_default_alone(folder, save):
+def test_state_from_before_a_network_option_existed_needs_its_default(folder, save):
     path = save(3, options_with())
     state = checkpoint.load(path)
     del state["options"]["generator"]["growth"]
@@ -139,7 +141,7 @@ def test_a_state_from_before_an_option_of_the_network_goes_on_with_its_default_a
         start(AUTO, options_with(), folder)
 
 
-def test_older_state_of_the_same_run_is_not_gone_on_with_in_place(folder, save):
+def test_older_state_of_the_same_run_is_not_resumed_in_place(folder, save):
     options = options_with()
     older, newer = save(3, options), save(6, options)
     with pytest.raises(UserError, match=r"newer state, state_000000006\.pth"):

@@ -1,4 +1,4 @@
-"""What a run tells reaches its files, also what is written beside the main thread."""
+"""Log lines, values and pictures reach their files, also those that are written on another thread."""
 
 import json
 from contextlib import closing
@@ -15,19 +15,19 @@ from sed_sr.utils.training.run_log import RunLog
 @pytest.fixture
 def folder(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.claim(in_place=False)
+    folder.lock(in_place=False)
     return folder
 
 
-def test_curves_and_pictures_are_in_the_event_file_and_nobody_waited_for_them(folder, monkeypatch):
-    log, told = RunLog(folder), Event()
+def test_curves_and_pictures_are_in_the_event_file_and_logging_does_not_wait_for_it(folder, monkeypatch):
+    log, release = RunLog(folder), Event()
     add_image = log._events.add_image
-    monkeypatch.setattr(log._events, "add_image", lambda *args, **more: told.wait(10) and add_image(*args, **more))
+    monkeypatch.setattr(log._events, "add_image", lambda *args, **more: release.wait(10) and add_image(*args, **more))
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     log.image("Set5/baby", 1, picture)
     for step in range(1, 41):  # more than TensorBoard's queue holds
         log.scalars("train", step, {"pixel": step / 8})
-    told.set()
+    release.set()
     log.close()
     events = EventAccumulator(str(folder.tensorboard))
     events.Reload()
@@ -46,12 +46,12 @@ def test_failure_of_tensorboard_is_raised(folder, monkeypatch):
         log.scalars("train", 1, {"pixel": 1.0})
 
 
-def test_figures_beyond_the_point_from_which_a_run_goes_on_are_dropped(folder):
+def test_values_after_the_step_from_which_a_run_resumes_are_dropped(folder):
     kinds = ("train", "time", "spectral_norm", "validation/Set5")
     log = RunLog(folder)
     for step in (1, 2, 3):
         for kind in kinds:
-            log.scalars(kind, step, {"figure": 1.0})
+            log.scalars(kind, step, {"value": 1.0})
     log.close()
     RunLog(folder, step=2, validated=1).close()
     kept = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
