@@ -18,7 +18,8 @@ from sed_sr.data.benchmarks import Benchmark, find_benchmark, find_inputs
 from sed_sr.options.arguments import option_parser, options_from
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, Override
+from sed_sr.options.recipe import Override
+from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.candidates import SCALE, Contestant, Entry, build_contestants, find_weights
 from sed_sr.utils.evaluation.evaluate import evaluate
 from sed_sr.utils.evaluation.metrics import Metric, build_metrics

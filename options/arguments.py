@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sed_sr.options.describe import commented_options
-from sed_sr.options.schema import Options, Override, load_options
+from sed_sr.options.recipe import Override, load_options
+from sed_sr.options.schema import Options
 
 FOLDER_FLAGS = {"data_root": "the training set", "data_test_root": "the benchmarks", "out_root": "the runs"}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, did_you_mean
+from sed_sr.options.errors import UserError, did_you_mean
+from sed_sr.options.schema import Options
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 # What JSON schemas call it, and how it reads. Limits of 2**63 go without saying: there 64-bit numbers end.

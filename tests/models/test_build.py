@@ -20,7 +20,7 @@ from sed_sr.models.build import (
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.runtime.memory import peak_bytes
 from sed_sr.utils.weights.generator_file import open_generator_file
 

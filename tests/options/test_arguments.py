@@ -7,7 +7,7 @@ import yaml
 
 from sed_sr.options.arguments import option_parser, options_from
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override
+from sed_sr.options.recipe import Override
 
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": None, "losses": {"gan": None}}
 FOLDERS = ("data_root", "out_root")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sed_sr.options.describe import SCHEMA_FILE, commented_options, recipe_schema
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, load_options
+from sed_sr.options.recipe import load_options
+from sed_sr.options.schema import Options
 
 RECIPES = sorted((Path(__file__).parents[2] / "options").glob("*.yml"))
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}
@@ -28,7 +29,7 @@ def is_allowed(recipe: dict) -> bool:
 def is_read(recipe: dict, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether each choice is allowed alone: which ones go together no schema can tell."""
     with monkeypatch.context() as patch:
-        patch.setattr("sed_sr.options.schema.impossible_combinations", lambda options: ())
+        patch.setattr("sed_sr.options.recipe.find_conflicts", lambda options: ())
         try:
             load_options(recipe)
         except UserError:

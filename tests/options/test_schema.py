@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, Override, load_options
+from sed_sr.options.recipe import Override, load_options
+from sed_sr.options.schema import Options
 
 RECIPES = sorted((Path(__file__).parents[2] / "options").glob("*.yml"))
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}

@@ -11,7 +11,7 @@ from PIL import Image
 from sed_sr.data.images import read_rgb
 from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import load_options
+from sed_sr.options.recipe import load_options
 from sed_sr.utils.visualization.attention_map import main, open_scene
 from sed_sr.utils.visualization.discriminator_file import open_judge
 from sed_sr.utils.visualization.discriminator_views import look
