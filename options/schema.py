@@ -136,7 +136,7 @@ class GANLossOptions(Section):
 
     type: Literal["vanilla", "lsgan", "hinge", "relativistic"] = Field("vanilla", description="formula of the loss")
     weight: PositiveFloat = Field(
-        0.01, description="factor in the generator's objective; the discriminator's loss is not scaled"
+        0.01, description="factor in the generator's objective; the loss of the discriminator is not scaled"
     )
 
 
