@@ -18,8 +18,8 @@ SCHEMA_FILE = Path(__file__).with_name("schema.json")
 TYPES = {"boolean": "true or false", "integer": "whole number", "string": "text"}
 LIMITS = {
     "minimum": "from",
-    "maximum": "to",
     "exclusiveMinimum": "above",
+    "maximum": "to",
     "exclusiveMaximum": "below",
     "multipleOf": "in steps of",
 }

@@ -218,7 +218,7 @@ class DegradationOptions(Section):
     """LR made from HR during training, as in Real-ESRGAN; train_rrdb_P+SeD_real.yml has the published values."""
 
     hr_px: Positive = Field(description="side of the HR crop that is degraded; training pairs are cropped from it")
-    sharpening: SharpeningOptions | None = Field(description="of HR before the degradation; null: none")
+    sharpening: SharpeningOptions | None = Field(description="unsharp masking of HR before the degradation; null: none")
     sharpened_targets: tuple[Literal["pixel", "perceptual", "gan"], ...] = Field(
         description="losses whose target is the sharpened HR; the others use HR as it is"
     )
@@ -375,7 +375,9 @@ class Options(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if available, else cpu")
     paths: Paths = Paths()
     generator: GeneratorOptions = Field(description="the network to train")
-    discriminator: DiscriminatorOptions | None = Field(description="null: PSNR-oriented training without one")
+    discriminator: DiscriminatorOptions | None = Field(
+        description="the network of the adversarial loss; null: PSNR-oriented training without it"
+    )
     semantic_extractor: SemanticExtractorOptions = SemanticExtractorOptions()
     losses: LossOptions = LossOptions()
     dataset: DatasetOptions = DatasetOptions()
