@@ -1,7 +1,7 @@
 """YAML text to plain values, with the place of every key for messages, and back to text.
 
-ruamel.yaml knows lines and YAML 1.2 numbers by itself, but it silently accepts unknown tags and anchors inside
-themselves, reads `yes` and `no` as text, and would need a walk as long as the one below.
+PyYAML, not ruamel.yaml (line numbers, YAML 1.2): that reads `yes` and `no` as text, accepts an anchor inside
+itself as null, and would need a walk as long as the one below to report places and refuse endless aliases.
 """
 
 import re

@@ -67,6 +67,7 @@ def test_all_problems_are_reported_together(tmp_path):
     [
         ("- a\n- b", "expected keys and values"),
         ("", "name is required"),
+        ("name: !!python/object/apply:os.system ['true']", "recipe.yml:1: name is ['true']"),
         ("extends: recipe.yml", "extends itself"),
         ("extends: absent.yml", "does not exist"),
         ("extends: [a, b]", "one option file"),

@@ -29,7 +29,6 @@ def test_every_text_is_written_so_that_it_reads_back_as_text():
     [
         ("name: [a", "not valid YAML"),
         ("name: a\nname: b", "file.yml:2: the key name is given twice"),
-        ("name: !!python/object/apply:os.system ['true']", "file.yml"),
         ("name: !!python/name:os.system x", "file.yml:1: cannot read the value"),
         ("name: &x [*x]", "an anchor inside itself"),
         ("seed: 2026-13-45", "file.yml:1"),
