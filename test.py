@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sed_sr.options.arguments import option_parser, options_from
 from sed_sr.options.cli import run
-from sed_sr.options.schema import Override
+from sed_sr.options.recipe import Override
 
 # Flags that override the option of the same name in `test`.
 FLAGS = ("weights", "benchmarks", "metrics", "precision", "tile_px", "batch_size", "self_ensemble")

@@ -23,7 +23,8 @@ from sed_sr.data.files import write_text
 from sed_sr.models.semantic_extractor import SemanticExtractor
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, Override, load_options
+from sed_sr.options.recipe import Override, load_options
+from sed_sr.options.schema import Options
 from sed_sr.utils.report.output_folder import RESULTS
 from sed_sr.utils.training.run_folder import RunFolder
 

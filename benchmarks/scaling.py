@@ -39,7 +39,8 @@ from sed_sr.models.precision import AUTOCAST_DTYPE, resolved
 from sed_sr.models.train_step import Batch, TrainStep
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, Override
+from sed_sr.options.recipe import Override
+from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World, joined_world
 
 WARM_UP_ROUNDS = 2  # on a GPU, the step is recorded within them

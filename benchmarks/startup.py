@@ -128,7 +128,7 @@ def phases(large: Path, small: Path) -> tuple[dict[str, float], dict[str, float]
     from sed_sr.data.datasets import PairedImages, SampleStream, make_loader
     from sed_sr.data.pair_content import check_content
     from sed_sr.data.pairs import check_pairs, find_pairs
-    from sed_sr.options.schema import Override, load_options
+    from sed_sr.options.recipe import Override, load_options
     from sed_sr.utils.training.image_checks import COMPARED_PAIRS
 
     overrides = [Override.parse(setting) for setting in settings_of(large, "unused")]

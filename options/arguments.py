@@ -1,4 +1,7 @@
-"""The command line that `train.py` and `test.py` share: an option file and what overrides it."""
+"""The command-line arguments that `train.py` and `test.py` share: a recipe, overrides, help with options.
+
+It imports neither torch nor NumPy, so that `--help` and a mistake in an option take a fraction of a second.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -8,13 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from sed_sr.options.describe import commented_options
-from sed_sr.options.schema import Options, Override, load_options
+from sed_sr.options.recipe import Override, load_options
+from sed_sr.options.schema import Options
 
-FOLDER_FLAGS = {"data_root": "the training set", "data_test_root": "the benchmarks", "out_root": "the runs"}
+FOLDER_FLAGS = {"data_root": "training set", "data_test_root": "benchmarks", "out_root": "runs"}
 
 
 class _HelpOptions(argparse.Action):
-    """Shows the options, or those of one key, and exits as --help does, whatever else was given."""
+    """Prints all options, or those of one key, and exits like --help, without requiring other arguments."""
 
     def __call__(
         self,
@@ -32,10 +36,14 @@ class _HelpOptions(argparse.Action):
 
 
 def option_parser(description: str, *, folders: tuple[str, ...], opt_required: bool = True) -> argparse.ArgumentParser:
-    """A parser with --opt, --set, --help-options and flags for these folders of `paths`."""
+    """A parser with --opt, --set, --help-options, and a flag for each of these folders of `paths`."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument(
-        "--help-options", nargs="?", metavar="KEY", action=_HelpOptions, help="show every option, or those of a key"
+        "--help-options",
+        nargs="?",
+        metavar="KEY",
+        action=_HelpOptions,
+        help="show all options, or those of a key such as losses.gan",
     )
     parser.add_argument(
         "--opt", required=opt_required, metavar="FILE", help="recipe, such as options/train_rrdb_P+SeD.yml"
@@ -45,19 +53,21 @@ def option_parser(description: str, *, folders: tuple[str, ...], opt_required: b
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override one option, such as train.total_steps=1000; any number of times",
+        help="override an option, such as train.total_steps=1000; can be repeated",
     )
     for folder in folders:
-        parser.add_argument(f"--{folder}", metavar="FOLDER", help=f"folder of {FOLDER_FLAGS[folder]} (paths.{folder})")
+        parser.add_argument(
+            f"--{folder}", metavar="FOLDER", help=f"folder of the {FOLDER_FLAGS[folder]} (paths.{folder})"
+        )
     return parser
 
 
 def options_from(arguments: argparse.Namespace, *more: Override, default: dict[str, Any] | None = None) -> Options:
-    """The option tree that the arguments ask for. Raises UserError where something in it is wrong.
+    """The options for parsed arguments. Raises UserError if one is wrong.
 
     Args:
-        more: choices of further arguments, which override what --set says.
-        default: the tree that stands for the recipe where --opt is optional and was not given.
+        more: overrides by other arguments of the script, which win over --set.
+        default: the tree used in place of a recipe if --opt is optional and was not given.
     """
     overrides = [Override.parse(text) for text in arguments.set]
     for folder in FOLDER_FLAGS:

@@ -1,4 +1,4 @@
-"""The options for those who write recipes: a JSON schema for editors, and a commented tree for the terminal.
+"""Documentation of the options: a JSON schema for editors, and a commented YAML tree for the terminal.
 
 `python -m options.describe` writes options/schema.json, which every recipe names in its first line.
 """
@@ -10,25 +10,25 @@ from typing import Any
 
 import yaml
 
-from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, did_you_mean
+from sed_sr.options.errors import UserError, did_you_mean
+from sed_sr.options.schema import Options
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
-# What JSON schemas call it, and how it reads. Limits of 2**63 go without saying: there 64-bit numbers end.
+# JSON schema's terms -> words of the help text. Limits of 2**63, the end of 64-bit integers, are not shown.
 TYPES = {"boolean": "true or false", "integer": "whole number", "string": "text"}
 LIMITS = {
     "minimum": "from",
-    "maximum": "to",
     "exclusiveMinimum": "above",
+    "maximum": "to",
     "exclusiveMaximum": "below",
     "multipleOf": "in steps of",
 }
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, in which no key is required: a recipe may extend one that gives it.
+    """The JSON schema of a recipe. No key is required, since a recipe may extend one that has it.
 
-    What depends on several keys, or on files, only `load_options` and what comes after it can tell.
+    It checks single values; conflicts between options are found by `load_options`.
     """
     schema = Options.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
@@ -37,24 +37,24 @@ def recipe_schema() -> dict[str, Any]:
         for option in section["properties"].values():
             option.pop("title", None)  # it repeats the key
             if "$ref" in option:
-                option.pop("default", None)  # each of its keys has its own
+                option.pop("default", None)  # its keys have theirs
     generator = schema["properties"]["generator"]
     del generator["discriminator"]
-    generator["anyOf"] = generator.pop("oneOf")  # without `type` the keys may be those of several
-    parent = {"type": ["string", "null"], "description": "the recipe that this one changes, as seen from its folder"}
+    generator["anyOf"] = generator.pop("oneOf")  # without `type`, the keys may fit several
+    parent = {"type": ["string", "null"], "description": "the recipe that this one changes, relative to this file"}
     schema["properties"] = {"extends": parent, **schema["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def commented_options(key: str | None = None, *, width: int = 80) -> str:
-    """The options with descriptions, types and defaults, as YAML that can be made a recipe.
+    """The options with descriptions, types and defaults, as YAML that can be edited into a recipe.
 
     Args:
-        key: a path in the tree, such as losses.gan, to show that part alone; None for all.
-        width: characters in a line.
+        key: a path in the tree, such as losses.gan, to show only that part; None for all.
+        width: maximum characters in a line.
 
     Raises:
-        UserError: there is no such key.
+        UserError: the key does not exist.
     """
     schema = Options.model_json_schema()
     tree = _inlined(schema, schema["$defs"])
@@ -62,22 +62,19 @@ def commented_options(key: str | None = None, *, width: int = 80) -> str:
 
 
 def _inlined(value: Any, definitions: dict[str, Any]) -> Any:
-    """A JSON schema with every reference replaced by what it stands for."""
+    """A JSON schema with every reference replaced by its definition."""
     if isinstance(value, list):
         return [_inlined(inner, definitions) for inner in value]
     if not isinstance(value, dict):
         return value
     value = dict(value)
     reference = value.pop("$ref", None)
-    meant = _inlined(definitions[reference.rpartition("/")[2]], definitions) if reference else {}
-    return {**meant, **{key: _inlined(inner, definitions) for key, inner in value.items() if key != "$defs"}}
+    target = _inlined(definitions[reference.rpartition("/")[2]], definitions) if reference else {}
+    return {**target, **{key: _inlined(inner, definitions) for key, inner in value.items() if key != "$defs"}}
 
 
 def _section_lines(choices: list[dict[str, Any]], path: list[str], width: int) -> list[str]:
-    """The keys of a section; where there is a choice of sections, all but the first are commented out.
-
-    So are those of a section that is null where nothing else is said.
-    """
+    """The keys of a section. Of several alternatives, all but the first are commented out."""
     width -= 2 * (len(choices) > 1)
     known = list(dict.fromkeys(key for section in choices for key in section["properties"]))
     if path and path[0] not in known:
@@ -112,7 +109,7 @@ def _option_lines(key: str, option: dict[str, Any], path: list[str], *, required
 
 
 def _flow(value: Any) -> str:
-    """YAML of one line. Within a list, as a lone word would get a line of dots after it."""
+    """YAML in one line, written as a list of one: PyYAML ends a document of one word by a line of dots."""
     return yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
 
 
@@ -131,7 +128,7 @@ def _sections(option: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _kind(option: dict[str, Any]) -> str:
-    """What may be given, in words."""
+    """The allowed values in words."""
     choices = _choices(option)
     if len(choices) > 1:
         return ", or ".join(dict.fromkeys(_kind(choice) for choice in choices))

@@ -13,7 +13,7 @@ import yaml
 from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.models.semantic_extractor import SemanticExtractor
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "options/ablation").glob("*.yml"))

@@ -27,7 +27,7 @@ from sed_sr.data import images
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.formats import generator_weights, load_into
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sed_sr.data.images import read_rgb
 from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.options.schema import load_options
+from sed_sr.options.recipe import load_options
 from sed_sr.utils.weights.checkpoint import save_generator, save_state
 from tests.conftest import ROOT
 

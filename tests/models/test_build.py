@@ -16,7 +16,7 @@ from sed_sr.models.build import (
     records_graphs,
 )
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 
 RECIPES = Path(__file__).parents[2] / "options"
 

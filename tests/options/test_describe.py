@@ -1,4 +1,4 @@
-"""The schema for editors says what the loader says, and the commented tree is a recipe of the defaults."""
+"""The JSON schema allows what the loader accepts, and the commented tree is a recipe of the defaults."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sed_sr.options.describe import SCHEMA_FILE, commented_options, recipe_schema
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, load_options
+from sed_sr.options.recipe import load_options
+from sed_sr.options.schema import Options
 
 RECIPES = sorted((Path(__file__).parents[2] / "options").glob("*.yml"))
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}
@@ -26,9 +27,9 @@ def is_allowed(recipe: dict) -> bool:
 
 
 def is_read(recipe: dict, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether each choice is allowed alone: which ones go together no schema can tell."""
+    """Whether every value is valid alone; conflicts between values are not part of the schema."""
     with monkeypatch.context() as patch:
-        patch.setattr("sed_sr.options.schema.impossible_combinations", lambda options: ())
+        patch.setattr("sed_sr.options.recipe.find_conflicts", lambda options: ())
         try:
             load_options(recipe)
         except UserError:
@@ -52,19 +53,19 @@ def places(tree: dict, path: tuple[str, ...] = ()):
             yield from places(value, (*path, key))
 
 
-def test_schema_file_is_fresh():
+def test_schema_file_is_up_to_date():
     written = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
     assert written == recipe_schema(), "options/schema.json is stale: run `python -m options.describe`"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_names_the_schema_and_is_allowed_by_it(recipe):
+def test_recipe_names_the_schema_and_conforms_to_it(recipe):
     text = recipe.read_text(encoding="utf-8")
     assert text.startswith(MODELINE)
     assert is_allowed(yaml.safe_load(text))
 
 
-def test_resolved_options_are_allowed_by_the_schema():
+def test_resolved_options_conform_to_the_schema():
     for recipe in RECIPES:
         assert is_allowed(yaml.safe_load(load_options(recipe).as_yaml()))
 
@@ -98,6 +99,8 @@ MISTAKES = {
     "discriminator.type": "patchgan",
     "discriminator.fusion": True,
     "semantic_extractor.layer": 1.5,
+    "dataloader.batch_size": 0,
+    "dataloader.num_workers": None,
     "dataset.hr": {"a": 0.0},
     "dataset.lr": 5,
     "degradation.first.sigma_px": [0.2],
@@ -140,15 +143,15 @@ VALUES |= st.dictionaries(st.sampled_from(WORDS), SCALARS, max_size=2)
 @example(path=("dataset", "hr"), value={"train": 100}, key=None)
 @example(path=("dataset", "hr"), value="train", key=None)
 @example(path=("generator", "type"), value="swinir", key="type")
-def test_schema_and_loader_agree_on_any_choice(path, value, key):
-    """A value in the place of another one; or under another key."""
+def test_schema_and_loader_agree_on_any_value(path, value, key):
+    """A random value for a random option, or under another key."""
     recipe = with_choice((*path[:-1], key or path[-1]), value)
     with pytest.MonkeyPatch.context() as patch:
         read = is_read(recipe, patch)
-    # In a recipe, which may extend another, what is required may be missing.
+    # The schema requires no key, since a recipe may extend another.
     networks = recipe["generator"], recipe["discriminator"]
     complete = all("type" in network for network in networks if isinstance(network, dict))
-    complete = complete and not isinstance(recipe.get("degradation"), dict)  # no choice here has all of its keys
+    complete = complete and not isinstance(recipe.get("degradation"), dict)  # never generated with all of its keys
     assert read == (is_allowed(recipe) and complete)
 
 
@@ -173,7 +176,7 @@ def test_commented_tree_describes_every_option():
 
 
 @pytest.mark.parametrize("path", [path for path in KEYS if not {"layers", "hr"} & set(path[:-1])], ids=".".join)
-def test_commented_part_holds_the_key_and_nothing_beside_it(path):
+def test_commented_part_has_only_the_key(path):
     part = yaml.safe_load(commented_options(".".join(path)))
     whole = yaml.safe_load(commented_options())
     for key in path:
@@ -182,7 +185,7 @@ def test_commented_part_holds_the_key_and_nothing_beside_it(path):
     assert part == whole
 
 
-def test_other_generator_is_shown_too():
+def test_all_generators_are_shown():
     assert yaml.safe_load(commented_options("generator.window")) == {"generator": {"window": 8}}
     text = commented_options("generator")
     uncommented = "\n".join(line.replace("  # ", "  ", 1) for line in text.splitlines() if "  # " in line)
@@ -199,7 +202,7 @@ def test_other_generator_is_shown_too():
         ("train.", "is not an option"),
     ],
 )
-def test_wrong_key_is_told(key, sentence):
+def test_wrong_key_gets_one_sentence(key, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         commented_options(key)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from sed_sr.options.cli import run
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.train_run import check_synchronized, synchronize
 from sed_sr.utils.training.setup import prepare

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sed_sr.models.build import build_discriminator, build_extractor, needs_extractor
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, load_options
+from sed_sr.options.recipe import load_options
+from sed_sr.options.schema import Options
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.extractor_file import RANDOM, load_extractor_state
 from sed_sr.utils.weights.wrappers import without_wrappers

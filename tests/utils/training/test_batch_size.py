@@ -8,7 +8,8 @@ import torch
 
 from sed_sr.models.build import build_generator, build_train_step, build_training_pairs
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, Override, load_options
+from sed_sr.options.recipe import Override, load_options
+from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import TensorBytes
 from sed_sr.utils.training.batch_options import with_batches

@@ -12,7 +12,7 @@ from sed_sr.data.benchmarks import find_benchmark
 from sed_sr.models.build import build_generator, build_train_step
 from sed_sr.models.train_step import Batch
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.training import checklist
 from sed_sr.utils.training.checklist import check_disk
 from sed_sr.utils.training.run_folder import RunFolder

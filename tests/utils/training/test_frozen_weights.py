@@ -7,7 +7,7 @@ import torch
 
 from sed_sr.models.build import build_extractor
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.training.frozen_weights import FrozenStates, load_frozen_states, pretrained_weights
 
 RECIPES = Path(__file__).parents[3] / "options"

@@ -23,7 +23,7 @@ from sed_sr.models.precision import resolved
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.evaluation.metrics import Metric
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.training.batch_options import batches_of, with_batches

@@ -7,7 +7,7 @@ import torch
 
 from sed_sr.models.build import build_generator
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.training.resume import AUTO, file_to_start_from, find_start
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.weights import checkpoint

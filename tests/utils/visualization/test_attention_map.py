@@ -11,7 +11,7 @@ from PIL import Image
 from sed_sr.data.images import read_rgb
 from sed_sr.models.build import build_discriminator, build_extractor
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import load_options
+from sed_sr.options.recipe import load_options
 from sed_sr.utils.visualization.attention_map import check_points, draw_figures, main, read_images
 from sed_sr.utils.visualization.discriminator_file import load_discriminator
 from sed_sr.utils.visualization.discriminator_views import respond

@@ -1,0 +1,57 @@
+"""Values that do not go together are refused in one sentence that names both."""
+
+from pathlib import Path
+
+import pytest
+
+from sed_sr.options.errors import UserError
+from sed_sr.options.recipe import Override, load_options
+
+REAL = Path(__file__).parents[2] / "options" / "train_rrdb_P+SeD_real.yml"
+BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}
+CONFLICTS = {
+    "losses.gan=null": ["losses.gan", "discriminator"],
+    "discriminator=null": ["losses.gan", "discriminator is null"],
+    "dataset.lr_patch_px=30": ["dataset.lr_patch_px", "30", "multiple of 4"],
+    "dataset.lr_patch_px=4": ["dataset.lr_patch_px", "4", "at least 8"],
+    "discriminator.features=12": ["discriminator.features", "12", "multiple of 8"],
+    "generator={type: swinir, depths: [2]}": ["generator.heads", "6 entries", "depths has 1"],
+    "generator={type: swinir, embed_dim: 64}": ["generator.heads", "6", "embed_dim 64"],
+    "optimizer.milestones=[5,5]": ["optimizer.milestones", "[5, 5]"],
+    "optimizer.warmup_steps=300000": ["optimizer.warmup_steps", "300000 steps"],
+    "validation.best_by=lpips": ["validation.best_by", "lpips", "validation.metrics"],
+    "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
+    "dataset.lr=null": ["dataset.lr", "degradation is null"],
+}
+CONFLICTS_OF_REAL_SR = {
+    "degradation.hr_px=100": ["hr_px", "100", "lr_patch_px (64)"],
+    "degradation.hr_px=402": ["hr_px", "402", "multiple of 4"],
+    "degradation.sharpening=null": ["sharpened_targets", "sharpening, which is null"],
+    "degradation.sharpening.kernel_px=50": ["kernel_px", "50", "odd"],
+    "degradation.first.kernel_px=[7,20]": ["first.kernel_px", "[7, 20]", "odd"],
+    "degradation.second.kernel_px=[21,7]": ["second.kernel_px", "[21, 7]", "smaller one first"],
+    "degradation.first.resize.up=0.5": ["first.resize", "1.3", "add up to 1"],
+    "degradation.second.kernel_kinds.iso=0": ["second.kernel_kinds", "0.55", "add up to 1"],
+    "degradation.first.sigma_px=[3,1]": ["first.sigma_px", "[3, 1]", "lower end"],
+    "degradation.first.jpeg_quality=[95,30]": ["first.jpeg_quality", "[95.0, 30.0]", "lower one first"],
+    "degradation.first.resize_range=[1.1,1.5]": ["first.resize_range", "1.1", "should contain 1"],
+    "degradation.second.beta_plateau=[2,3]": ["second.beta_plateau", "[2.0, 3.0]", "should contain 1"],
+    "dataset.lr=train_sub_x4": ["dataset.lr", "train_sub_x4", "set dataset.lr: null"],
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "fragments"),
+    [
+        *((BASE, setting, fragments) for setting, fragments in CONFLICTS.items()),
+        *((REAL, setting, fragments) for setting, fragments in CONFLICTS_OF_REAL_SR.items()),
+    ],
+    ids=[*CONFLICTS, *CONFLICTS_OF_REAL_SR],
+)
+def test_conflict_is_refused_in_one_sentence(recipe, setting, fragments):
+    with pytest.raises(UserError) as caught:
+        load_options(recipe, [Override.parse(setting)])
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    for fragment in fragments:
+        assert fragment in sentence
