@@ -20,8 +20,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
 from benchmarks.photographs import write_mosaics
-from sed_sr.data.datasets import BATCHES_AHEAD, PairedImages, SampleStream, make_loader
+from sed_sr.data.datasets import PairedImages
 from sed_sr.data.image_folders import read_image
+from sed_sr.data.loader import BATCHES_AHEAD, SampleStream, make_loader
 from sed_sr.options.cli import run
 
 ROOT = Path(__file__).parents[1]

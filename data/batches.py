@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,8 +11,15 @@ from torch import Tensor
 
 from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.pool import PairPool, origins
-from sed_sr.data.images import to_float
-from sed_sr.models.train_step import Batch
+from sed_sr.data.tensors import to_float
+
+
+class Batch(NamedTuple):
+    """Training pairs, float in [0, 1]."""
+
+    lr: Tensor  # (B, 3, H, W)
+    hr: Tensor  # (B, 3, 4H, 4W)
+    sharp: Tensor | None = None  # HR sharpened, where some losses compare with it
 
 
 class GivenPairs:

@@ -14,8 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from sed_sr.data.images import image_size, list_image_names, png_sizes, read_rgb
+from sed_sr.data.images import image_size, list_image_names, read_rgb
 from sed_sr.data.pack import PIXELS_SUFFIX, Pack, Tile, check_pixels, is_pack, open_pack
+from sed_sr.data.png import png_sizes
 from sed_sr.data.workers import ignore_stop_signals
 from sed_sr.options.errors import UserError
 

@@ -327,7 +327,11 @@ class DataLoaderOptions(Section):
         description="pairs that a process computes at once; null: as train.total_batch_size needs, at most 12; auto: "
         "as many as memory holds",
     )
-    num_workers: Natural = Field(4, description="reading processes of each training process; 0: read in the process")
+    num_workers: Natural | Literal["auto"] = Field(
+        "auto",
+        description="reading processes of each training process; auto: its share of the CPU cores, at most 8; 0: read "
+        "in the process itself",
+    )
 
 
 class OptimizerOptions(Section):

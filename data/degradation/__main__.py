@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sed_sr.data.build import build_training_pairs
 from sed_sr.data.images import read_rgb, write_image
 from sed_sr.data.prepare.degrade import degrade_folder
-from sed_sr.models.build import build_training_pairs
 from sed_sr.options.arguments import option_parser, options_from
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError

@@ -9,17 +9,9 @@ from rich.progress import track
 
 from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.files import WriteError, flush_file_systems, nearest_existing
-from sed_sr.data.images import (
-    IMAGE_SUFFIXES,
-    list_images,
-    read_rgb,
-    to_array,
-    to_float,
-    to_tensor,
-    to_uint8,
-    write_image,
-)
+from sed_sr.data.images import IMAGE_SUFFIXES, list_images, read_rgb, write_image
 from sed_sr.data.prepare.image_jobs import refuse_collisions
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.options.errors import UserError
 
 HR, LR = "test_HR", "test_LR"

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sed_sr.data.datasets import HRImages, PairedImages, SampleStream, make_loader
+from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.images import read_rgb, write_image
+from sed_sr.data.loader import SampleStream, make_loader
 from sed_sr.options.errors import UserError
 
 PATCH_PX = 6

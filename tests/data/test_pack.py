@@ -12,9 +12,10 @@ import skimage.data
 import torch
 from PIL import Image
 
-from sed_sr.data.datasets import HRImages, PairedImages, SampleStream, make_loader
+from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.image_folders import check_images, check_readable, find_images, read_image
 from sed_sr.data.images import list_images, read_rgb, write_unchanged
+from sed_sr.data.loader import SampleStream, make_loader
 from sed_sr.data.pair_content import check_content
 from sed_sr.data.pairs import find_pairs
 from sed_sr.data.prepare import image_jobs

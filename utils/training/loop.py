@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sed_sr.data.batches import DegradedPairs, GivenPairs, batch_seed, mixed_seed
+from sed_sr.data.batches import Batch, DegradedPairs, GivenPairs, batch_seed, mixed_seed
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
 from sed_sr.data.files import link_file
-from sed_sr.data.images import read_rgb, to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.images import read_rgb
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.models.diagnostics import spectral_norms
 from sed_sr.models.outcome import Outcome
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.evaluate import BenchmarkScores, evaluate

@@ -10,19 +10,13 @@ from rich.progress import Progress
 from torch import nn
 
 from sed_sr.data.benchmarks import Benchmark, find_benchmark
-from sed_sr.data.datasets import BATCHES_AHEAD, HRImages, PairedImages
+from sed_sr.data.build import build_dataset, build_training_pairs
+from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.image_folders import check_readable, image_list
+from sed_sr.data.loader import BATCHES_AHEAD, worker_count
 from sed_sr.data.pair_content import check_content
-from sed_sr.models.build import (
-    RANDOM,
-    build_generator,
-    build_train_step,
-    build_training_pairs,
-    pretrained_weights,
-    with_random_weights,
-)
+from sed_sr.models.build import RANDOM, build_generator, build_train_step, pretrained_weights, with_random_weights
 from sed_sr.models.train_step import TrainStep
-from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.evaluate import check_best_by
 from sed_sr.utils.evaluation.metrics import Metric, build_metrics, metric_weights
@@ -85,7 +79,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
 def _look_at_images(ready: TrainingSetup, *, scale: int, thorough: bool) -> None:
     """Find the training set and the benchmarks."""
     options, checks = ready.options, ready.checks
-    ready.dataset = checks.look("training set", partial(_build_dataset, options, scale=scale), _in_words)
+    ready.dataset = checks.look("training set", partial(build_dataset, options, scale=scale), _in_words)
     if ready.dataset is None:
         checks.left.append("content of the images")
     else:
@@ -203,7 +197,7 @@ def with_batches(options: Options, batches: Batches) -> Options:
 def _largest_batch_size(ready: TrainingSetup, world: World) -> int:
     options, device, sample = ready.options, ready.device, ready.dataset[0, 0]
     on_cpu = device.type == "cpu"  # where the processes share the memory among them, and with the batches that wait
-    batches = options.dataloader.num_workers * BATCHES_AHEAD + 1
+    batches = worker_count(options.dataloader.num_workers, world.local_size) * BATCHES_AHEAD + 1
     total = options.train.total_batch_size
     return largest_batch_size(
         ready.train_step,
@@ -228,20 +222,6 @@ def _look_into(dataset: PairedImages | HRImages, checks: Checklist, *, seed: int
     samples = COMPARED_PAIRS_THOROUGHLY if thorough else COMPARED_PAIRS
     compare = partial(check_content, dataset.pairs, scale=dataset.scale, samples=samples, seed=seed)
     checks.look("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
-
-
-def _build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
-    """The training set, its images checked from their headers."""
-    chosen = options.dataset
-    hr_roots = {options.paths.data_root / name: weight for name, weight in chosen.hr.items()}
-    if len(hr_roots) < len(chosen.hr):
-        raise UserError(f"dataset.hr names a folder twice: {', '.join(chosen.hr)}")
-    random = {"augment": chosen.augment, "seed": options.seed}
-    if options.degradation is not None:
-        return HRImages(hr_roots, hr_px=options.degradation.hr_px, **random)
-    (hr_root,) = hr_roots
-    lr_root = options.paths.data_root / chosen.lr
-    return PairedImages(hr_root, lr_root, scale=scale, lr_patch_px=chosen.lr_patch_px, **random)
 
 
 def _in_words(dataset: PairedImages | HRImages) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sed_sr.data.degradation.kernels import stack_kernels
 from sed_sr.data.degradation.pipeline import Degradation, Stage, draw_kernel
-from sed_sr.data.images import to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 
 DETAIL_PX = 96  # side of the part of HR that the rows show
 CELL_PX = 192  # side at which it is shown: HR pixels twice as large, LR pixels eight times

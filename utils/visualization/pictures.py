@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sed_sr.data.images import to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.options.errors import UserError
 from sed_sr.utils.report.html_page import Extras
 from sed_sr.utils.runtime.memory import unless_out_of_memory

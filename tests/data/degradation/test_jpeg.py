@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sed_sr.data.degradation.jpeg import CHROMINANCE_STEPS, LUMINANCE_STEPS, jpeg, quantization_table
-from sed_sr.data.images import to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 
 PHOTOS = {
     "even": skimage.data.astronaut()[:256, :256],

@@ -10,7 +10,8 @@ from PIL import Image
 
 from sed_sr.data.degradation import __main__ as command_line
 from sed_sr.data.degradation.pipeline import Degradation, Stage
-from sed_sr.data.images import read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
+from sed_sr.data.images import read_rgb, write_image
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.options.errors import UserError
 from sed_sr.utils.visualization.degradation_sheet import CELL_PX, DETAIL_PX, busiest_square, contact_sheet
 
