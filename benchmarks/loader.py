@@ -41,7 +41,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_mosaics(arguments.photographs, root / "hr", count=8)
-        python("-m", "data.imresize", "--input", root / "hr", "--output", root / "x4", "--scale", 4)
+        python("-m", "data.prepare.lr_images", "--input", root / "hr", "--output", root / "x4", "--scale", 4)
         for kind, words in (("png", ()), ("pack", ("--pack",))):
             outputs = root / kind, root / f"{kind}_x4"
             lr = ("--input_lr", root / "x4", "--output_lr", outputs[1])

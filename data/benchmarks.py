@@ -9,10 +9,9 @@ DRealSR/Test_x4/test_HR/sony_1_x4.png   DRealSR/Test_x4/test_LR/sony_1_x1.png  (
 RealSR/test_HR/Canon_004_HR.png      RealSR/test_LR/Canon_004_LR4.png          (crops of these two, StableSR)
 photos/a.png                         LR images alone: nothing to compare with
 
-As a command it makes one from HR images: `python -m data.benchmarks prepare --input FOLDER --name Urban100 --scale 4`.
+`data.prepare.benchmark` makes a benchmark from HR images.
 """
 
-import argparse
 import difflib
 import os
 import re
@@ -23,9 +22,7 @@ from pathlib import Path
 
 from sed_sr.data.images import IMAGE_SUFFIXES, image_size, list_images
 from sed_sr.data.pairs import find_pairs, near_pairs, pair_sizes
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.benchmark import prepare
-from sed_sr.options.cli import run
+from sed_sr.options.cli import renamed_command
 from sed_sr.options.errors import UserError
 
 INPUTS = "input"  # the benchmark of files that were given one by one
@@ -137,9 +134,9 @@ def _how_to_make_lr(folder: Path, hr: str, scale: int) -> str:
         return ""
     # `prepare` writes GTmod12, and would read and write the same folder
     words = (
-        ("data.imresize", "--input", folder / hr, "--output", folder / f"LRbicx{scale}")
+        ("data.prepare.lr_images", "--input", folder / hr, "--output", folder / f"LRbicx{scale}")
         if hr == "GTmod12"
-        else ("data.benchmarks", "prepare", "--input", folder, "--name", folder.name, "--output", folder.parent)
+        else ("data.prepare.benchmark", "--input", folder, "--name", folder.name, "--output", folder.parent)
     )
     command = shlex.join(["python", "-m", *map(str, words), "--scale", str(scale)])
     return f"; to make LR images of the HR images: {command}"
@@ -211,38 +208,5 @@ def _by_name(paths: Iterable[Path], mark: str) -> dict[str, Path]:
     return named
 
 
-def main() -> int:
-    """Make a benchmark from HR images; return the exit code, 1 when some images failed."""
-    parser = argparse.ArgumentParser(prog="python -m data.benchmarks", description="Benchmarks on disk.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "prepare",
-        help="make GTmod12 and LRbicx4 from HR images",
-        description="Make a benchmark from HR images: GTmod12, cut to multiples of 12 pixels, and LRbicx4, shrunk as "
-        "MATLAB does, both 8-bit RGB. Understood are folders of HR images alone, of *_HR beside *_LR, and those that "
-        "have original, HR, DIV2K_valid_HR, GTmod12 or image_SRF_4 in them.",
-    )
-    command.add_argument("--input", type=Path, required=True, help="folder of HR images, in any of the usual layouts")
-    command.add_argument("--name", required=True, help="name of the benchmark, such as Urban100")
-    command.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="how many times smaller (default 4)")
-    command.add_argument(
-        "--output", type=Path, default=Path("Evaluation"), help="folder of the benchmarks (default Evaluation)"
-    )
-    image_jobs.add_arguments(command)
-    args = parser.parse_args()
-    image_jobs.check_arguments(args)
-    if args.name in ("", "..") or args.name != Path(args.name).name:
-        raise UserError(f"--name is {args.name!r}; the name of a folder in {args.output} is expected, such as Urban100")
-    return prepare(
-        args.input,
-        args.output / args.name,
-        scale=args.scale,
-        workers=args.n_thread,
-        compression_level=args.compression_level,
-        overwrite=args.overwrite,
-        resume=args.resume,
-    )
-
-
 if __name__ == "__main__":
-    run(main)
+    renamed_command("data.benchmarks prepare", "data.prepare.benchmark")

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from sed_sr.data import png
 from sed_sr.data.images import image_size, list_image_names, read_rgb
 from sed_sr.data.pack import PIXELS_SUFFIX, Pack, Tile, check_pixels, is_pack, open_pack
-from sed_sr.data.png import png_sizes
 from sed_sr.data.workers import ignore_stop_signals
 from sed_sr.options.errors import UserError
 
@@ -56,8 +56,8 @@ class ImageFolder:
         return image_folder(self.root, names)
 
     def sizes(self, indices: range) -> np.ndarray:
-        """Heights and widths of images that follow each other; see `data.images.png_sizes`."""
-        return png_sizes(self.root, self.names[indices.start : indices.stop].tolist())
+        """Heights and widths of images that follow each other; see `data.png.sizes`."""
+        return png.sizes(self.root, self.names[indices.start : indices.stop].tolist())
 
 
 def image_folder(root: Path, names: Iterable[str]) -> ImageFolder:

@@ -166,7 +166,7 @@ def check_pixels(path: Path) -> None:
         raise _damaged(path)
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether `check_pixels` finds nothing wrong."""
     try:
         check_pixels(path)

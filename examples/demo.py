@@ -81,7 +81,7 @@ def prepare_training_set(root: Path) -> None:
     step("LR images: MATLAB's bicubic downscaling")
     df2k, photos = root / "DF2K", root / "Evaluation/Photos"
     for hr, lr in ((df2k / "train", df2k / "train_x4"), (photos / "GTmod12", photos / "LRbicx4")):
-        command("-m", "data.imresize", "--input", hr, "--output", lr, "--scale", SCALE)
+        command("-m", "data.prepare.lr_images", "--input", hr, "--output", lr, "--scale", SCALE)
     step("Sub-images")
     command("extract_subimages.py", "--input", df2k / "train", "--output", df2k / "train_sub",
             "--crop_size", 192, "--step", 96)  # fmt: skip

@@ -26,6 +26,7 @@ from sed_sr.data.degradation.kernels import (
     stack_kernels,
 )
 from sed_sr.data.degradation.noise import gaussian_noise, poisson_noise
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 
 KERNELS = {
     "identity": identity_kernel,
@@ -292,6 +293,12 @@ class Degradation:
         else:
             images = shrink(compress("second", images, second))
         return done("LR", (images.clamp(0, 1) * 255).round() / 255)
+
+
+def degrade_image(degradation: Degradation, hr: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """HR (H, W, 3) uint8, sides multiples of the scale -> LR (H / scale, W / scale, 3) uint8, on the CPU."""
+    lr = degradation(to_float(to_tensor(hr))[None], rng=rng)
+    return to_array(to_uint8(lr[0]))
 
 
 def _kinds(kernels: Sequence[Kernel]) -> str:

@@ -140,10 +140,8 @@ def test_command_that_is_told_where_hr_stands_alone_makes_its_lr(tmp_path, monke
         find_benchmark(tmp_path, "My Set", scale=4)
     python, run, module, *words = shlex.split(str(error.value).partition("HR images: ")[2])
     assert (python, run, words[-2:]) == ("python", "-m", ["--scale", "4"])
-    assert module == ("data.imresize" if name.startswith("GTmod12") else "data.benchmarks")
-    monkeypatch.setattr(
-        "sed_sr.data.prepare.image_jobs.run", lambda work, jobs, **_: max(work(job) for job in jobs) - 1
-    )
+    assert module == ("data.prepare." + ("lr_images" if name.startswith("GTmod12") else "benchmark"))
+    monkeypatch.setattr("sed_sr.data.prepare.jobs.run", lambda work, jobs, **_: max(work(job) for job in jobs) - 1)
     monkeypatch.setattr("sys.argv", [module, *words])
     importlib.import_module(module).main()
     assert [(entry.name, entry.lr.parent.name) for entry in find_benchmark(tmp_path, "My Set", scale=4).images] == [

@@ -39,7 +39,8 @@ def test_file_size_limit_of_the_system_is_told_in_a_sentence(tmp_path):
     path = tmp_path / "net.pth"
     save({"old": torch.ones(3)}, path)
     program = (
-        "import resource, sys, torch; from sed_sr.utils.weights.checkpoint import save; from sed_sr.options.errors import UserError\n"
+        "import resource, sys, torch; from sed_sr.utils.weights.checkpoint import save\n"
+        "from sed_sr.options.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: save({'new': torch.ones(10000)}, sys.argv[1])\n"
         "except UserError as error: print(error)\n"

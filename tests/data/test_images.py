@@ -9,9 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from sed_sr.data import images
@@ -137,16 +134,6 @@ def test_size_needs_no_pixel(tmp_path, rgb):
     assert images.image_size(tmp_path / "a.png") == (20, 30)
 
 
-def test_sizes_of_many_are_those_of_each_and_0_for_what_is_no_png(tmp_path):
-    for number, mode in enumerate(("1", "L", "LA", "P", "RGB", "RGBA", "I;16")):
-        Image.new(mode, (30 + number, 20)).save(tmp_path / f"{number}.png")
-    Image.new("RGB", (5, 5)).save(tmp_path / "7.png", "JPEG")
-    (tmp_path / "8.png").write_bytes((tmp_path / "0.png").read_bytes()[:23])
-    (tmp_path / "9.png").mkdir()
-    sizes = images.png_sizes(tmp_path, [b"%d.png" % number for number in range(11)])
-    assert sizes.tolist() == [[20, 30 + number] for number in range(7)] + [[0, 0]] * 4
-
-
 @pytest.mark.parametrize("read", [images.read_rgb, images.read_unchanged, images.image_size])
 def test_missing_and_damaged_files_are_named(tmp_path, read):
     (tmp_path / "empty.png").touch()
@@ -163,27 +150,6 @@ def test_a_truncated_image_is_an_error_not_half_a_picture(tmp_path, rgb):
         path.write_bytes(path.read_bytes()[:-200])
         with pytest.raises(UserError, match=path.name):
             images.read_rgb(path)
-
-
-def test_a_png_is_whole_unless_it_is_cut_short_or_has_zeros_in_it(tmp_path, rgb):
-    small = rgb[:8, :10]
-    images.write_image(tmp_path / "strips.png", small)
-    images.write_unchanged(tmp_path / "opencv.png", small)
-    Image.fromarray(small).save(tmp_path / "pillow.png", dpi=(72, 72))
-    damaged = tmp_path / "damaged.png"
-    for path in list(tmp_path.iterdir()):
-        assert images.is_whole_png(path), path
-        content = path.read_bytes()
-        contents = {content[:end] for end in range(len(content))} | {content + b"\0"}
-        for start in range(len(content)):
-            for end in (start + 1, min(start + 64, len(content))):
-                contents.add(content[:start] + bytes(end - start) + content[end:])
-        for other in contents - {content}:
-            damaged.write_bytes(other)
-            assert not images.is_whole_png(damaged)
-    Image.fromarray(rgb).save(damaged, "JPEG")
-    assert not images.is_whole_png(damaged)
-    assert not images.is_whole_png(tmp_path / "missing.png")
 
 
 def test_floating_point_images_are_refused_both_ways(tmp_path):
@@ -230,22 +196,3 @@ def test_missing_and_empty_folders_are_named(tmp_path):
 )
 def test_the_scale_is_removed_at_the_end_only(stem, stripped):
     assert images.strip_scale_suffix(stem) == stripped
-
-
-@given(st.integers(0, 255))
-def test_uint8_survives_float(value):
-    batch = torch.full((1, 3, 2, 2), value, dtype=torch.uint8)
-    assert images.to_float(batch).max() <= 1
-    assert torch.equal(images.to_uint8(images.to_float(batch)), batch)
-
-
-def test_float_is_clamped_and_rounded_to_the_nearest():
-    values = torch.tensor([-0.5, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.5])
-    assert images.to_uint8(values).tolist() == [0, 0, 1, 255, 255]
-
-
-def test_tensor_and_array_are_inverse_and_channels_come_first(rgb):
-    tensor = images.to_tensor(rgb)
-    assert tensor.shape == (3, 20, 30)
-    assert tensor[1, 5, 7] == rgb[5, 7, 1]
-    np.testing.assert_array_equal(images.to_array(tensor), rgb)

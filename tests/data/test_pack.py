@@ -18,8 +18,7 @@ from sed_sr.data.images import list_images, read_rgb, write_unchanged
 from sed_sr.data.loader import SampleStream, make_loader
 from sed_sr.data.pair_content import check_content
 from sed_sr.data.pairs import find_pairs
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.subimages import Grid, single_jobs
+from sed_sr.data.prepare.grid import Grid, single_jobs
 from sed_sr.data.prepare.subimages import extract as extract_jobs
 from sed_sr.options.errors import UserError
 
@@ -184,7 +183,7 @@ def test_pixels_are_flushed_before_the_table_lists_them(packed, monkeypatch):
     def note(folders):
         flushed.append((folders, len(np.load(out / "tiles.npy")), len(list(out.glob("*_scale1of1.npy")))))
 
-    monkeypatch.setattr(image_jobs, "flush_file_systems", note)
+    monkeypatch.setattr("sed_sr.data.prepare.jobs.flush_file_systems", note)
     jobs, how = single_jobs(out.parent / "in", out, scale=4), {"overwrite": True, "resume": False}
     assert extract_jobs(jobs, Grid(64, 32, 0), compression_level=1, workers=1, packed=True, **how) == 0
     assert flushed == [([out], 0, 2)]

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sed_sr.data.benchmarks import find_benchmark, main
+from sed_sr.data.benchmarks import find_benchmark
 from sed_sr.data.images import read_rgb, read_unchanged, write_image, write_unchanged
 from sed_sr.data.imresize import imresize
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.benchmark import find_ground_truth, write_pair
+from sed_sr.data.prepare import jobs
+from sed_sr.data.prepare.benchmark import find_ground_truth, main, write_pair
 from sed_sr.options.errors import UserError
 
 # HR images, and what lies beside them and is none.
@@ -39,7 +39,7 @@ def noise(height: int, width: int, *, seed: int = 0) -> np.ndarray:
 
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "data.benchmarks", "prepare", "--n_thread", "2", *map(str, arguments)]
+    command = [sys.executable, "-m", "data.prepare.benchmark", "--n_thread", "2", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -165,9 +165,10 @@ def test_pairs_are_flushed_together_at_the_end_and_not_one_by_one(tmp_path, monk
     def note(folders):
         flushed.append((folders, len(list(output.rglob("*.png")))))
 
-    monkeypatch.setattr(image_jobs, "flush_file_systems", note)
-    benchmark = {"scale": 4, "workers": 1, "compression_level": 1, "overwrite": False, "resume": False}
-    assert benchmark.prepare(tmp_path / "hr", output, **benchmark) == 0
+    monkeypatch.setattr(jobs, "flush_file_systems", note)
+    arguments = ("--input", tmp_path / "hr", "--name", "U", "--output", tmp_path, "--n_thread", 1)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+    assert main() == 0
     assert flushed == [([output / "GTmod12", output / "LRbicx4"], 2)]
 
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a file was flushed by itself"))
@@ -193,7 +194,7 @@ def test_what_cannot_be_prepared_is_one_sentence(tmp_path, monkeypatch, argument
     for name in ("twins/a.png", "twins/a.jpg", "Set5/GTmod12/a.png"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["benchmarks.py", "prepare", *arguments])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     with pytest.raises(UserError) as caught:
         main()
     assert sentence in str(caught.value)

@@ -18,8 +18,8 @@ from PIL import Image
 
 from sed_sr.data.images import has_scale_suffix, list_images, read_rgb, read_unchanged, write_image, write_unchanged
 from sed_sr.data.pairs import find_pairs
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.subimages import Grid, cut_images, lanczos, read_sizes, single_jobs
+from sed_sr.data.prepare.grid import Grid, read_sizes, single_jobs
+from sed_sr.data.prepare.subimage_files import cut_images, lanczos
 from sed_sr.data.prepare.subimages import extract as extract_jobs
 from sed_sr.options.errors import UserError
 
@@ -290,7 +290,9 @@ def test_all_subimages_are_flushed_together_at_the_end(tmp_path, monkeypatch, co
     (tmp_path / "in").mkdir()
     write_image(tmp_path / "in/a.png", coordinate_image(24, 32))
     out, flushed = tmp_path / "out", []
-    monkeypatch.setattr(image_jobs, "flush_file_systems", lambda folders: flushed.append((folders, names(out))))
+    monkeypatch.setattr(
+        "sed_sr.data.prepare.jobs.flush_file_systems", lambda folders: flushed.append((folders, names(out)))
+    )
     jobs, how = single_jobs(tmp_path / "in", out, scale=4), {"overwrite": False, "resume": False}
     extract_jobs(jobs, Grid(16, 8, 0), compression_level=1, workers=1, **how)
     assert flushed == [([out], [f"a_s00{number}.png" for number in range(1, 7)])]
