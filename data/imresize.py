@@ -10,12 +10,12 @@ from sed_sr.options.cli import renamed_command
 def imresize(image: np.ndarray, *, scale: float) -> np.ndarray:
     """Resize an image as MATLAB's `imresize(image, scale, 'bicubic')` does.
 
-    Bicubic with a = -0.5 (Keys 1981, Eq. 4), widened by 1 / scale when shrinking (antialiasing), borders mirrored with
-    the edge pixel repeated. Computed in float64 and rounded once, at the end.
+    Bicubic with a = -0.5 (Keys 1981, Eq. 4). When shrinking, the kernel is widened by 1 / scale (antialiasing). Borders
+    are mirrored with the edge pixel repeated. Computed in float64 and rounded once, at the end.
 
     Args:
-        image: (H, W) or (H, W, C), of an unsigned integer type (rounded and clipped to its range) or floating point
-            (neither).
+        image: (H, W) or (H, W, C). The result is rounded and clipped for unsigned integer types, not for floating
+            point.
         scale: > 1 enlarges, < 1 shrinks.
 
     Returns:
@@ -51,7 +51,7 @@ def _resize_axis(image: np.ndarray, *, axis: int, scale: float) -> np.ndarray:
     mirrored = np.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
     shape = [1] * image.ndim
     shape[axis] = -1
-    # One tap after the other: all taps at once would take as many copies of the image.
+    # Tap by tap, because all taps at once would need one copy of the image each.
     return sum(image.take(mirrored[:, k], axis) * weights[:, k].reshape(shape) for k in range(taps.shape[1]))
 
 

@@ -30,19 +30,19 @@ def worker_count(num_workers: int | Literal["auto"], processes_here: int) -> int
 
 
 class SampleStream(Sampler):
-    """Batches of keys (epoch, index) from one endless stream: a permutation of the set for every epoch, end to end.
+    """Batches of keys (epoch, index) from one endless stream: the permutations of all epochs, one after the other.
 
-    Sample k of the stream is of epoch k // length. Batch b of all ranks together starts at sample
-    first_sample + b * world_size * batch_size, and rank r takes the r-th slice of it. So nothing is dropped, a set
-    smaller than a batch repeats, and 2 ranks of 2 see together what 1 rank of 4 sees.
+    Sample k of the stream belongs to epoch k // length. Batch b of all ranks together starts at sample
+    first_sample + b * world_size * batch_size, and rank r takes the r-th slice of it. So no sample is dropped, a set
+    smaller than a batch repeats, and two ranks with batches of 2 see the samples of one rank with batches of 4.
 
     Args:
         length: number of samples in the set.
         batch_size: samples per batch and rank.
         batches: how many batches to yield.
-        rank, world_size: this process among all.
+        rank, world_size: number of this process and of all processes.
         seed: of the permutations, not negative.
-        first_sample: where the stream begins: the number of samples that a resumed run has seen on all ranks.
+        first_sample: start of the stream: the number of samples that a resumed run has seen on all ranks.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SampleStream(Sampler):
         return self.keys(range(self.batches))
 
     def keys(self, batches: Iterable[int]) -> Iterator[list[tuple[int, int]]]:
-        """The keys of these batches, counted from 0."""
+        """The keys of the batches with these numbers, counted from 0."""
         current_epoch, order = None, None
         for batch in batches:
             start = self.first_sample + (batch * self.world_size + self.rank) * self.batch_size
@@ -86,8 +86,8 @@ class SampleStream(Sampler):
             yield keys
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        # numpy pads the seed with zeros: without a third number, image 0 would draw its crop from the same generator.
-        # No image has the index `length`.
+        # numpy pads seeds with zeros: without a third number, the crop of image 0 would use the same random numbers. No
+        # image has the index `length`.
         return np.random.default_rng([self.seed, epoch, self.length]).permutation(self.length)
 
 
@@ -108,7 +108,7 @@ class Loader:
                     raise batch
                 yield batch
         finally:
-            # The workers end now. At the interpreter's end, an exception that holds on to them would keep them alive.
+            # Ends the workers now. An exception that refers to them could keep them alive until the interpreter exits.
             del batches
 
 
@@ -118,12 +118,12 @@ def make_loader(dataset: Dataset, stream: Iterable[list], *, num_workers: int, d
     Args:
         dataset: maps a key (epoch, index) to a dict of tensors and strings.
         stream: yields the keys of a batch: a SampleStream, or a list of such lists.
-        num_workers: processes; 0 loads in this one.
+        num_workers: reading processes; 0 reads in this process.
         device_type: "cuda" puts batches into pinned memory, from which they are copied to the GPU asynchronously.
 
     Returns:
-        Yields the samples' dicts with stacked tensors and lists of strings. Iterating raises the UserError that reading
-        an image raised, in whichever process.
+        An iterable of dicts with stacked tensors and lists of strings. Iterating raises a UserError when an image
+        cannot be read, also when a worker reads it.
     """
     loader = DataLoader(
         _ErrorsAsSamples(dataset),
@@ -133,14 +133,14 @@ def make_loader(dataset: Dataset, stream: Iterable[list], *, num_workers: int, d
         pin_memory=device_type == "cuda",
         prefetch_factor=BATCHES_AHEAD if num_workers else None,
         worker_init_fn=_start_worker,
-        # Of its own: starting the workers draws a number, which must not shift the model's random numbers.
+        # Starting the workers draws a random number, which must not come from the global generator.
         generator=torch.Generator(),
     )
     return Loader(loader)
 
 
 class _ErrorsAsSamples(Dataset):
-    # An exception that leaves a worker arrives with the worker's traceback as its message; returned, it stays itself.
+    # An exception raised in a worker would arrive with the worker's traceback in its message; a returned one does not.
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
@@ -159,10 +159,10 @@ def _collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | User
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers use the cores already
     ignore_stop_signals()
-    sys.excepthook = _tell_unless_left_alone
+    sys.excepthook = _print_unless_disconnected
 
 
-def _tell_unless_left_alone(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    # The thread that hands tensors over would complain of a main process that leaves in the midst of taking one.
+def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    # The thread that sends tensors fails when the main process exits while receiving one; that is no error.
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)

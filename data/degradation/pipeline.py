@@ -1,8 +1,7 @@
-"""The second-order degradation: what is drawn in each stage, and what is done with it.
+"""The second-order degradation of Real-ESRGAN, applied to a batch.
 
-All choices are drawn before the first of them is carried out, per sample where samples do not have to be of one size:
-sizes, interpolations, the kind of noise and the order of the end are a batch's, kernels and strengths a sample's. What
-the device needs of them goes there in one copy, so that the host never waits for a GPU.
+All random choices are drawn (`draws.py`) before the first operation, and copied to the device together, so that the
+host never waits for a GPU.
 """
 
 import math
@@ -43,25 +42,25 @@ INTERPOLATIONS = ("area", "bilinear", "bicubic")
 
 @dataclass(frozen=True)
 class Stage:
-    """Probabilities and ranges of one blur, resize, noise and JPEG; quantities are uniform in their range.
+    """Probabilities and ranges of one blur, resize, noise and JPEG; quantities are drawn uniformly from their range.
 
     Attributes:
         blur_probability: of any blur.
-        kernel_px: smallest and largest side of kernels, odd; all odd sides between are as likely.
-        kernel_kinds: probability of each kind that is no sinc: iso, aniso, generalized_iso, generalized_aniso,
+        kernel_px: smallest and largest side of kernels, odd; all odd sides between them are equally likely.
+        kernel_kinds: probability of each kind other than sinc: iso, aniso, generalized_iso, generalized_aniso,
             plateau_iso, plateau_aniso.
         sinc_probability: of a sinc kernel, if there is a blur.
         sigma_px: standard deviation of a kernel, along each of its axes.
-        beta_generalized, beta_plateau: exponents; half of them lie below 1 and half above (of plateaus in [1, 2]: half
-            are 1), as in the released code of Real-ESRGAN. 1 lies in the range.
+        beta_generalized, beta_plateau: range of exponents, which contains 1; half of the exponents are below 1 and
+            half above (for plateaus in [1, 2], half are 1), as in the released code of Real-ESRGAN.
         resize: probabilities of up, down and keep.
-        resize_range: factor of the largest shrinking and of the largest enlargement; the first stage's of HR's size,
-            the second one's of the LR size.
-        gaussian_noise_probability: otherwise the noise is Poisson's.
+        resize_range: smallest and largest factor; relative to the HR size in the first stage, to the LR size in the
+            second.
+        gaussian_noise_probability: of Gaussian noise; otherwise it is Poisson noise.
         gaussian_noise_sigma: standard deviation, of 255.
-        poisson_noise_scale: factor of the noise that counting photons would give.
+        poisson_noise_scale: factor of the shot noise.
         grey_noise_probability: of noise that is the same in all channels.
-        jpeg_quality: libjpeg's.
+        jpeg_quality: as in libjpeg.
     """
 
     blur_probability: float
@@ -82,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel by its kind, a key of `KERNELS`, and the arguments of that kind's function."""
+    """A kernel: its kind, a key of `KERNELS`, and the arguments of that function."""
 
     kind: str
     arguments: Mapping[str, float | tuple[float, float]]
@@ -94,14 +93,14 @@ class Kernel:
 
 @dataclass(frozen=True)
 class StageDraw:
-    """What a stage does with a batch of B images.
+    """The random choices of a stage for a batch of B images.
 
     Attributes:
-        kernels: B of them.
-        resize_factor: of the size that the stage's resize_range refers to.
+        kernels: one for each image.
+        resize_factor: relative to the size that the stage's resize_range refers to.
         interpolation: one of `INTERPOLATIONS`.
-        noise: its kind.
-        noise_strength: (B,), sigma or scale, by its kind.
+        noise: the kind of noise.
+        noise_strength: (B,), sigma or scale, depending on the kind.
         grey: (B,) bool.
         jpeg_quality: (B,).
     """
@@ -120,7 +119,7 @@ class StageDraw:
 
 
 class StageTensors(NamedTuple):
-    """What a stage needs of its `StageDraw` on the device, float32: (B, k, k) kernels, the others (B,)."""
+    """The parts of a `StageDraw` that are needed on the device, float32: (B, k, k) kernels, the others (B,)."""
 
     kernels: Tensor
     noise_strength: Tensor
@@ -130,7 +129,7 @@ class StageTensors(NamedTuple):
 
 @dataclass(frozen=True)
 class EndDraw:
-    """How a batch comes to its final size: interpolation, B sinc kernels, and whether JPEG comes after them."""
+    """How a batch is brought to its final size: interpolation, B sinc kernels, and whether JPEG comes last."""
 
     interpolation: str
     kernels: Sequence[Kernel]
@@ -138,7 +137,7 @@ class EndDraw:
 
 
 def draw_stage(stage: Stage, rng: np.random.Generator, *, batch: int) -> StageDraw:
-    """Draw what a stage does with a batch of so many images."""
+    """Draw the choices of a stage for a batch of this many images."""
     gaussian = rng.random() < stage.gaussian_noise_probability
     return StageDraw(
         kernels=[draw_kernel(stage, rng) for _ in range(batch)],
@@ -152,7 +151,7 @@ def draw_stage(stage: Stage, rng: np.random.Generator, *, batch: int) -> StageDr
 
 
 def draw_end(second: Stage, rng: np.random.Generator, *, sinc_probability: float, batch: int) -> EndDraw:
-    """Draw what follows the second stage's noise; sinc kernels have the sides of that stage's kernels."""
+    """Draw the final resize and sinc filter; sinc kernels have the sides of the second stage's kernels."""
     kernels = []
     for _ in range(batch):
         if rng.random() < sinc_probability:
@@ -169,7 +168,7 @@ def draw_kernel(stage: Stage, rng: np.random.Generator) -> Kernel:
         return Kernel("identity", {})
     size_px = _draw_side(stage, rng)
     if rng.random() < stage.sinc_probability:
-        # A small kernel is too coarse for a low cut-off.
+        # A small kernel cannot represent a low cut-off.
         lowest = math.pi / 3 if size_px < 13 else math.pi / 5
         return Kernel("sinc", {"cutoff": rng.uniform(lowest, math.pi), "size_px": size_px})
     kind = _choose(stage.kernel_kinds, rng)
@@ -202,7 +201,7 @@ def _draw_resize_factor(stage: Stage, rng: np.random.Generator) -> float:
 
 
 def _choose(probabilities: Mapping[str, float], rng: np.random.Generator) -> str:
-    # numpy wants a sum of 1 more exactly than decimals give it.
+    # numpy requires a sum of 1, more exactly than decimal fractions add up to it.
     weights = np.array(list(probabilities.values()))
     return str(rng.choice(list(probabilities), p=weights / weights.sum()))
 
@@ -214,7 +213,7 @@ def _ignore(title: str, image: Tensor) -> None:
 class Degradation:
     """Makes LR from HR by two stages of blur, resize, noise and JPEG (Real-ESRGAN, section 3, Fig. 2).
 
-    The JPEG of the second stage comes before or after the final resize and sinc filter, as often the one as the other.
+    The JPEG of the second stage comes before or after the final resize and sinc filter, with equal probability.
 
     Args:
         first, second: the stages.
@@ -232,13 +231,13 @@ class Degradation:
     def __call__(
         self, hr: Tensor, *, rng: np.random.Generator, trace: Callable[[str, Tensor], None] = _ignore
     ) -> Tensor:
-        """Return LR of HR. On one kind of device, the state of `rng` and `hr` alone determine it.
+        """Make LR from HR. On one kind of device, it depends on the state of `rng` and on `hr` alone.
 
         Args:
             hr: (B, 3, H, W) float32 in [0, 1], sides multiples of the scale.
-            rng: all choices and the seed of the noise are drawn from it.
-            trace: called with a title, in its brackets what was drawn, and the images (B, 3, ., .) after each
-                operation. They may lie outside [0, 1].
+            rng: source of all choices and of the seed of the noise.
+            trace: called after each operation with a title, which has the drawn values in brackets, and the images
+                (B, 3, ., .), which may lie outside [0, 1].
 
         Returns:
             (B, 3, H / scale, W / scale) float32 in [0, 1], multiples of 1/255.
@@ -310,7 +309,7 @@ def _stack(kernels: Sequence[Kernel]) -> np.ndarray:
 
 
 def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Arrays -> float32 tensors of the same shapes, views of one buffer; the host does not wait for its copy."""
+    """Arrays -> float32 tensors of the same shapes, copied as one buffer without waiting for the device."""
     packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float32))
     if device.type == "cuda":
         packed = packed.pin_memory()
@@ -319,5 +318,5 @@ def _to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tenso
 
 
 def _resize(images: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    # without antialiasing, as published
+    # Without antialiasing, as in the released code of Real-ESRGAN.
     return F.interpolate(images, size, mode=interpolation)

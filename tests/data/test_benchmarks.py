@@ -93,7 +93,10 @@ def test_name_that_is_nearly_right_is_suggested(tmp_path):
     [
         ({"HR/a.png": 16}, "has HR but not the LR folder"),
         ({"HR/a.png": 16, "LR_bicubic/X4/bx4.png": 4}, "do not pair by name"),
-        ({"HR/a.png": 16, "LR_bicubic/X4/a.png": 5}, r"LR_bicubic/X4/a\.png is 5x5, but .*/HR/a\.png .* calls for 4x4"),
+        (
+            {"HR/a.png": 16, "LR_bicubic/X4/a.png": 5},
+            r"LR_bicubic/X4/a\.png is 5x5, and .*/HR/a\.png .* 4x4 is",
+        ),
         ({"a_HR.png": 16, "a_LR.png": 4, "b_LR.png": 4}, "do not pair up by name.* such as b; the names of an HR"),
         (
             {"a_HR.png": 16, "A_LR.png": 4},
@@ -180,7 +183,7 @@ def test_photographs_of_other_kinds_are_not_passed_over(tmp_path):
     [
         (["absent.png"], "absent.png does not exist"),
         (["x" * 300], "does not exist"),
-        (["notes.txt"], r"notes.txt is no image by its name; .*\.png"),
+        (["notes.txt"], r"notes.txt is not an image by its name; .*\.png"),
         (["empty"], "no image in .*empty"),
         (["a.png", "other/a.png"], "a.png and .*other/a.png would both be written as one PNG"),
         (["a.png", "a.png"], "would both be written as one PNG"),

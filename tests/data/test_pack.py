@@ -242,12 +242,12 @@ def of_other_size(content):
     [
         ("a_scale1of1.npy", lambda content: content[:-1], "is damaged"),
         ("a_scale1of1.npy", lambda content: b"", "is damaged"),
-        ("a_scale1of1.npy", lambda content: content.replace(b"|u1", b"|i1"), "holds no RGB image"),
+        ("a_scale1of1.npy", lambda content: content.replace(b"|u1", b"|i1"), "does not hold an 8-bit RGB image"),
         ("a_scale1of1.npy", lambda content: content.replace(b"(80, 96, 3)", b"(80, 63, 3)"), "is damaged"),
         ("a_scale1of1.npy", lambda content: of_other_size(content), "is smaller than"),
         ("a_scale1of1.npy", lambda content: content[:70] + bytes(8) + content[78:], "is damaged"),
         ("tiles.npy", lambda content: content[:-1], "is damaged"),
-        ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "no table of sub-images"),
+        ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "not a table of sub-images"),
     ],
 )
 def test_a_damaged_pack_is_one_sentence_whose_advice_mends_it(packed, name, change, sentence):
@@ -260,7 +260,7 @@ def test_a_damaged_pack_is_one_sentence_whose_advice_mends_it(packed, name, chan
         find_images(out)
     assert str(out / name) in str(error.value)
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith("; remove it and make the pack again, with --resume")
+    assert str(error.value).endswith("; remove it and make the pack again with --resume")
     (out / name).unlink()
     assert extract(out.parent, *words, "--resume").returncode == 0
     assert contents(out) == whole

@@ -118,13 +118,13 @@ def test_pairs_of_wrong_size_are_named_with_what_was_given_and_expected(tmp_path
     message = str(error.value)
     assert "2 of 3" in message
     folders = tmp_path / "hr", tmp_path / "lr"
-    assert "{1}/1x4.png is 10x8, but {0}/1.png is 20x16 and calls for 5x4".format(*folders) in message
+    assert "{1}/1x4.png is 10x8, and {0}/1.png is 20x16, so 5x4 is expected".format(*folders) in message
     assert "2x4.png is 5x3" in message
     assert "0x4.png" not in message
 
 
 def test_every_pair_is_looked_at_whatever_its_format_and_however_many_there_are(tmp_path, write, monkeypatch):
-    monkeypatch.setattr(sed_sr.data.image_folders, "MARKED_AT_ONCE", 4)
+    monkeypatch.setattr(sed_sr.data.image_folders, "IMAGES_PER_TASK", 4)
     for number in range(10):
         write(f"hr/{number}.png", (16, 20))
         write(f"lr/{number}.png", (3, 5) if number in (3, 9) else (4, 5))

@@ -442,7 +442,7 @@ def test_resume_and_overwrite_know_the_sizes(tmp_path, photos):
 
 @pytest.mark.parametrize("texts", [["0"], ["2"], ["a"], ["1/0"], ["-0.5"], ["nan"], ["0.33333"], ["1", "0.5", "1/2"]])
 def test_sizes_that_cannot_be_used_are_named(texts):
-    with pytest.raises(UserError, match=re.escape(f"--scales holds {texts[-1]!r}")):
+    with pytest.raises(UserError, match=re.escape(f"--scales has {texts[-1]!r}")):
         read_sizes(texts)
 
 
@@ -455,7 +455,7 @@ def test_reduced_sizes_are_for_hr_images_alone(tmp_path, write_pair):
     assert_one_sentence(extract(*pair, *sizes), "--scales", "--input_lr")
     small = ["--input", hr, "--output", out, "--crop_size", 64, "--step", 64, "--scales", "1/2"]
     assert_one_sentence(extract(*small), "at scale 1/2 as large as a sub-image of 64x64")
-    assert_one_sentence(extract("--input", hr, "--output", out, "--scales", "half"), "--scales holds 'half'")
+    assert_one_sentence(extract("--input", hr, "--output", out, "--scales", "half"), "--scales has 'half'")
     assert names(tmp_path) == ["hr", "lr_x4"]
 
 
