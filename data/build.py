@@ -5,7 +5,8 @@ from functools import partial
 
 from sed_sr.data.batches import DegradedPairs, GivenPairs
 from sed_sr.data.datasets import HRImages, PairedImages
-from sed_sr.data.degradation.pipeline import Degradation, Stage
+from sed_sr.data.degradation.draws import Stage
+from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.sharpen import sharpen
 from sed_sr.data.loader import Loader, make_loader, worker_count
 from sed_sr.options.errors import UserError

@@ -103,8 +103,9 @@ def _code(planes: Tensor, table: Tensor) -> Tensor:
 
 @cache
 def _dct_matrix(device: torch.device) -> Tensor:
-    """(8, 8) float32: orthonormal DCT-II, frequency k down, position n to the right (T.81, A.3.3). Copied to each device
-    once.
+    """(8, 8) float32: orthonormal DCT-II, frequency k down, position n to the right (T.81, A.3.3).
+
+    It is copied to each device once.
     """
     k, n = torch.arange(BLOCK_PX).double()[:, None], torch.arange(BLOCK_PX)
     matrix = torch.cos((2 * n + 1) * k * math.pi / (2 * BLOCK_PX)) * math.sqrt(2 / BLOCK_PX)

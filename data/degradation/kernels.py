@@ -27,8 +27,11 @@ def gaussian_kernel(size_px: int, *, sigma_px: tuple[float, float], angle: float
 def generalized_gaussian_kernel(
     size_px: int, *, sigma_px: tuple[float, float], beta: float, angle: float = 0.0
 ) -> np.ndarray:
-    """exp(-q^beta / 2): a Gaussian for beta = 1, more peaked for smaller and flatter for larger beta (Real-ESRGAN, section 3.1, after
-    Liu et al., "Estimating generalized Gaussian blur kernels", TCSVT 2020); see `gaussian_kernel`."""
+    """exp(-q^beta / 2): a Gaussian for beta = 1, more peaked for smaller and flatter for larger beta.
+
+    Real-ESRGAN, section 3.1, after Liu et al., "Estimating generalized Gaussian blur kernels", TCSVT 2020; see
+    `gaussian_kernel`.
+    """
     return _normalized(np.exp(-(_quadratic_form(size_px, sigma_px, angle) ** beta) / 2))
 
 

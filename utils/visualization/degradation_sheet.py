@@ -13,8 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sed_sr.data.build import build_training_pairs
+from sed_sr.data.degradation.draws import Stage, draw_kernel
 from sed_sr.data.degradation.kernels import stack_kernels
-from sed_sr.data.degradation.pipeline import Degradation, Stage, draw_kernel
+from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.images import read_rgb, write_image
 from sed_sr.data.prepare.degrade import SCALE, degradation_options, degradation_parser
 from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8

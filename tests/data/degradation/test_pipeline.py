@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest, chisquare, kstest, spearmanr
 
+from sed_sr.data.degradation.draws import Stage, draw_end, draw_kernel, draw_stage
 from sed_sr.data.degradation.jpeg import jpeg
 from sed_sr.data.degradation.kernels import blur, gaussian_kernel, stack_kernels
-from sed_sr.data.degradation.pipeline import Degradation, Stage, draw_end, draw_kernel, draw_stage
+from sed_sr.data.degradation.pipeline import Degradation
 
 FIRST = Stage(
     blur_probability=1.0,

@@ -8,7 +8,8 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from sed_sr.data.degradation.pipeline import Degradation, Stage
+from sed_sr.data.degradation.draws import Stage
+from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.images import read_rgb, write_image
 from sed_sr.data.prepare.degrade import RECIPE
 from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
