@@ -77,7 +77,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(folders):
         assert not equal(samples[0, 3], changed)
 
 
-def test_workers_change_nothing_and_global_randomness_is_left_alone(folders):
+def test_workers_do_not_change_samples_or_the_global_random_state(folders):
     dataset = paired(folders)
     state = torch.get_rng_state()
     one, two = (
@@ -94,7 +94,7 @@ def test_workers_change_nothing_and_global_randomness_is_left_alone(folders):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_image_that_breaks_during_training_is_one_sentence(folders, num_workers):
+def test_image_damaged_during_training_is_a_user_error(folders, num_workers):
     dataset = paired(folders)
     (folders[0] / "0002.png").write_bytes(b"")
     loader = make_loader(dataset, SampleStream(4, batch_size=2, batches=4), num_workers=num_workers, device_type="cpu")

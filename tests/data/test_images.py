@@ -57,7 +57,7 @@ def test_a_png_written_strip_by_strip_is_the_image_to_other_readers(tmp_path, si
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1], pixels)
 
 
-def test_a_photograph_takes_no_more_room_than_opencv_gives_it(tmp_path):
+def test_file_of_a_photograph_is_no_larger_than_that_of_opencv(tmp_path):
     photo = skimage.data.astronaut()
     images.write_image(tmp_path / "a.png", photo)
     images.write_unchanged(tmp_path / "b.png", photo[:, :, ::-1])
@@ -75,7 +75,7 @@ def test_writing_takes_no_second_copy_of_an_image(tmp_path):
     assert writing_mb < 30
 
 
-def test_a_write_that_is_given_up_leaves_the_old_file(tmp_path, rgb):
+def test_cancelled_write_leaves_the_old_file(tmp_path, rgb):
     images.write_image(tmp_path / "a.png", rgb)
     with pytest.raises(images.Cancelled):
         images.write_image(tmp_path / "a.png", 255 - rgb, cancelled=lambda: True)
@@ -152,7 +152,7 @@ def test_a_truncated_image_is_an_error_not_half_a_picture(tmp_path, rgb):
             images.read_rgb(path)
 
 
-def test_floating_point_images_are_refused_both_ways(tmp_path):
+def test_floating_point_images_are_neither_read_nor_written(tmp_path):
     Image.fromarray(np.ones((5, 5), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match="float32"):
         images.read_rgb(tmp_path / "a.tif")
@@ -160,7 +160,7 @@ def test_floating_point_images_are_refused_both_ways(tmp_path):
         images.write_unchanged(tmp_path / "a.png", images.read_unchanged(tmp_path / "a.tif"))
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(tmp_path, rgb, monkeypatch):
+def test_full_disk_is_a_write_error_and_leaves_the_old_file(tmp_path, rgb, monkeypatch):
     def no_space(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -178,7 +178,7 @@ def test_written_files_have_the_permissions_of_any_new_file(tmp_path, rgb):
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
-def test_listing_is_sorted_and_passes_over_what_is_no_image(tmp_path):
+def test_listing_is_sorted_and_skips_other_files(tmp_path):
     for name in ("b.png", "a.JPG", ".hidden.png", ".c.png.7.tmp", "notes.txt", "c.png.tmp"):
         (tmp_path / name).touch()
     assert [path.name for path in images.list_images(tmp_path)] == ["a.JPG", "b.png"]

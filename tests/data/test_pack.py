@@ -125,7 +125,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_packing_is_resumed_refused_or_replaced(packed):
+def test_existing_pack_is_rejected_resumed_or_replaced(packed):
     out, words = packed
     whole = contents(out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*_scale1of1.npy")}
@@ -147,7 +147,7 @@ def test_packing_is_resumed_refused_or_replaced(packed):
     assert {name[-4:] for name in contents(out)} == {".png", "grid"}
 
 
-def test_resume_makes_damaged_pixels_again_and_leaves_the_whole_ones(packed):
+def test_resume_replaces_damaged_pixels_only(packed):
     """An empty file, a truncated one, one without its checksum, a hole of zeros, one without a header, all zeros."""
     out, words = packed
     for stem in "cdefg":
@@ -190,7 +190,7 @@ def test_pixels_are_flushed_before_the_table_lists_them(packed, monkeypatch):
     assert len(find_images(out)) == 2 * 4
 
 
-def test_what_packing_could_not_read_is_left_out_and_named(packed):
+def test_unreadable_image_is_left_out_of_the_pack_and_named(packed):
     out, words = packed
     (out.parent / "in/b.png").write_bytes(b"no image")
     done = extract(out.parent, *words, "--overwrite")
@@ -212,7 +212,7 @@ def test_a_pair_whose_lr_cannot_be_read_is_left_out_of_both_packs_and_named(pack
         assert {tile.name[0] for tile in find_images(out.parent / folder)} == {"a"}
 
 
-def test_a_killed_packing_is_no_pack_and_can_be_resumed(packed, tmp_path):
+def test_killed_packing_leaves_an_unfinished_pack_that_can_be_resumed(packed, tmp_path):
     out, words = packed
     whole = contents(out)
     for number in range(400):
@@ -250,7 +250,7 @@ def of_other_size(content):
         ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "not a table of sub-images"),
     ],
 )
-def test_a_damaged_pack_is_one_sentence_whose_advice_mends_it(packed, name, change, sentence):
+def test_damaged_pack_is_a_user_error_whose_advice_repairs_it(packed, name, change, sentence):
     out, words = packed
     whole = contents(out)
     content = (out / name).read_bytes()
@@ -299,7 +299,7 @@ def test_a_pack_that_will_not_fit_on_the_disk_is_refused_before_anything_is_writ
         (out / "b_scale1of1.npy").unlink()
 
 
-def test_a_file_that_is_lost_while_training_is_one_sentence(packed):
+def test_file_lost_during_training_is_a_user_error(packed):
     out, _ = packed
     pack = find_images(out)
     check_images([pack])

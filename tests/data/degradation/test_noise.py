@@ -1,4 +1,4 @@
-"""Noise has the moments of its definition; each bound is a few standard errors of what is estimated."""
+"""Noise has the moments of its definition; each bound is a few standard errors of the estimate."""
 
 import math
 

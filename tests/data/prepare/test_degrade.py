@@ -1,4 +1,4 @@
-"""A benchmark made by the degradation: pairs that are found as such, the same from the same seed."""
+"""Benchmarks made by the degradation are found as pairs and follow from the seed."""
 
 import os
 import sys
@@ -67,7 +67,7 @@ def test_pairs_are_flushed_together_at_the_end_and_not_one_by_one(photographs, t
     assert flushed == [([output], 4)]
 
 
-def test_image_that_cannot_be_used_is_named_and_the_others_are_done(photographs, tmp_path, capsys):
+def test_unusable_image_is_named_and_the_others_are_degraded(photographs, tmp_path, capsys):
     (photographs / "broken.png").write_bytes(b"nothing")
     Image.fromarray(skimage.data.chelsea()[:40, :200]).save(photographs / "small.png")
     assert make_benchmark(photographs, tmp_path / "Real", seed=0) == 1
@@ -77,7 +77,7 @@ def test_image_that_cannot_be_used_is_named_and_the_others_are_done(photographs,
     assert len(find_benchmark(tmp_path, "Real", scale=4).images) == 2
 
 
-def test_earlier_benchmark_is_not_written_over_and_no_folder_is_called_like_an_image(photographs, tmp_path):
+def test_output_must_be_a_new_folder_without_an_image_suffix(photographs, tmp_path):
     make_benchmark(photographs, tmp_path / "Real", seed=0)
     for output in (tmp_path / "Real", photographs, photographs / "cat.png", tmp_path / "sheet.png"):
         with pytest.raises(UserError, match="give another --output"):
@@ -109,7 +109,7 @@ def test_command_degrades_as_a_recipe_with_its_overrides(photographs, tmp_path, 
         (("--input", "absent"), "cannot read the image folder absent"),
     ],
 )
-def test_mistakes_are_one_sentence(photographs, tmp_path, monkeypatch, arguments, sentence):
+def test_mistakes_are_user_errors(photographs, tmp_path, monkeypatch, arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         command(monkeypatch, "--input", photographs, "--output", tmp_path / "Real", *arguments)
     assert not (tmp_path / "Real").exists()

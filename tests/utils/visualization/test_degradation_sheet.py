@@ -75,7 +75,7 @@ def test_sharpened_hr_is_shown_and_degraded():
     assert max(places(canvas, degraded(dark, 1), 4))[1] == y
 
 
-def test_more_samples_leave_the_first_as_they_are():
+def test_more_samples_do_not_change_the_first_rows():
     one, two = sheet(samples=1), sheet(samples=2)
     [(_, y)] = places(one, HR)
     np.testing.assert_array_equal(one[: y + CELL_PX], two[: y + CELL_PX])
@@ -136,7 +136,7 @@ def test_sheet_repeats_with_its_seed_in_another_process_too(tmp_path, monkeypatc
         (("--seed", "-1"), "--seed is -1"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, arguments, sentence):
+def test_mistakes_are_user_errors(tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "photo.png", HR)
     write_image(tmp_path / "small.png", np.zeros((64, 300, 3), np.uint8))
