@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anyw
 
 from benchmarks.photographs import write_mosaics
 from sed_sr.data.images import list_images
-from sed_sr.data.prepare.subimages import Grid
+from sed_sr.data.prepare.grid import Grid
 from sed_sr.options.cli import run
 
 COMMAND = Path(__file__).parents[1] / "extract_subimages.py"

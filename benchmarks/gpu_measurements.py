@@ -23,11 +23,11 @@ from benchmarks.inference import compared
 from benchmarks.operations import operations
 from benchmarks.random_step import random_batch, random_recipe, random_step
 from benchmarks.released_step import ReleasedStep
+from sed_sr.data.batches import Batch
 from sed_sr.data.images import write_image
 from sed_sr.data.imresize import imresize
 from sed_sr.models.build import records_graphs
 from sed_sr.models.cuda_graph import WARM_UP_CALLS, CudaRecorder
-from sed_sr.models.train_step import Batch
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.memory import peak_bytes
 from sed_sr.utils.weights.checkpoint import state_path

@@ -20,8 +20,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anywhere
 
 from benchmarks.photographs import write_mosaics
-from sed_sr.data.datasets import BATCHES_AHEAD, PairedImages, SampleStream, make_loader
+from sed_sr.data.datasets import PairedImages
 from sed_sr.data.image_folders import read_image
+from sed_sr.data.loader import BATCHES_AHEAD, SampleStream, make_loader
 from sed_sr.options.cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_mosaics(arguments.photographs, root / "hr", count=8)
-        python("-m", "data.imresize", "--input", root / "hr", "--output", root / "x4", "--scale", 4)
+        python("-m", "data.prepare.lr_images", "--input", root / "hr", "--output", root / "x4", "--scale", 4)
         for kind, words in (("png", ()), ("pack", ("--pack",))):
             outputs = root / kind, root / f"{kind}_x4"
             lr = ("--input_lr", root / "x4", "--output_lr", outputs[1])

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
+from sed_sr.data.batches import Batch
 from sed_sr.models.build import build_generator, build_train_step
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 from sed_sr.options.recipe import Override, load_options
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.memory import disable_malloc_trim

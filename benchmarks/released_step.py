@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sed_sr.data.batches import Batch
 from sed_sr.models.build import build_discriminator, build_extractor, build_generator, build_perceptual_loss
 from sed_sr.models.precision import convolutions
-from sed_sr.models.train_step import Batch
 from sed_sr.options.schema import Options
 
 

@@ -33,10 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anyw
 
 from benchmarks.operations import operations
 from benchmarks.random_step import random_recipe, random_step
+from sed_sr.data.batches import Batch
 from sed_sr.models.build import records_graphs
 from sed_sr.models.cuda_graph import CudaRecorder
 from sed_sr.models.precision import AUTOCAST_DTYPE, resolved
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override

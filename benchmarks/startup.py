@@ -125,7 +125,8 @@ def phases(large: Path, small: Path) -> tuple[dict[str, float], dict[str, float]
 
     from benchmarks.random_step import random_train_step
     from sed_sr.data.batches import GivenPairs
-    from sed_sr.data.datasets import PairedImages, SampleStream, make_loader
+    from sed_sr.data.datasets import PairedImages
+    from sed_sr.data.loader import SampleStream, make_loader
     from sed_sr.data.pair_content import check_content
     from sed_sr.data.pairs import check_pairs, find_pairs
     from sed_sr.options.recipe import Override, load_options

@@ -27,11 +27,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anyw
 
 from benchmarks.operations import operations
 from benchmarks.random_step import random_recipe, random_train_step
-from sed_sr.models.build import build_training_pairs, records_graphs
+from sed_sr.data.batches import Batch
+from sed_sr.data.build import build_training_pairs
+from sed_sr.models.build import records_graphs
 from sed_sr.models.cuda_graph import WARM_UP_CALLS, CudaRecorder
 from sed_sr.models.precision import AUTOCAST_DTYPE, resolved
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.models.train_step import Batch
 from sed_sr.options.cli import run
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import peak_bytes

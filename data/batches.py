@@ -1,9 +1,9 @@
-"""From what a loader yields to the tensors of a training step: pairs as they are, or LR made from HR on the device."""
+"""Training batches from the images that the loader yields: given LR/HR pairs, or LR made from HR on the device."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,31 +11,39 @@ from torch import Tensor
 
 from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.pool import PairPool, origins
-from sed_sr.data.images import to_float
-from sed_sr.models.train_step import Batch
+from sed_sr.data.tensors import to_float
+
+
+class Batch(NamedTuple):
+    """Training pairs, float in [0, 1]."""
+
+    lr: Tensor  # (B, 3, H, W)
+    hr: Tensor  # (B, 3, 4H, 4W)
+    sharp: Tensor | None = None  # HR sharpened, where some losses compare with it
 
 
 class GivenPairs:
-    """LR and HR as they were read."""
+    """Training pairs whose LR and HR images are both read from files."""
 
     mixes_batches = False
 
     def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
-        """Return the batch of {'lr': (B, 3, p, p), 'hr': (B, 3, 4p, 4p)}, uint8, on `device`, float in [0, 1]."""
+        """{'lr': (B, 3, p, p), 'hr': (B, 3, 4p, 4p)}, uint8 -> the batch on `device`, float in [0, 1]."""
         lr, hr = (_for_networks(_copy_batch(loaded[key], device)) for key in ("lr", "hr"))
         return Batch(lr, hr)
 
 
 class DegradedPairs:
-    """LR made from HR, after Real-ESRGAN (Wang et al., ICCVW 2021, section 3).
+    """Training pairs whose LR images are made from HR, after Real-ESRGAN (Wang et al., ICCVW 2021, section 3).
 
-    A batch is sharpened and degraded, a pair cut from each of its images, and the pairs exchanged for those of earlier
-    batches. Every choice derives from the seed of the batch; what the pool holds, from those of earlier batches.
+    A batch is sharpened and degraded, a pair is cropped from each image, and the pairs are exchanged for pairs of
+    earlier batches from a pool. Every random choice derives from the seed of the batch, and the content of the pool
+    from the seeds of earlier batches.
 
     Args:
         lr_patch_px: side of the LR image of a pair.
-        sharpening: of HR, before it is degraded and for the losses that want it; None: none.
-        pool_pairs: how many pairs the pool holds.
+        sharpening: sharpens HR before the degradation, and for the losses that use sharpened HR; None: none.
+        pool_pairs: capacity of the pool.
     """
 
     def __init__(
@@ -54,9 +62,9 @@ class DegradedPairs:
 
     @torch.no_grad()
     def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
-        """Return a batch made from {'hr': (B, 3, P, P) uint8}, P at least 4 * lr_patch_px, on `device`.
+        """{'hr': (B, 3, P, P) uint8}, P at least 4 * lr_patch_px -> a batch on `device`, float in [0, 1].
 
-        LR (B, 3, p, p), HR and sharpened HR (B, 3, 4p, 4p) for p = lr_patch_px; float in [0, 1].
+        LR is (B, 3, p, p), HR and sharpened HR are (B, 3, 4p, 4p) for p = lr_patch_px.
         """
         lr, hr = self._degraded(loaded, seed=seed, device=device)
         lr, hr = self.pool.exchange(lr, hr, _pool_rng(seed))
@@ -73,14 +81,15 @@ class DegradedPairs:
         seed_of: Callable[[int], int],
         device: torch.device,
     ) -> int:
-        """Make the pool anew as it was after so many batches, so that no training state has to hold it.
+        """Restore the pool as it was after a number of batches, so that training states do not have to contain it.
 
         Args:
-            load: yields the batches of these numbers, counted from 0, as the loader yielded them.
-            seed_of: the seed of a batch.
+            batches: how many batches have been exchanged.
+            load: yields the batches with these numbers, counted from 0, as the loader yielded them.
+            seed_of: returns the seed of a batch.
 
         Returns:
-            How many batches were made again for it.
+            How many batches were computed again.
         """
         places = origins(
             capacity=self.pool.capacity,
@@ -103,7 +112,7 @@ class DegradedPairs:
         rng = np.random.default_rng(seed)
         hr = _copy_batch(loaded["hr"], device)
         lr = self.degradation(self._sharpen(to_float(hr)), rng=rng)
-        lr = (lr * 255).round().byte()  # no loss: it lies on the 8-bit grid
+        lr = (lr * 255).round().byte()  # exact: the degradation returns multiples of 1/255
         return self._cut(lr, hr, rng)
 
     def _sharpen(self, hr: Tensor) -> Tensor:
@@ -125,35 +134,35 @@ class DegradedPairs:
 
 
 def batch_seed(seed: int, *, rank: int, step: int, number: int) -> int:
-    """The seed of a process's batch.
+    """The seed of one batch of a process.
 
     Args:
         seed: of the run.
-        step: optimisation steps before it.
-        number: of the batch in its step, from 1: of a zero at the end of a seed numpy makes nothing.
+        step: number of optimisation steps before it.
+        number: of the batch within its step, from 1, because numpy ignores zeros at the end of a seed.
     """
     return mixed_seed(seed, rank, step, number)
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One 64-bit seed from several numbers, unrelated for neighbours."""
+    """One 64-bit seed from several numbers; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def _pool_rng(seed: int) -> np.random.Generator:
-    # Of its own, so that it can be had without making the batch.
+    # A generator of its own, so that `refill` can draw from it without making the batch.
     return np.random.default_rng([seed, 1])
 
 
 def _copy_batch(images: Tensor, device: torch.device) -> Tensor:
-    """Copy images to a device; on a GPU, from pinned memory, while the step before them still runs."""
+    """Copy images to a device. A copy from pinned memory to a GPU overlaps with the previous step."""
     if device.type != "cuda":
         return images.to(device)
     copying, current = _copy_stream(device), torch.cuda.current_stream(device)
     with torch.cuda.stream(copying):
         images = images.to(device, non_blocking=True)
     current.wait_stream(copying)
-    images.record_stream(current)  # else their memory could be given to the next copy while it is still read
+    images.record_stream(current)  # else their memory could be reused by the next copy while they are still read
     return images
 
 
@@ -163,5 +172,5 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _for_networks(images: Tensor) -> Tensor:
-    """Float in [0, 1], in the layout in which convolutions run fastest."""
+    """uint8 -> float in [0, 1], channels last, the layout in which convolutions are fastest."""
     return to_float(images).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Benchmarks on disk: which LR image belongs to which HR image, in the layouts that are found in the wild.
+"""Benchmarks on disk: which LR image belongs to which HR image, in the layouts of published benchmarks.
 
 Set5/GTmod12/baby.png                Set5/LRbicx4/baby.png                     (SwinIR, BasicSR)
 Set5/HR/baby.png                     Set5/LR_bicubic/X4/babyx4.png             (EDSR)
@@ -7,13 +7,11 @@ Set5/image_SRF_4/img_001_SRF_4_HR.png beside img_001_SRF_4_LR.png              (
 RealSR/Canon/Test/4/Canon_001_HR.png beside Canon_001_LR4.png, and Nikon's     (RealSR, version 3)
 DRealSR/Test_x4/test_HR/sony_1_x4.png   DRealSR/Test_x4/test_LR/sony_1_x1.png  (DRealSR: LR has the focal length x1)
 RealSR/test_HR/Canon_004_HR.png      RealSR/test_LR/Canon_004_LR4.png          (crops of these two, StableSR)
-photos/a.png                         LR images alone: nothing to compare with
+photos/a.png                         LR images alone: no ground truth
 
-As a command it makes one from HR images: `python -m data.benchmarks prepare --input FOLDER --name Urban100 --scale 4`.
+`data.prepare.benchmark` makes a benchmark from HR images.
 """
 
-import argparse
-import difflib
 import os
 import re
 import shlex
@@ -21,22 +19,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sed_sr.data.images import IMAGE_SUFFIXES, image_size, list_images
+from sed_sr.data.image_folders import first_few
+from sed_sr.data.images import IMAGE_SUFFIXES, has_suffix, image_size, list_images
 from sed_sr.data.pairs import find_pairs, near_pairs, pair_sizes
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.benchmark import prepare
-from sed_sr.options.cli import run
-from sed_sr.options.errors import UserError
+from sed_sr.options.cli import renamed_command
+from sed_sr.options.errors import UserError, did_you_mean
 
-INPUTS = "input"  # the benchmark of files that were given one by one
-# What else photographs are stored in: OpenCV reads some of it, and the rest is told of rather than passed over.
+INPUTS = "input"  # name of the benchmark of single files
+# Other formats of photographs. OpenCV reads some; the others are reported instead of skipped.
 OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jxl"})
-MARK = r"(?<=.)_(HR|LR\d?|x\d)$"  # at the end of a stem: HR or LR, or the focal length
+MARK = r"(?<=.)_(HR|LR\d?|x\d)$"  # ending of a stem: HR or LR, or the focal length
 
 
 @dataclass(frozen=True)
 class BenchmarkImage:
-    """An LR image and, where there is one, its ground truth."""
+    """An LR image and its ground truth, if it has one."""
 
     name: str
     lr: Path
@@ -52,15 +49,14 @@ class Benchmark:
 
     @property
     def has_ground_truth(self) -> bool:
-        """Whether SR can be compared with HR."""
+        """Whether there are HR images to compare with."""
         return self.images[0].hr is not None
 
 
 def find_benchmark(root: Path, name: str, *, scale: int) -> Benchmark:
-    """The benchmark `name` in the folder `root`, or the folder that `name` is itself.
+    """The benchmark `name` in the folder `root`, or in the folder `name` itself.
 
-    Raises UserError where there is none, its layout is not known, or its LR and HR images do not fit each other by name
-    and size.
+    Raises UserError when it does not exist, its layout is unknown, or its images do not pair by name and size.
     """
     benchmark = _find(root, name, scale)
     for image in benchmark.images:
@@ -70,9 +66,9 @@ def find_benchmark(root: Path, name: str, *, scale: int) -> Benchmark:
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Benchmark]:
-    """Images to upscale: a benchmark without ground truth for each folder, and one called "input" for the files.
+    """Images to upscale: a benchmark without ground truth for each folder, and one called "input" for all files.
 
-    Raises UserError where a path does not exist or is no image by its name, a folder has no image, or two images of
+    Raises UserError when a path does not exist or is not an image by its name, a folder has no image, or two images of
     one benchmark would be written as one PNG.
     """
     folders = [path for path in paths if os.path.isdir(path)]
@@ -82,16 +78,16 @@ def find_inputs(paths: Sequence[Path]) -> list[Benchmark]:
             raise UserError(f"{path} does not exist; an image or a folder of images is expected")
         if path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_SUFFIXES:
             raise UserError(
-                f"{path} is no image by its name; it should end in one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{path} is not an image by its name; an ending among {' '.join(sorted(IMAGE_SUFFIXES))} is expected"
             )
-    found = [Benchmark(folder.resolve().name, _without_ground_truth(_photographs(folder))) for folder in folders]
-    return [*found, Benchmark(INPUTS, _without_ground_truth(files))] if files else found
+    benchmarks = [Benchmark(folder.resolve().name, _without_ground_truth(_photographs(folder))) for folder in folders]
+    return [*benchmarks, Benchmark(INPUTS, _without_ground_truth(files))] if files else benchmarks
 
 
 def _find(root: Path, name: str, scale: int) -> Benchmark:
     folder = _folder(root, name)
     if folder.name == str(scale) and folder.parent.name == "Test":
-        folder = folder.parent.parent  # RealSR/Canon/Test/4 is Canon's
+        folder = folder.parent.parent  # RealSR/Canon/Test/4 belongs to Canon
     for hr, lr, paired in (
         ("GTmod12", f"LRbicx{scale}", _paired_folders),
         ("HR", f"LR_bicubic/X{scale}", _paired_folders),
@@ -129,17 +125,17 @@ def _find(root: Path, name: str, scale: int) -> Benchmark:
 
 
 def _how_to_make_lr(folder: Path, hr: str, scale: int) -> str:
-    """The command that makes LR images of the HR images in `hr` of a benchmark's folder, to end a sentence with.
+    """A hint for an error message: the command that makes LR images from the HR images in `hr` of a benchmark's folder.
 
     Empty where LR images are photographs too.
     """
     if hr.endswith("test_HR"):
         return ""
-    # `prepare` writes GTmod12, and would read and write the same folder
+    # data.prepare.benchmark writes GTmod12, and would read and write the same folder
     words = (
-        ("data.imresize", "--input", folder / hr, "--output", folder / f"LRbicx{scale}")
+        ("data.prepare.lr_images", "--input", folder / hr, "--output", folder / f"LRbicx{scale}")
         if hr == "GTmod12"
-        else ("data.benchmarks", "prepare", "--input", folder, "--name", folder.name, "--output", folder.parent)
+        else ("data.prepare.benchmark", "--input", folder, "--name", folder.name, "--output", folder.parent)
     )
     command = shlex.join(["python", "-m", *map(str, words), "--scale", str(scale)])
     return f"; to make LR images of the HR images: {command}"
@@ -150,16 +146,14 @@ def _folder(root: Path, name: str) -> Path:
         if folder.is_dir():
             return folder
     there = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    near = difflib.get_close_matches(name, there, n=1, cutoff=0.7)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    found = ", ".join(there) if there else "no folder at all"
-    raise UserError(f"benchmark {name} was not found in {root}{hint}; there is {found}")
+    found = ", ".join(there) or "no folder"
+    raise UserError(f"benchmark {name} was not found in {root}{did_you_mean(name, there)}; there is {found}")
 
 
 def _check_sizes(hr: Path, lr: Path, scale: int) -> None:
     if image_size(hr) == image_size(lr):
         raise UserError(
-            f"{lr} is as large as {hr} and should be {scale} times smaller; if this is RealSR, take version 3: in "
+            f"{lr} is as large as {hr} and should be {scale} times smaller; for RealSR, take version 3: in "
             "versions 1 and 2, LR images have the size of HR"
         )
     pair_sizes(hr, lr, scale=scale)
@@ -174,17 +168,16 @@ def _marked_folders(hr_folder: Path, lr_folder: Path) -> tuple[BenchmarkImage, .
 
 
 def _marked(hr_paths: Iterable[Path], lr_paths: Iterable[Path], *, where: str) -> tuple[BenchmarkImage, ...]:
-    """Pair images whose names may end in a mark of what they are; the name without it is the image's."""
+    """Pair images whose names may end in `MARK`; the name of the pair is the name without it."""
     hr, lr = _by_name(hr_paths, MARK), _by_name(lr_paths, MARK)
-    odd = sorted(hr.keys() ^ lr.keys())
-    if odd:
-        near = near_pairs(
-            {name: hr[name].name for name in odd if name in hr}, {name: lr[name].name for name in odd if name in lr}
-        )
+    without_lr = {name: hr[name].name for name in hr.keys() - lr.keys()}
+    without_hr = {name: lr[name].name for name in lr.keys() - hr.keys()}
+    unpaired = sorted([*without_lr, *without_hr])
+    if unpaired:
         raise UserError(
-            f"the {len(hr)} HR and {len(lr)} LR images of {where} do not pair up by name: {len(odd)} have no "
-            f"partner, such as {', '.join(odd[:5])}{near}; the names of an HR image and its LR image are expected to "
-            "differ only in _HR and _LR (or _x4 and _x1) at the end"
+            f"the {len(hr)} HR and {len(lr)} LR images of {where} do not pair up by name: {len(unpaired)} have no "
+            f"partner, such as {first_few(unpaired)}{near_pairs(without_lr, without_hr)}; the names of an HR image and "
+            "its LR image are expected to differ only in _HR and _LR (or _x4 and _x1) at the end"
         )
     return tuple(BenchmarkImage(name, lr[name], hr[name]) for name in sorted(hr))
 
@@ -194,14 +187,13 @@ def _without_ground_truth(paths: Iterable[Path]) -> tuple[BenchmarkImage, ...]:
 
 
 def _photographs(folder: Path) -> list[Path]:
-    """The images of a folder sorted by name, those of other kinds among them."""
-    images = list_images(folder)
-    others = [path for path in folder.iterdir() if path.suffix.lower() in OTHER_SUFFIXES]
-    return sorted([*images, *(path for path in others if not path.name.startswith("."))])
+    """The images of a folder sorted by name, including those of other formats."""
+    others = [path for path in folder.iterdir() if has_suffix(path.name, OTHER_SUFFIXES)]
+    return sorted([*list_images(folder), *others])
 
 
 def _by_name(paths: Iterable[Path], mark: str) -> dict[str, Path]:
-    """Images by their stems, without what `mark` matches of them. Raises UserError where two have one name."""
+    """Images by their stems without a match of `mark`. Raises UserError when two have the same name."""
     named = {}
     for path in paths:
         name = re.sub(mark, "", path.stem)
@@ -211,38 +203,5 @@ def _by_name(paths: Iterable[Path], mark: str) -> dict[str, Path]:
     return named
 
 
-def main() -> int:
-    """Make a benchmark from HR images; return the exit code, 1 when some images failed."""
-    parser = argparse.ArgumentParser(prog="python -m data.benchmarks", description="Benchmarks on disk.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "prepare",
-        help="make GTmod12 and LRbicx4 from HR images",
-        description="Make a benchmark from HR images: GTmod12, cut to multiples of 12 pixels, and LRbicx4, shrunk as "
-        "MATLAB does, both 8-bit RGB. Understood are folders of HR images alone, of *_HR beside *_LR, and those that "
-        "have original, HR, DIV2K_valid_HR, GTmod12 or image_SRF_4 in them.",
-    )
-    command.add_argument("--input", type=Path, required=True, help="folder of HR images, in any of the usual layouts")
-    command.add_argument("--name", required=True, help="name of the benchmark, such as Urban100")
-    command.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="how many times smaller (default 4)")
-    command.add_argument(
-        "--output", type=Path, default=Path("Evaluation"), help="folder of the benchmarks (default Evaluation)"
-    )
-    image_jobs.add_arguments(command)
-    args = parser.parse_args()
-    image_jobs.check_arguments(args)
-    if args.name in ("", "..") or args.name != Path(args.name).name:
-        raise UserError(f"--name is {args.name!r}; the name of a folder in {args.output} is expected, such as Urban100")
-    return prepare(
-        args.input,
-        args.output / args.name,
-        scale=args.scale,
-        workers=args.n_thread,
-        compression_level=args.compression_level,
-        overwrite=args.overwrite,
-        resume=args.resume,
-    )
-
-
 if __name__ == "__main__":
-    run(main)
+    renamed_command("data.benchmarks prepare", "data.prepare.benchmark")

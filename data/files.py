@@ -1,4 +1,4 @@
-"""Writing files so that a crash never costs the old one, and a half-written one never bears a final name."""
+"""Atomic writing: after a crash a file is either the old or the new one, never lost and never half-written."""
 
 import ctypes
 import os
@@ -15,35 +15,35 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 class WriteError(UserError):
-    """A file could not be written: neither could the next one, so a batch of work stops here."""
+    """A file could not be written. The next one would fail too, so a batch of jobs ends here."""
 
 
 @contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A binary file to write into, which becomes `path` at once when the block ends well, and not at all otherwise.
+    """Open a temporary binary file that replaces `path` when the block ends without an exception.
 
-    Folders on the way are created. Whatever ends the block early, `path` stays as it was and no temporary file is left.
+    Missing folders are created. After an exception `path` is unchanged and no temporary file is left.
 
     Args:
         durable: wait until the file and its name are on the disk. If False, a power failure can leave `path` empty,
-            truncated or with zeros in it. This is for files that can be made again: flush them together, by
+            truncated or with zeros in it. This is for files that can be made again: flush them together with
             `flush_file_systems`, and check those of an interrupted run before use.
 
     Raises:
         WriteError: the file cannot be written (full disk, no permission).
     """
-    with _becoming(path, durable=durable) as temporary, open(temporary, "xb") as file:
+    with _replacing(path, durable=durable) as temporary, open(temporary, "xb") as file:
         yield file
         if durable:
             _flush(file)
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Make `target` another name of the file `source`, with the guarantees of `atomic_writer`.
+    """Make `target` a hard link to the file `source`, with the guarantees of `atomic_writer`.
 
-    It takes no space; where the file system has no hard links, it is a copy.
+    Where the file system has no hard links, it is a copy.
     """
-    with _becoming(target) as temporary:
+    with _replacing(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
@@ -53,8 +53,8 @@ def link_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _becoming(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary name, of which the block makes a file that becomes `path` when the block ends well."""
+def _replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path; the file that the block creates there replaces `path` when the block succeeds."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,8 +75,8 @@ def _flush(file: BinaryIO) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    # The rename itself must reach the disk too. Some network file systems cannot flush a folder; they are let off,
-    # as the file's own bytes are safe by now.
+    # The rename itself must reach the disk too. Some network file systems cannot flush a folder; this is ignored, since
+    # the content of the file is safe already.
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -88,8 +88,8 @@ def _flush_folder(folder: Path) -> None:
 def flush_file_systems(folders: Iterable[Path]) -> None:
     """Wait until everything that was written to the file systems of these folders is on the disk.
 
-    This is one system call for each file system, and other file systems of the machine are not waited for. Where the
-    C library has no `syncfs` (macOS), all of them are flushed.
+    This takes one system call per file system. Where the C library has no `syncfs` (macOS), all file systems of the
+    machine are flushed.
 
     Raises:
         WriteError: the disk is full or failed.
@@ -108,14 +108,14 @@ def flush_file_systems(folders: Iterable[Path]) -> None:
 
 
 def nearest_existing(path: Path) -> Path:
-    """The path itself, or the nearest one above it that is there: the disk that it will be written to is that one's."""
+    """The path itself or its nearest existing parent, which is on the disk that the path will be written to."""
     return next(above for above in (path, *path.absolute().parents) if os.path.exists(above))
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text with the guarantees of `atomic_writer`.
 
-    Of a file's name that is no text, the bytes become escapes (`caf\\udce9.png`).
+    Bytes of file names that are not valid UTF-8 are written as escapes (`caf\\udce9.png`).
     """
     with atomic_writer(Path(path)) as file:
         file.write(text.encode(errors="backslashreplace"))

@@ -1,10 +1,9 @@
-"""Folders of very many images: listed once, kept compactly, and looked at before use by many readers."""
+"""Folders of very many images: they are listed once, stored compactly, and checked in parallel before use."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,26 +13,27 @@ from typing import TypeVar
 
 import numpy as np
 
-from sed_sr.data.images import image_size, list_image_names, png_sizes, read_rgb
+from sed_sr.data import png
+from sed_sr.data.images import image_size, list_image_names, read_rgb
 from sed_sr.data.pack import PIXELS_SUFFIX, Pack, Tile, check_pixels, is_pack, open_pack
-from sed_sr.data.workers import ignore_stop_signals
+from sed_sr.data.workers import exit_with_parent, ignore_stop_signals
 from sed_sr.options.errors import UserError
 
 Item = TypeVar("Item")
 
-MIN_SIDE_PX = 32  # a thumbnail or an icon: padded to a training crop it would show little but its reflections
-OFFENDERS_SHOWN = 5
-READERS = 16  # a disk or a network file system answers many of them at once
-MARKED_AT_ONCE = 10_000
-TASKS = 10_000  # about, at most: a task for every image of a large set would take more memory than its names
+MIN_SIDE_PX = 32  # a smaller image, padded to a training crop, would show little but its reflections
+MAX_SHOWN = 5  # offenders in an error message
+READERS = 16  # disks and network file systems serve many requests at once
+IMAGES_PER_TASK = 10_000  # of `find_marked`
+MAX_TASKS = 10_000  # of `check_each`; one for every image of a large set would take more memory than the names
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images of a folder, as a sequence of paths.
+    """The images of a folder, as a sequence of paths.
 
-    Names are kept as fixed-width byte strings: 800,000 take some 12 MB, and the workers of a data loader share these
-    pages, which a list of Python objects would have them copy one by one.
+    Names are stored as one array of fixed-width byte strings: 800,000 take some 12 MB, and the workers of a data loader
+    share this memory. A list of Python objects would be copied by each of them.
     """
 
     root: Path
@@ -47,22 +47,22 @@ class ImageFolder:
 
     @property
     def files(self) -> ImageFolder:
-        """As of a pack."""
+        """The files to read, like `Pack.files`."""
         return self
 
     def select(self, names: Iterable[str]) -> ImageFolder:
-        """The images of these names, in the order given."""
+        """The images with these names, in the given order."""
         return image_folder(self.root, names)
 
     def sizes(self, indices: range) -> np.ndarray:
-        """Heights and widths of images that follow each other; see `data.images.png_sizes`."""
-        return png_sizes(self.root, self.names[indices.start : indices.stop].tolist())
+        """Heights and widths of consecutive images; see `data.png.sizes`."""
+        return png.sizes(self.root, self.names[indices.start : indices.stop].tolist())
 
 
 def image_folder(root: Path, names: Iterable[str]) -> ImageFolder:
-    """Keep the names of images of a folder, one or more, in the order given."""
-    together = os.fsencode("\0".join(names))  # one name after the other takes five times as long
-    return ImageFolder(Path(root), np.array(together.split(b"\0")))
+    """An ImageFolder of at least one name, in the given order."""
+    encoded = os.fsencode("\0".join(names))  # encoding each name by itself takes five times as long
+    return ImageFolder(Path(root), np.array(encoded.split(b"\0")))
 
 
 def find_images(root: Path) -> ImageFolder | Pack:
@@ -76,26 +76,26 @@ def find_images(root: Path) -> ImageFolder | Pack:
 
 
 def image_list(folders: Iterable[ImageFolder | Pack]) -> str:
-    """A line for each image: its folder's name and its own."""
-    listed = [f"{folder.root.name}/{name}" for folder in folders for name in _texts(folder.names)]
+    """One line for each image: the name of its folder and its own."""
+    listed = [f"{folder.root.name}/{name}" for folder in folders for name in decode_names(folder.names)]
     return "".join(f"{line}\n" for line in listed).encode(errors="backslashreplace").decode()
 
 
 def read_image(image: Path | Tile) -> np.ndarray:
-    """Read what `find_images` lists, as RGB, (H, W, 3) uint8; see `data.images.read_rgb` and `Tile.read`."""
+    """Read an item of `find_images` as RGB, (H, W, 3) uint8; see `data.images.read_rgb` and `Tile.read`."""
     return image.read() if isinstance(image, Tile) else read_rgb(image)
 
 
 def size_of(image: Path | Tile) -> tuple[int, int]:
-    """Return (height, width) of what `find_images` lists; see `data.images.image_size`."""
+    """Return (height, width) of an item of `find_images`; see `data.images.image_size`."""
     return (image.side_px, image.side_px) if isinstance(image, Tile) else image_size(image)
 
 
 def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
-    """Check from the headers that every image can be trained on: no side is shorter than 32 pixels.
+    """Check from the headers that no side of an image is shorter than 32 pixels.
 
     Raises:
-        UserError: some images are smaller, or a header cannot be read; says how many and shows the first.
+        UserError: some images are smaller, or a header cannot be read; gives their number and the first few.
     """
 
     def complaint(path: Path | Tile) -> str | None:
@@ -104,27 +104,27 @@ def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
         except UserError as error:
             return str(error)
         if min(height, width) < MIN_SIDE_PX:
-            return f"{path} is {width}x{height}, and a side of at least {MIN_SIDE_PX} pixels is expected"
+            return f"{path} is {width}x{height}, smaller than {MIN_SIDE_PX}x{MIN_SIDE_PX}"
         return None
 
     def suspects(folder: ImageFolder | Pack) -> list[Path | Tile]:
         def small(indices: range) -> np.ndarray:
             return folder.sizes(indices).min(axis=1) < MIN_SIDE_PX
 
-        return [folder[index] for index in marked(small, len(folder))]
+        return [folder[index] for index in find_marked(small, len(folder))]
 
     images = sum(map(len, folders))
     check_each(list(map(suspects, folders)), complaint, what=_images_in(folders, images), fault="cannot be used")
 
 
 def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[[], None] = lambda: None) -> None:
-    """Read every file: decode the images of folders, and compare those of packs with their checksums.
+    """Read every file: decode the images of folders, and verify the checksums of packs.
 
     Args:
-        on_image: called after each file, from the threads that read.
+        on_image: called after each file, from the reading threads.
 
     Raises:
-        UserError: some files cannot be read; says how many and shows the first.
+        UserError: some files cannot be read; gives their number and the first few.
     """
 
     def complaint(path: Path) -> str | None:
@@ -140,49 +140,44 @@ def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[
     check_each(files, complaint, what=_images_in(folders, sum(map(len, files))), fault="cannot be read")
 
 
-def marked(mark: Callable[[range], np.ndarray], items: int) -> list[int]:
-    """Return the indices that `mark` finds among those of very many items; quick marks only, made by processes.
+def find_marked(mark: Callable[[range], np.ndarray], items: int) -> list[int]:
+    """Return the indices of the items that `mark` marks, among very many. It runs in several processes.
 
-    From memory, a header takes a few microseconds, in which threads would do little but take turns in the interpreter.
+    Reading a cached header takes a few microseconds, so threads would mostly wait for the interpreter lock.
 
     Args:
-        mark: for neighbours, given by their indices: (neighbours,) bool.
+        mark: range of indices -> (indices,) bool.
     """
-    tasks = [range(start, min(start + MARKED_AT_ONCE, items)) for start in range(0, items, MARKED_AT_ONCE)]
+    tasks = [range(start, min(start + IMAGES_PER_TASK, items)) for start in range(0, items, IMAGES_PER_TASK)]
     if len(tasks) == 1:
         return np.flatnonzero(mark(tasks[0])).tolist()
-    fork = multiprocessing.get_context("fork")  # begins at once, with `mark` and the names that it looks up
+    fork = multiprocessing.get_context("fork")  # starts fast, and shares `mark` and the names it refers to
     with ProcessPoolExecutor(min(READERS, len(tasks)), fork, _start_reader, (mark,)) as executor:
-        return np.flatnonzero(np.concatenate(list(executor.map(_reader_marks, tasks)))).tolist()
+        return np.flatnonzero(np.concatenate(list(executor.map(_mark_in_reader, tasks)))).tolist()
 
 
 def _start_reader(mark: Callable[[range], np.ndarray]) -> None:
-    global _marks_of_reader
-    _marks_of_reader = mark
+    global _reader_mark
+    _reader_mark = mark
     ignore_stop_signals()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
 
 
-def _reader_marks(indices: range) -> np.ndarray:
-    return _marks_of_reader(indices)
-
-
-def _exit_with_parent() -> None:
-    # A reader whose parent was killed would wait for work for ever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _mark_in_reader(indices: range) -> np.ndarray:
+    return _reader_mark(indices)
 
 
 def check_each(
     sequences: Sequence[Sequence[Item]], complaint: Callable[[Item], str | None], *, what: str, fault: str
 ) -> None:
-    """Ask `complaint` about every item of all sequences, in threads: what is wrong with it, or None.
+    """Check every item of all sequences, in threads.
 
     Args:
-        what, fault: of the error's sentence: "2 of <what> <fault>: ...".
+        complaint: returns what is wrong with an item, or None.
+        what, fault: parts of the error message: "2 of <what> <fault>: ...".
 
     Raises:
-        UserError: there were complaints; says how many and shows the first.
+        UserError: there were complaints; gives their number and the first few.
     """
 
     def complaints(task: tuple[Sequence[Item], int]) -> list[str]:
@@ -190,7 +185,7 @@ def check_each(
         found = (complaint(items[index]) for index in range(start, min(start + items_per_task, len(items))))
         return [text for text in found if text]
 
-    items_per_task = 1 + sum(map(len, sequences)) // TASKS
+    items_per_task = 1 + sum(map(len, sequences)) // MAX_TASKS
     tasks = [(items, start) for items in sequences for start in range(0, len(items), items_per_task)]
     with ThreadPoolExecutor(READERS) as executor:
         offenders = list(chain.from_iterable(executor.map(complaints, tasks)))
@@ -198,14 +193,15 @@ def check_each(
         raise UserError(f"{len(offenders)} of {what} {fault}: {first_few(offenders, separator='; ')}")
 
 
-def _texts(names: np.ndarray) -> list[str]:
+def decode_names(names: np.ndarray) -> list[str]:
+    """(images,) bytes -> names as text."""
     return os.fsdecode(b"\0".join(names.tolist())).split("\0")
 
 
 def first_few(offenders: list[str], *, separator: str = ", ") -> str:
-    """Join the first few offenders, and say by an ellipsis that there are more."""
-    shown = separator.join(offenders[:OFFENDERS_SHOWN])
-    return shown if len(offenders) <= OFFENDERS_SHOWN else f"{shown}{separator}..."
+    """Join the first few offenders; an ellipsis stands for further ones."""
+    shown = separator.join(offenders[:MAX_SHOWN])
+    return shown if len(offenders) <= MAX_SHOWN else f"{shown}{separator}..."
 
 
 def _images_in(folders: Sequence[ImageFolder | Pack], images: int) -> str:

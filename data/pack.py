@@ -1,12 +1,12 @@
-"""Packs: sub-images kept as the pixels of the images that they are cut from, and a table of where they lie there.
+"""Packs: the pixels of whole images, uncompressed, and a table of the sub-images in them.
 
-Sub-images of DF2K overlap fourfold, so a pack, though it is not compressed, takes less disk than their PNG files. From
-a pack nothing is decoded: the file is mapped into memory, which all processes of a machine share, and of a sub-image
-only what a training crop needs is copied.
+Sub-images of DF2K overlap fourfold, so a pack takes less disk than their PNG files although it is not compressed.
+Reading needs no decoding: the files are mapped into memory, which all processes of a machine share, and only the
+training crop is copied.
 
-A pack stands where a folder of images would stand. It is a folder of `0001_scale1of1.npy` ..., each (H, W, 3) uint8
-RGB in NumPy's format with their CRC-32 behind it, and `tiles.npy`, which comes last: while it lists nothing, the pack
-is unfinished.
+A pack is used in place of a folder of images. It is a folder of `0001_scale1of1.npy` ..., each (H, W, 3) uint8 RGB in
+NumPy's format followed by the CRC-32 of the pixels, and the table `tiles.npy`, which is written last: while it is
+empty, the pack is unfinished.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TABLE = "tiles.npy"
 FILE_NAME = rf"(.+_scale\d+of\d+|{TABLE.removesuffix('.npy')})\.npy"
 COLUMNS = ("name", "image", "top", "left", "side_px")
 CHECKSUM_BYTES = 4
-REMEDY = "remove it and make the pack again, with --resume"
+REMEDY = "remove it and make the pack again with --resume"
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Tile:
     """A sub-image of a pack: a square of an image.
 
     Args:
-        path: that it would have as a file; there is none.
-        image_path: of the image's pixels.
+        path: the path it would have as a file of its own; no such file exists.
+        image_path: file of the image's pixels.
         top, left: its corner in the image.
     """
 
@@ -50,19 +50,19 @@ class Tile:
 
     @property
     def name(self) -> str:
-        """As of a path."""
+        """Like that of a path."""
         return self.path.name
 
     @property
     def stem(self) -> str:
-        """As of a path."""
+        """Like that of a path."""
         return self.path.stem
 
     def __str__(self) -> str:
         return str(self.path)
 
     def read(self) -> np.ndarray:
-        """Return the pixels, (side_px, side_px, 3) uint8 RGB: a view of the file, which cannot be written to.
+        """Return the pixels, (side_px, side_px, 3) uint8 RGB: a read-only view of the file.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -73,11 +73,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Pack:
-    """Sub-images of a pack, as a sequence of tiles.
+    """The sub-images of a pack, as a sequence of tiles.
 
     Args:
-        tiles: (sub-images,) a row for each: its name, the file it lies in, and where.
-            Like the names of an `ImageFolder` it is one block of memory: 800,000 rows take some 40 MB.
+        tiles: (sub-images,) structured array of `COLUMNS`: one block of memory, like the names of an `ImageFolder`.
+            800,000 rows take some 40 MB.
     """
 
     root: Path
@@ -90,7 +90,7 @@ class Pack:
 
     @property
     def files(self) -> list[Path]:
-        """Of the images that the sub-images lie in, each once."""
+        """The files that contain the sub-images, each once."""
         return [self.root / os.fsdecode(image) for image in np.unique(self.tiles["image"])]
 
     def __len__(self) -> int:
@@ -101,13 +101,13 @@ class Pack:
         return Tile(self.root / os.fsdecode(name), self.root / os.fsdecode(image), top, left, side_px)
 
     def select(self, names: Iterable[str]) -> Pack:
-        """The sub-images of these names, in the order given."""
+        """The sub-images with these names, in the given order."""
         order = np.argsort(self.names)
         wanted = np.array([os.fsencode(name) for name in names])
         return Pack(self.root, self.tiles[order[np.searchsorted(self.names, wanted, sorter=order)]])
 
     def sizes(self, indices: range) -> np.ndarray:
-        """(len(indices), 2): heights and widths of neighbours, in pixels."""
+        """(len(indices), 2): heights and widths of consecutive sub-images, in pixels."""
         return np.repeat(self.tiles["side_px"][indices.start : indices.stop, None], 2, axis=1)
 
 
@@ -117,23 +117,23 @@ def is_pack(root: Path) -> bool:
 
 
 def open_pack(root: Path) -> Pack:
-    """Open a pack, and see that every file of it is as large as its table says.
+    """Open a pack, and check that every file is as large as the table requires.
 
     Raises:
         UserError: the pack is unfinished or damaged, or a file is missing.
     """
     tiles = _load(root / TABLE)
     if tiles.dtype.names != COLUMNS:
-        raise UserError(f"{root / TABLE} is no table of sub-images; {REMEDY}")
+        raise UserError(f"{root / TABLE} is not a table of sub-images; {REMEDY}")
     if not len(tiles):
-        raise UserError(f"the pack {root} is unfinished; give the command that makes it again, with --resume")
+        raise UserError(f"the pack {root} is unfinished; run the command that makes it again, with --resume")
     images, image_of_tile = np.unique(tiles["image"], return_inverse=True)
     ends = np.zeros((len(images), 2), int)
     np.maximum.at(ends, image_of_tile, np.stack((tiles["top"], tiles["left"]), axis=1) + tiles["side_px"][:, None])
     for image, end in zip(images, ends, strict=True):
         path = root / os.fsdecode(image)
         if (_map(path).shape[:2] < end).any():
-            raise UserError(f"{path} is smaller than {TABLE} says; {REMEDY}")
+            raise UserError(f"{path} is smaller than {TABLE} requires; {REMEDY}")
     return Pack(root, tiles)
 
 
@@ -146,15 +146,15 @@ def write_pixels(path: Path, rgb: np.ndarray) -> None:
     rgb = np.ascontiguousarray(rgb)
     with atomic_writer(path, durable=False) as file:
         npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(rgb))
-        file.write(rgb.data)  # np.save would say of a full disk how many bytes it wrote, not that it is full
+        file.write(rgb.data)  # np.save would not report a full disk as such
         file.write(_checksum(rgb))
 
 
 def check_pixels(path: Path) -> None:
-    """Read the pixels of an image, all of them, and compare them with their checksum.
+    """Read all pixels of an image and verify their checksum.
 
     Raises:
-        UserError: they are not those that were written, or the file cannot be read.
+        UserError: the checksum is wrong, or the file cannot be read.
     """
     _map(path)
     try:
@@ -166,8 +166,8 @@ def check_pixels(path: Path) -> None:
         raise _damaged(path)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether `check_pixels` finds nothing wrong."""
+def is_intact(path: Path) -> bool:
+    """Whether `check_pixels` succeeds."""
     try:
         check_pixels(path)
     except UserError:
@@ -176,9 +176,9 @@ def is_whole(path: Path) -> bool:
 
 
 def write_table(root: Path, tiles: Iterable[tuple[str, str, int, int, int]]) -> None:
-    """Write the table of a pack, sorted by name: it is finished, unless there are no tiles.
+    """Write the table of a pack, sorted by name. A table without tiles marks the pack as unfinished.
 
-    The pixels must be on the disk by then (`utils.files.flush_file_systems`).
+    The pixels must be flushed to the disk before (`data.files.flush_file_systems`).
 
     Args:
         tiles: (name, file, top, left, side in pixels) of each sub-image.
@@ -198,7 +198,7 @@ def _map(path: Path) -> np.ndarray:
     if path.stat().st_size != pixels.offset + pixels.nbytes + CHECKSUM_BYTES:
         raise _damaged(path)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise UserError(f"{path} holds no RGB image of 8 bits; {REMEDY}")
+        raise UserError(f"{path} does not hold an 8-bit RGB image; {REMEDY}")
     return np.asarray(pixels)
 
 
@@ -207,7 +207,7 @@ def _load(path: Path, *, mmap_mode: str | None = None) -> np.ndarray:
         return np.load(path, mmap_mode=mmap_mode)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, SyntaxError, TokenError) as error:  # a broken header, or less than it announces
+    except (ValueError, EOFError, SyntaxError, TokenError) as error:  # a broken header, or fewer bytes than it declares
         raise _damaged(path) from error
 
 

@@ -1,7 +1,7 @@
-"""What headers cannot show of a paired set: whether LR shows what HR shows.
+"""Checks whether LR and HR images of a paired set show the same, which headers cannot tell.
 
-Two pictures are compared by the detail that outlives shrinking, noise, blur and compression: luminance between two
-Gaussians on the LR grid, by normalised cross-correlation, which does not see brightness and contrast either.
+They are compared by the detail that survives shrinking, noise, blur and compression: the difference of two Gaussians of
+the luminance on the LR grid, by normalised cross-correlation, which does not depend on brightness and contrast.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,41 +16,41 @@ from sed_sr.options.errors import UserError
 
 DETAIL_SIGMAS_PX = (0.8, 2.4)  # of the Gaussians, in LR pixels
 MIN_CONTRAST = 5  # standard deviation of the detail, of 255; noise of sigma 10 alone has 3
-MIN_SIDE_PX = 24  # of LR; less is too little to tell pictures apart
+MIN_SIDE_PX = 24  # of LR; smaller images cannot be told apart
 MAX_SHIFT_PX = 8  # in LR pixels, and at most a sixth of the side
 
-# Measured on photographs: right pairs stay above 0.6 whatever was done to LR, and other pictures below 0.4 (98 % of
-# them at an LR side of 24 pixels, all from 40 pixels on).
+# Measured on photographs: matching pairs correlate above 0.6, however LR was degraded, and different pictures below 0.4
+# (98 % of them at an LR side of 24 pixels, all from 40 pixels on).
 OTHER_PICTURE = 0.4
-# A shift is believed where the pictures agree, and where it gains a good part of what is missing in place, not rounding
-# errors alone: a periodic picture looks the same in many places.
+# A shift is reported when the shifted pictures agree, and much better than the unshifted ones, beyond rounding errors:
+# a periodic picture looks the same in many places.
 SAME_PICTURE = 0.8
 SHIFT_GAIN = 0.35
 ROUNDING = 0.0003
 
-# One odd image is no evidence against a set (one that shows nothing but an edge may seem to slide along it): it takes
-# two wrong pairs, and one in fifty of those compared.
+# A single image may mislead (one that shows only an edge matches anywhere along it): a set is rejected from two wrong
+# pairs on, and one in fifty of those compared.
 MIN_WRONG = 2
 MIN_WRONG_SHARE = 0.02
 
 
 def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
-    """Compare what the HR and LR images of some pairs show, and refuse a set that is shuffled or shifted.
+    """Compare the content of HR and LR images of some pairs, and reject a set that is shuffled or shifted.
 
-    However LR was made from HR, it passes: by any downscaler, one too that keeps the upper left pixel of every block
-    (which shifts by (scale - 1) / 2 HR pixels), with blur, noise, compression, another brightness or contrast.
+    LR may have been made from HR in any way: by any downscaler, including one that keeps the upper left pixel of every
+    block (a shift of (scale - 1) / 2 HR pixels), with blur, noise, compression, another brightness or contrast.
 
     Args:
-        pairs: of sizes that fit each other (`check_pairs`).
-        samples: how many pairs to draw, evenly from the whole set; all of a smaller set.
+        pairs: their sizes fit each other (`check_pairs`).
+        samples: how many pairs to draw, evenly spread over the set; all of a smaller set.
         seed: of the draw, not negative.
 
     Returns:
-        How many pairs could be compared: the others are too small, or without contrast.
+        How many pairs could be compared; the others are too small or have no contrast.
 
     Raises:
-        UserError: at least two pairs and 2 % of those compared are wrong; says how many, and what is wrong with the
-            first. Or a sampled image cannot be read.
+        UserError: at least two pairs and 2 % of those compared are wrong (gives their number and the first few), or an
+            image cannot be read.
     """
 
     def compare(index: int) -> np.ndarray | None:
@@ -63,13 +63,12 @@ def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
     compared = [(index, values) for index, values in zip(sample, found, strict=True) if values is not None]
     offenders = []
     for index, values in compared:
-        fault = what_is_wrong(values, scale=scale)
+        fault = find_fault(values, scale=scale)
         if fault:
             offenders.append(f"{pairs[index][1].name} {fault}")
     if len(offenders) >= max(MIN_WRONG, MIN_WRONG_SHARE * len(compared)):
         raise UserError(
-            f"{len(offenders)} of {len(compared)} compared {pairs} do not belong together: "
-            f"{first_few(offenders, separator='; ')}"
+            f"{len(offenders)} of {len(compared)} compared {pairs} do not match: {first_few(offenders, separator='; ')}"
         )
     return len(compared)
 
@@ -77,16 +76,16 @@ def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
 def similarity(hr: np.ndarray, lr: np.ndarray, *, scale: int) -> np.ndarray | None:
     """Correlate the detail of an LR image with that of its HR image, shrunk after every shift by whole HR pixels.
 
-    The middle of LR is looked for in HR, so that every shift compares as many pixels.
+    The middle of LR is searched in HR, so that every shift compares the same number of pixels.
 
     Args:
-        hr, lr: luminance, (H, W) and about (H / scale, W / scale) float32 in [0, 255]. Of an LR side that was rounded
-            up, the last pixel is not used.
+        hr, lr: luminance, (H, W) and about (H / scale, W / scale) float32 in [0, 255]. If an LR side was rounded up,
+            its last pixel is not used.
 
     Returns:
         (2R + scale, 2R + scale) float32 in [-1, 1]: at (R + y, R + x) for an LR image that shows what lies y HR pixels
-        down and x to the right of what it should; R is a multiple of the scale. None where nothing can be said: an
-        image is too small, or has no contrast.
+        down and x to the right of the right place; R is a multiple of the scale. None when an
+        image is too small or has no contrast.
     """
     height, width = (min(lr.shape[axis], hr.shape[axis] // scale) for axis in (0, 1))
     if min(height, width) < MIN_SIDE_PX:
@@ -94,7 +93,7 @@ def similarity(hr: np.ndarray, lr: np.ndarray, *, scale: int) -> np.ndarray | No
     reach = min(min(height, width) // 6, MAX_SHIFT_PX)
     middle = (slice(reach, height - reach), slice(reach, width - reach))
     wanted = _detail(lr[:height, :width])[middle]
-    # Means of the blocks that begin at every HR pixel: each scale-th of them is HR shrunk, after one of all shifts.
+    # Means of the blocks that begin at every HR pixel: every scale-th of them is HR shrunk after one of the shifts.
     blocks = cv2.blur(hr, (scale, scale), anchor=(0, 0))
     values = np.empty((scale * (2 * reach + 1),) * 2, np.float32)
     for y in range(scale):
@@ -106,17 +105,17 @@ def similarity(hr: np.ndarray, lr: np.ndarray, *, scale: int) -> np.ndarray | No
     return values
 
 
-def what_is_wrong(values: np.ndarray, *, scale: int) -> str | None:
-    """Say what the `similarity` of a pair tells against it in words that follow the LR image's name, or None."""
+def find_fault(values: np.ndarray, *, scale: int) -> str | None:
+    """Describe what is wrong with a pair of this `similarity`, to follow the LR image's name; None if nothing is."""
     zero = (len(values) - scale) // 2
-    # A downscaler that keeps one pixel of every block shifts by half a pixel too where the scale is even.
+    # For an even scale, a downscaler that keeps one pixel of every block shifts by half pixels.
     allowed = np.arange(1 - scale, scale) / 2
     whole = np.arange(-scale, scale + 1)
     weights = cubic(allowed[:, None] - whole)
     around = values[zero - scale : zero + scale + 1, zero - scale : zero + scale + 1]
     in_place = (weights @ around @ weights.T).max()
 
-    inside = values[1:-1, 1:-1]  # a maximum on the rim may be the slope of one beyond
+    inside = values[1:-1, 1:-1]  # a maximum on the border may be the slope of one outside
     y, x = (int(place) + 1 - zero for place in np.unravel_index(inside.argmax(), inside.shape))
     best = inside.max()
     gain = best - in_place
@@ -124,7 +123,7 @@ def what_is_wrong(values: np.ndarray, *, scale: int) -> str | None:
     if shifted and best >= SAME_PICTURE and gain >= max(SHIFT_GAIN * (1 - in_place), ROUNDING):
         ways = ((x, "right", "left"), (y, "down", "up"))
         where = " and ".join(f"{abs(px)} px {ahead if px > 0 else back}" for px, ahead, back in ways if px)
-        return f"is shifted: it shows what lies {where} (HR pixels)"
+        return f"is shifted: it shows what is {where} in HR"
     return "shows another picture" if in_place < OTHER_PICTURE else None
 
 
@@ -134,6 +133,6 @@ def _detail(image: np.ndarray) -> np.ndarray:
 
 
 def _spread(length: int, samples: int, seed: int) -> list[int]:
-    # One index from each of equal parts of the set.
+    # One random index from each of equal parts of the set.
     edges = np.linspace(0, length, min(samples, length) + 1).astype(int)
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:]).tolist()

@@ -1,8 +1,7 @@
-"""Which LR image belongs to which HR image: paired by name, never by order, and checked for size before use."""
+"""Pairs of HR and LR images: paired by name, never by order, and checked for size before use."""
 
 import functools
 import itertools
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -11,13 +10,21 @@ from pathlib import Path
 
 import numpy as np
 
-from sed_sr.data.image_folders import ImageFolder, check_each, find_images, first_few, marked, size_of
+from sed_sr.data.image_folders import (
+    ImageFolder,
+    check_each,
+    decode_names,
+    find_images,
+    find_marked,
+    first_few,
+    size_of,
+)
 from sed_sr.data.images import strip_scale_suffix
 from sed_sr.data.pack import Pack, Tile
 from sed_sr.options.errors import UserError
 
 UNICODE = "in Unicode normal form (NFC and NFD look the same)"
-# In what the names of one image may differ by mistake, and how to take it away.
+# Differences between the names of HR and LR images that are often mistakes, and how to remove them.
 DIFFERENCES = {
     "in upper and lower case": str.casefold,
     UNICODE: functools.partial(unicodedata.normalize, "NFC"),
@@ -30,7 +37,7 @@ class Pairs:
     """(HR image, LR image) pairs sorted by HR name, as a sequence."""
 
     hr: ImageFolder | Pack
-    lr: ImageFolder | Pack  # partners of the HR images, in their order
+    lr: ImageFolder | Pack  # partner of each HR image, in the same order
 
     def __len__(self) -> int:
         return len(self.hr)
@@ -45,14 +52,14 @@ class Pairs:
 def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
     """Pair the images of two folders by stem.
 
-    The LR folder names its images as the HR folder does, or with the scale at the end of the stem (0001x4).
+    An LR image has the stem of its HR image, with or without the scale at the end (0001 or 0001x4).
 
     Raises:
         UserError: a folder is missing or empty, an image has no partner, or two images of a folder share a stem.
     """
     hr_images, lr_images = find_images(hr_root), find_images(lr_root)
     hr, lr = _by_stem(hr_images, _stem), _by_stem(lr_images, _stem)
-    if hr.keys() != lr.keys():  # An HR image may itself be called "box4": only then can the ending be a scale.
+    if hr.keys() != lr.keys():  # Only now, because the name of an HR image may end like a scale ("box4").
         lr = _by_stem(lr_images, lambda name: strip_scale_suffix(_stem(name)))
 
     without_lr = {stem: hr[stem] for stem in hr.keys() - lr.keys()}
@@ -75,14 +82,14 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
 
 
 def near_pairs(hr: Mapping[str, str], lr: Mapping[str, str]) -> str:
-    """Say what the names of images without a partner differ in, where that is little.
+    """Describe how the names of images without a partner differ, as a hint for an error message.
 
     Args:
-        hr, lr: names of files by what they are paired by.
+        hr, lr: file names by the keys by which they are paired.
 
     Returns:
-        To be put behind a sentence: `; 2 of the names differ only in upper and lower case (Baby.png and baby.png)`,
-        for the fewest differences that explain the most names; empty where the names have nothing in common.
+        `; 2 of the names differ only in upper and lower case (Baby.png and baby.png)`, with the fewest kinds of
+        difference that explain the most names; empty when no names become equal.
     """
 
     def pairs(kinds: Iterable[str]) -> list[tuple[str, str]]:
@@ -97,7 +104,7 @@ def near_pairs(hr: Mapping[str, str], lr: Mapping[str, str]) -> str:
     choices = [
         kinds for count in range(1, 1 + len(DIFFERENCES)) for kinds in itertools.combinations(DIFFERENCES, count)
     ]
-    kinds = max(choices, key=lambda kinds: len(pairs(kinds)))  # of equals, the first
+    kinds = max(choices, key=lambda kinds: len(pairs(kinds)))  # the first maximum
     found = pairs(kinds)
     if not found:
         return ""
@@ -109,17 +116,17 @@ def near_pairs(hr: Mapping[str, str], lr: Mapping[str, str]) -> str:
 def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
     """Check from the headers that the sizes of every pair fit each other and the training patch.
 
-    An LR side must be floor or ceil of the HR side / scale, and floor of it at least `lr_patch_px` long.
+    An LR side must be HR side / scale, rounded down or up, and at least `lr_patch_px` when rounded down.
 
     Raises:
-        UserError: some pairs do not fit, or a header cannot be read; says how many and shows the first.
+        UserError: some pairs do not fit, or a header cannot be read; gives their number and the first few.
     """
 
     def misfit(indices: range) -> np.ndarray:
         hr, lr = pairs.hr.sizes(indices), pairs.lr.sizes(indices)
         return ~(_fit(hr, lr, scale=scale) & (hr // scale >= lr_patch_px)).all(axis=1)
 
-    suspects = [pairs[index] for index in marked(misfit, len(pairs))]
+    suspects = [pairs[index] for index in find_marked(misfit, len(pairs))]
     complaint = functools.partial(_complaint, scale=scale, lr_patch_px=lr_patch_px)
     check_each([suspects], complaint, what=f"{len(pairs)} {pairs}", fault="cannot be used")
 
@@ -133,8 +140,8 @@ def pair_sizes(hr_path: Path | Tile, lr_path: Path | Tile, *, scale: int) -> tup
     hr_size, lr_size = size_of(hr_path), size_of(lr_path)
     if not _fit(np.array(hr_size), np.array(lr_size), scale=scale).all():
         raise UserError(
-            f"{lr_path} is {lr_size[1]}x{lr_size[0]}, but {hr_path} is {hr_size[1]}x{hr_size[0]} "
-            f"and calls for {hr_size[1] // scale}x{hr_size[0] // scale} at scale {scale}"
+            f"{lr_path} is {lr_size[1]}x{lr_size[0]}, and {hr_path} is {hr_size[1]}x{hr_size[0]}, "
+            f"so {hr_size[1] // scale}x{hr_size[0] // scale} is expected at scale {scale}"
         )
     return hr_size, lr_size
 
@@ -155,11 +162,13 @@ def _complaint(pair: tuple[Path | Tile, Path | Tile], *, scale: int, lr_patch_px
 
 
 def _by_stem(images: ImageFolder | Pack, stem: Callable[[str], str]) -> dict[str, str]:
-    names = os.fsdecode(b"\0".join(images.names.tolist())).split("\0")
+    names = decode_names(images.names)
     by_stem = {stem(name): name for name in names}
     if len(by_stem) < len(names):
         one = next(name for name in names if by_stem[stem(name)] != name)
-        raise UserError(f"{one} and {by_stem[stem(one)]} in {images.root} are one image by name; remove one of them")
+        raise UserError(
+            f"{one} and {by_stem[stem(one)]} in {images.root} have the same name without the ending; remove one of them"
+        )
     return by_stem
 
 

@@ -13,9 +13,6 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from sed_sr.data.batches import DegradedPairs, GivenPairs
-from sed_sr.data.degradation.pipeline import Degradation, Stage
-from sed_sr.data.degradation.sharpen import sharpen
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.losses import GANLoss, PerceptualLoss
 from sed_sr.models.precision import keep_in_autocast_type, resolved, use_deterministic_algorithms
@@ -95,25 +92,6 @@ def build_extractor(options: Options, state: dict[str, Tensor] | None) -> Semant
     chosen = options.semantic_extractor
     return SemanticExtractor(
         model=chosen.model, layer=chosen.layer, state=state, batch_statistics=chosen.batch_statistics
-    )
-
-
-def build_training_pairs(options: Options, *, scale: int) -> GivenPairs | DegradedPairs:
-    """What makes batches of training pairs from what the loader yields."""
-    chosen = options.degradation
-    if chosen is None:
-        return GivenPairs()
-    degradation = Degradation(
-        first=Stage(**chosen.first.model_dump()),
-        second=Stage(**chosen.second.model_dump()),
-        final_sinc_probability=chosen.final_sinc_probability,
-        scale=scale,
-    )
-    return DegradedPairs(
-        degradation,
-        lr_patch_px=options.dataset.lr_patch_px,
-        sharpening=None if chosen.sharpening is None else partial(sharpen, **chosen.sharpening.model_dump()),
-        pool_pairs=chosen.pool_pairs,
     )
 
 

@@ -15,25 +15,18 @@ device, so both can be recorded as CUDA graphs (models/cuda_graph.py). To add a 
 import copy
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sed_sr.data.batches import Batch
 from sed_sr.models.cuda_graph import GraphedFunction, Recorder
 from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares
 from sed_sr.models.losses import GANLoss, PerceptualLoss, l1_loss
 from sed_sr.models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
 from sed_sr.models.step_memory import SCALARS, FlatGradients, Outcome
-
-
-class Batch(NamedTuple):
-    """Training pairs, float in [0, 1]."""
-
-    lr: Tensor  # (B, 3, H, W)
-    hr: Tensor  # (B, 3, 4H, 4W)
-    sharp: Tensor | None = None  # HR sharpened, where some losses compare with it
 
 
 class TrainStep:

@@ -106,10 +106,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path
     for name, photo in photos.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).save(root / name)
-    tiles = ["extract_subimages.py", "--n_thread", 1]
+    tiles, photos = ["extract_subimages.py", "--n_thread", 1], "Evaluation/Photos"
     for arguments in (
-        ("-m", "data.imresize", "--input", "DF2K/train", "--output", "DF2K/train_x4", "--n_thread", 1),
-        ("-m", "data.imresize", "--input", "Evaluation/Photos/GTmod12", "--output", "Evaluation/Photos/LRbicx4"),
+        ("-m", "data.prepare.lr_images", "--input", "DF2K/train", "--output", "DF2K/train_x4", "--n_thread", 1),
+        ("-m", "data.prepare.lr_images", "--input", f"{photos}/GTmod12", "--output", f"{photos}/LRbicx4"),
         (*tiles, "--input", "DF2K/train", "--output", "DF2K/train_sub", "--crop_size", 96, "--step", 48),
         (*tiles, "--input", "DF2K/train_x4", "--output", "DF2K/train_sub_x4", "--crop_size", 24, "--step", 12),
     ):

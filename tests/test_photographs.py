@@ -14,7 +14,7 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms
 
-from sed_sr.data.images import PNG_SIGNATURE
+from sed_sr.data import png
 from sed_sr.data.imresize import imresize
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
@@ -48,7 +48,7 @@ def save_interlaced(path: Path) -> None:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks.items()
     )
-    path.write_bytes(PNG_SIGNATURE + b"".join(packed))
+    path.write_bytes(png.SIGNATURE + b"".join(packed))
 
 
 def save_16_bits(path: Path) -> None:

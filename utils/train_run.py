@@ -10,10 +10,11 @@ from rich.console import Console
 from torch import nn
 
 from sed_sr.data.batches import DegradedPairs, batch_seed
-from sed_sr.data.datasets import Loader, SampleStream, make_loader
+from sed_sr.data.build import build_loader, build_training_pairs
 from sed_sr.data.files import write_text
 from sed_sr.data.image_folders import image_list
-from sed_sr.models.build import build_training_pairs, records_graphs
+from sed_sr.data.loader import Loader, SampleStream
+from sed_sr.models.build import records_graphs
 from sed_sr.models.cuda_graph import CudaRecorder
 from sed_sr.models.precision import resolved
 from sed_sr.models.train_step import TrainStep
@@ -132,7 +133,7 @@ def build_loop(setup: TrainingSetup, *, world: World, log: SilentLog) -> TrainLo
     """The training loop in the state from which the run starts."""
     options, start, dataset = setup.options, setup.start, setup.dataset
     steps_left = max(0, options.train.total_steps - start.step)
-    load = partial(make_loader, dataset, num_workers=options.dataloader.num_workers, device_type=setup.device.type)
+    load = partial(build_loader, options, dataset, processes_here=world.local_size, device_type=setup.device.type)
     stream = partial(
         SampleStream,
         len(dataset),

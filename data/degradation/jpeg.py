@@ -1,8 +1,8 @@
 """JPEG compression and decompression of a batch in torch, each sample with its own quality, on any device.
 
-ITU-T T.81 (baseline, lossy) with the colour space of JFIF, 4:2:0 chroma, and what libjpeg leaves to be known: how a
-quality scales the tables of Annex K, and how chroma is made small and large. The lossless coding of the coefficients is
-left out, because it changes no pixel.
+ITU-T T.81 (baseline, lossy) with the colour space of JFIF and 4:2:0 chroma. As in libjpeg, a quality scales the tables
+of Annex K, and chroma is down- and upsampled. The lossless coding of the coefficients is omitted, because it changes no
+pixel.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_PX = 8
-# ITU-T T.81, Tables K.1 and K.2: the steps of a coefficient, vertical frequency down, horizontal to the right.
+# ITU-T T.81, Tables K.1 and K.2: quantization steps, vertical frequency down, horizontal to the right.
 LUMINANCE_STEPS = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -34,8 +34,8 @@ CHROMINANCE_STEPS = (
     (99, 99, 99, 99, 99, 99, 99, 99),
     (99, 99, 99, 99, 99, 99, 99, 99),
 )
-# JFIF 1.02: Y, Cb and Cr of RGB; the offset of 128 that Cb and Cr have in a file is taken away again by T.81's level
-# shift, so that only Y is shifted here.
+# JFIF 1.02: Y, Cb and Cr from RGB. The offset of 128 of Cb and Cr cancels with the level shift of T.81, so that only Y
+# is shifted here.
 RED, GREEN, BLUE = 0.299, 0.587, 0.114
 YCC_OF_RGB = (
     (RED, GREEN, BLUE),
@@ -46,22 +46,22 @@ RGB_OF_YCC = ((1, 0, 1.402), (1, -1.772 * BLUE / GREEN, -1.402 * RED / GREEN), (
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """Compress and decompress.
+    """Compress and decompress images.
 
     Args:
-        images: (B, 3, H, W) float32 in [0, 1], RGB; a block that reaches over the edge repeats the edge's pixels.
-        quality: (B,) in [1, 100], libjpeg's; rounded to the nearest whole number.
+        images: (B, 3, H, W) float32 in [0, 1], RGB. Blocks beyond the edge repeat the edge pixels.
+        quality: (B,) in [1, 100], as in libjpeg; rounded to the nearest integer.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1]; not rounded to 8 bits.
     """
     height, width = images.shape[-2:]
-    ycc = _mix_channels(images * 255, YCC_OF_RGB).round_()  # a sample has 8 bits, before the transform and after it
+    ycc = _mix_channels(images * 255, YCC_OF_RGB).round_()  # samples have 8 bits before and after the transform
     luminance = ycc[:, :1] - 128
     chrominance = F.avg_pool2d(ycc[:, 1:], 2, ceil_mode=True).round_()
     luminance = _code(luminance, quantization_table(LUMINANCE_STEPS, quality))
     chrominance = _code(chrominance, quantization_table(CHROMINANCE_STEPS, quality))
-    # Linear interpolation gives the weights of libjpeg's "fancy upsampling", 3/4 and 1/4.
+    # Bilinear interpolation has the weights of libjpeg's "fancy upsampling", 3/4 and 1/4.
     chrominance = F.interpolate(chrominance, scale_factor=2, mode="bilinear")[..., :height, :width]
     rgb = _mix_channels(torch.cat((luminance + 128, chrominance), dim=1), RGB_OF_YCC)
     return rgb.div_(255).clamp_(0, 1)
@@ -75,7 +75,7 @@ def quantization_table(steps: tuple[tuple[int, ...], ...], quality: Tensor) -> T
         quality: (B,) in [1, 100].
 
     Returns:
-        (B, 8, 8) float32, whole numbers in [1, 255].
+        (B, 8, 8) float32, integers in [1, 255].
     """
     quality = quality.float().round()[:, None, None]
     percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
@@ -83,9 +83,9 @@ def quantization_table(steps: tuple[tuple[int, ...], ...], quality: Tensor) -> T
 
 
 def _code(planes: Tensor, table: Tensor) -> Tensor:
-    """(B, C, H, W) in [-128, 127] -> the same, after the DCT coefficients of its 8x8 blocks were rounded to steps.
+    """(B, C, H, W) in [-128, 127] -> the same, with the DCT coefficients of its 8x8 blocks rounded to steps.
 
-    The transforms multiply rows and columns of blocks where they lie, without gathering the blocks (T.81, A.3.3).
+    The transforms multiply rows and columns of blocks in place, without gathering the blocks (T.81, A.3.3).
     table: (B, 8, 8), the steps.
     """
     batch, channels, height, width = planes.shape
@@ -103,9 +103,9 @@ def _code(planes: Tensor, table: Tensor) -> Tensor:
 
 @cache
 def _dct_matrix(device: torch.device) -> Tensor:
-    """(8, 8) float32: orthonormal DCT-II, frequency k down, place n to the right (T.81, A.3.3).
+    """(8, 8) float32: orthonormal DCT-II, frequency k down, position n to the right (T.81, A.3.3).
 
-    It is copied to a device once.
+    It is copied to each device once.
     """
     k, n = torch.arange(BLOCK_PX).double()[:, None], torch.arange(BLOCK_PX)
     matrix = torch.cos((2 * n + 1) * k * math.pi / (2 * BLOCK_PX)) * math.sqrt(2 / BLOCK_PX)
@@ -114,11 +114,11 @@ def _dct_matrix(device: torch.device) -> Tensor:
 
 
 def _mix_channels(images: Tensor, weights: tuple[tuple[float, ...], ...]) -> Tensor:
-    """(B, 3, H, W) -> (B, 3, H, W): every pixel's channels multiplied by a 3x3 matrix."""
+    """(B, 3, H, W) -> (B, 3, H, W): the channels of every pixel, multiplied by a 3x3 matrix."""
     return (_table(weights, images.device) @ images.flatten(2)).view_as(images)
 
 
 @cache
 def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """A table of this file as float32, copied to a device once."""
+    """A table of this file as float32, copied to each device once."""
     return torch.tensor(rows, dtype=torch.float, device=device)

@@ -1,4 +1,4 @@
-"""Blur kernels of the degradation, from their definitions, and blurring with them."""
+"""Blur kernels of the degradation, and convolution with them."""
 
 import math
 from collections.abc import Sequence
@@ -27,13 +27,16 @@ def gaussian_kernel(size_px: int, *, sigma_px: tuple[float, float], angle: float
 def generalized_gaussian_kernel(
     size_px: int, *, sigma_px: tuple[float, float], beta: float, angle: float = 0.0
 ) -> np.ndarray:
-    """exp(-q^beta / 2): a Gaussian for beta = 1, more peaked below and flatter above (Real-ESRGAN, section 3.1, after
-    Liu et al., "Estimating generalized Gaussian blur kernels", TCSVT 2020); see `gaussian_kernel`."""
+    """exp(-q^beta / 2): a Gaussian for beta = 1, more peaked for smaller and flatter for larger beta.
+
+    Real-ESRGAN, section 3.1, after Liu et al., "Estimating generalized Gaussian blur kernels", TCSVT 2020; see
+    `gaussian_kernel`.
+    """
     return _normalized(np.exp(-(_quadratic_form(size_px, sigma_px, angle) ** beta) / 2))
 
 
 def plateau_kernel(size_px: int, *, sigma_px: tuple[float, float], beta: float, angle: float = 0.0) -> np.ndarray:
-    """1 / (1 + q^beta): flat within, its edge the steeper the larger beta is (Real-ESRGAN, section 3.1); see
+    """1 / (1 + q^beta): flat in the middle, with a steeper edge for a larger beta (Real-ESRGAN, section 3.1); see
     `gaussian_kernel`."""
     return _normalized(1 / (1 + _quadratic_form(size_px, sigma_px, angle) ** beta))
 
@@ -49,17 +52,17 @@ def sinc_kernel(cutoff: float, size_px: int) -> np.ndarray:
         (k, k) float64, its sum is 1.
     """
     x, y = _grid(size_px)
-    r = np.maximum(np.hypot(x, y), 1e-6)  # in the centre, the limit
+    r = np.maximum(np.hypot(x, y), 1e-6)  # the limit in the centre
     return _normalized(cutoff * j1(cutoff * r) / (2 * math.pi * r))
 
 
 def identity_kernel() -> np.ndarray:
-    """(1, 1): leaves an image as it is."""
+    """(1, 1): does not change an image."""
     return np.ones((1, 1))
 
 
 def stack_kernels(kernels: Sequence[np.ndarray]) -> np.ndarray:
-    """Kernels with odd sides -> (B, k, k) float32, zeros around all but the largest."""
+    """Kernels with odd sides -> (B, k, k) float32, padded with zeros to the largest."""
     side = max(len(kernel) for kernel in kernels)
     padded = [np.pad(kernel, (side - len(kernel)) // 2) for kernel in kernels]
     return np.stack(padded).astype(np.float32)
@@ -69,17 +72,17 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     """Convolve every image with its own kernel.
 
     Args:
-        images: (B, C, H, W) float, of any size. Beyond its edges an image is mirrored, without repeating the edge's
-            pixels, as often as the kernel's reach demands.
+        images: (B, C, H, W) float, of any size. They are mirrored at their edges without repeating the edge pixels,
+            several times if the kernel is larger than the image.
         kernels: (B, k, k) float, k odd.
 
     Returns:
-        (B, C, H, W) float; kernels with negative weights overshoot the range of the images.
+        (B, C, H, W) float; with negative weights, values outside the range of the images are possible.
     """
     height, width = images.shape[-2:]
     reach = kernels.shape[-1] // 2
-    # For 400x400 images and 21x21 kernels on a CPU, Fourier transforms take a half (a batch of 8) to a fifteenth (one
-    # image) of the time of F.conv2d; of lengths with large prime factors they would take four times as long.
+    # For 400x400 images and 21x21 kernels on a CPU, Fourier transforms take a half (batch of 8) to a fifteenth (one
+    # image) of the time of F.conv2d. Lengths with large prime factors would take four times as long.
     size = [next_fast_len(side + 2 * reach, real=True) for side in (height, width)]
     rows, columns = (
         _mirrored(side, start=-reach, length=length, device=images.device)
@@ -87,15 +90,15 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
     )
     mirrored = images.index_select(2, rows).index_select(3, columns)
     spectrum = torch.fft.rfft2(mirrored) * torch.fft.rfft2(kernels, s=size)[:, None]
-    # The transform takes the kernel's corner for its centre, and what lies before this part came around the edge.
+    # The kernel's corner is its origin here, so the result is shifted; the part before it is wrapped around.
     return torch.fft.irfft2(spectrum, s=size)[..., 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
 
 
 def _mirrored(side: int, *, start: int, length: int, device: torch.device) -> Tensor:
-    """Places of an axis of `side` pixels that lie at start, start + 1, ... when it is mirrored for ever."""
+    """Indices of the pixels at start, start + 1, ... of an axis of `side` pixels that is mirrored endlessly."""
     period = max(2 * (side - 1), 1)
-    places = torch.arange(start, start + length, device=device) % period
-    return torch.minimum(places, period - places)
+    indices = torch.arange(start, start + length, device=device) % period
+    return torch.minimum(indices, period - indices)
 
 
 def _quadratic_form(size_px: int, sigma_px: tuple[float, float], angle: float) -> np.ndarray:
@@ -107,10 +110,10 @@ def _quadratic_form(size_px: int, sigma_px: tuple[float, float], angle: float) -
 
 
 def _grid(size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of every pixel, (k, k) each, from the centre, to the right and down."""
+    """x (to the right) and y (down) of every pixel relative to the centre, (k, k) each."""
     assert size_px % 2 == 1, size_px
-    places = np.arange(size_px, dtype=np.float64) - size_px // 2
-    return np.meshgrid(places, places)
+    positions = np.arange(size_px, dtype=np.float64) - size_px // 2
+    return np.meshgrid(positions, positions)
 
 
 def _normalized(kernel: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pairs of earlier batches, mixed with new ones: those of a batch are resized alike, those of a step need not be."""
+"""A pool that mixes the pairs of several batches, because all images of one batch are resized alike."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from torch import Tensor
 class PairPool:
     """A pool of LR/HR pairs (Real-ESRGAN, section 4.1, "training pair pool").
 
-    While it fills, pairs are copied into it and go straight out again. Once it is full, the pairs of a batch take the
-    places of as many random ones, which go out instead.
+    While the pool fills, a batch is copied into it and also returned. Once it is full, the pairs of a batch replace
+    random pairs of the pool, which are returned instead.
 
     Args:
-        capacity: how many pairs it holds; 0: none, and every batch goes straight out.
+        capacity: number of pairs; with 0, every batch is returned unchanged.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -22,21 +22,21 @@ class PairPool:
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def exchange(self, lr: Tensor, hr: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Put a batch in and take one of as many pairs out.
+        """Put a batch in and take a batch of the same size out.
 
-        Of a batch that is larger than the pool, or than the room left while it fills, the rest goes straight out.
+        If a batch is larger than the pool, or than the free places while it fills, the rest is returned unchanged.
 
         Args:
-            lr: (B, 3, h, w) uint8. hr: (B, 3, 4h, 4w) uint8. Of one size and on one device in all calls.
-            rng: chooses the pairs that go out.
+            lr: (B, 3, h, w) uint8. hr: (B, 3, 4h, 4w) uint8. The same sizes and device in all calls.
+            rng: chooses the pairs to take out.
 
         Returns:
             lr, hr: as given.
         """
         batch = [(lr_image.clone(), hr_image.clone()) for lr_image, hr_image in zip(lr, hr, strict=True)]
-        room = self.capacity - len(self._pairs)
-        if room:
-            self._pairs += batch[:room]
+        free = self.capacity - len(self._pairs)
+        if free:
+            self._pairs += batch[:free]
             return lr, hr
         for number, place in enumerate(_places(rng, self.capacity, len(batch))):
             batch[number], self._pairs[place] = self._pairs[place], batch[number]
@@ -44,7 +44,7 @@ class PairPool:
         return torch.stack(lr_images), torch.stack(hr_images)
 
     def fill(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Hold these pairs, each at its place; see `origins`."""
+        """Set the content of the pool; see `origins`."""
         assert len(pairs) <= self.capacity
         self._pairs = pairs
 
@@ -52,19 +52,19 @@ class PairPool:
 def origins(
     *, capacity: int, batch_size: int, batches: int, rng_of: Callable[[int], np.random.Generator]
 ) -> list[tuple[int, int]]:
-    """Where the pairs of a pool come from, after so many batches were exchanged.
+    """Where the pairs of a pool come from after a number of batches.
 
-    Looks back over as many batches as the oldest pair of the pool is old, however long the run.
+    It goes back only as far as the oldest pair in the pool, however long the run.
 
     Args:
-        rng_of: what `PairPool.exchange` was given with the batch of that number, counted from 0.
+        rng_of: the generator that `PairPool.exchange` got with a batch, by the batch's number, counted from 0.
 
     Returns:
-        For each place: the batch whose pair lies there, and the pair's number in it.
+        For each place of the pool: the number of the batch that its pair comes from, and of the pair in that batch.
     """
     places = range(min(capacity, batches * batch_size))
     found = {}
-    filling = -(-capacity // batch_size)  # batches that go straight out
+    filling = -(-capacity // batch_size)  # batches that fill the pool
     for batch in range(batches - 1, filling - 1, -1):
         if len(found) == capacity:
             break

@@ -1,8 +1,10 @@
-"""A benchmark made from HR images: ground truth cut to sides that every scale divides, and its MATLAB-bicubic LR.
+"""Make a benchmark from HR images: `python -m data.prepare.benchmark --input FOLDER --name Urban100 --scale 4`.
 
-The sets of SwinIR and BasicSR are made so, and their LR files come out bit for bit.
+The ground truth is cut to sides that every scale divides, and LR is shrunk from it by `data.imresize`. The benchmarks
+of SwinIR and BasicSR are made so; their LR files are reproduced bit for bit.
 """
 
+import argparse
 import functools
 import os
 import re
@@ -10,83 +12,31 @@ from pathlib import Path
 
 import numpy as np
 
-from sed_sr.data import images
+from sed_sr.data import images, png
 from sed_sr.data.imresize import imresize
-from sed_sr.data.prepare import image_jobs
+from sed_sr.data.prepare import jobs
+from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 
 SIDE_UNIT_PX = 12  # sides are cut to a multiple of it, so that the ground truth is the same at scales 2, 3 and 4
-# Where the HR images are in the folders that are handed around: as BasicSR and KAIR, EDSR, DIV2K, SwinIR name it.
+# Where the HR images are in published folders: as BasicSR and KAIR, EDSR, DIV2K, SwinIR name it.
 HR_FOLDERS = ("original", "HR", "DIV2K_valid_HR", "GTmod12")
 
 
-def prepare(
-    source: Path, output: Path, *, scale: int, workers: int, compression_level: int, overwrite: bool, resume: bool
-) -> int:
-    """Write <output>/GTmod12/<image>.png and <output>/LRbicx4/<image>.png (at scale 4) from a folder of HR images.
-
-    Args:
-        source: HR images alone, or a folder in one of the layouts that benchmarks come in.
-        output: the folder of the benchmark.
-
-    Returns:
-        The exit code: 1 when some images failed, else 0.
-
-    Raises:
-        UserError: there are no HR images, or two would be written under one name, or the output is in use; nothing
-            was written then. Or an image could not be written.
-    """
-    layout, named = find_ground_truth(source, scale=scale)
-    print(f"{source}: {len(named)} HR images {layout}")
-    image_jobs.refuse_collisions({path: f"{name}.png" for path, name in named.items()})
-    gt_folder, lr_folder = output / f"GTmod{SIDE_UNIT_PX}", output / f"LRbicx{scale}"
-    image_jobs.prepare_outputs(
-        [gt_folder, lr_folder],
-        inputs=sorted({path.parent for path in named}),
-        pattern=r".+\.png",
-        overwrite=overwrite,
-        resume=resume,
-    )
-    work = functools.partial(
-        write_pair,
-        gt_folder=gt_folder,
-        lr_folder=lr_folder,
-        scale=scale,
-        compression_level=compression_level,
-        resume=resume,
-    )
-    return image_jobs.run(
-        work,
-        list(named.items()),
-        workers=workers,
-        made=f"images in {output}",
-        outputs=[gt_folder, lr_folder],
-        remove_damaged_of=functools.partial(remove_damaged_pair, gt_folder=gt_folder, lr_folder=lr_folder),
-    )
-
-
 def find_ground_truth(folder: Path, *, scale: int) -> tuple[str, dict[Path, str]]:
-    """The layout of a folder in words, and its HR images with the name that each gets in the benchmark.
+    """A description of the folder's layout, and its HR images with the name that each gets in the benchmark.
 
-    Raises UserError where there is no HR image.
+    Raises UserError when there is no HR image.
     """
     for name in HR_FOLDERS:
         if os.path.isdir(folder / name):
             return f"in {name}", {path: path.stem for path in images.list_images(folder / name)}
-    beside = folder / f"image_SRF_{scale}"
-    listed = images.list_images(beside if os.path.isdir(beside) else folder)
+    selfexsr = folder / f"image_SRF_{scale}"
+    listed = images.list_images(selfexsr if os.path.isdir(selfexsr) else folder)
     marked = [path for path in listed if path.stem.endswith("_HR")]
     if not marked:
         return "in a flat folder", {path: path.stem for path in listed}
     return "called *_HR", {path: re.sub(r"(_SRF_\d)?_HR$", "", path.stem) for path in marked}
-
-
-def remove_damaged_pair(named: tuple[Path, str], *, gt_folder: Path, lr_folder: Path) -> int:
-    """Remove those files of `write_pair` that an earlier run left damaged; return how many."""
-    _, name = named
-    return image_jobs.remove_damaged(
-        [gt_folder / f"{name}.png", lr_folder / f"{name}.png"], is_whole=images.is_whole_png
-    )
 
 
 def write_pair(
@@ -94,7 +44,7 @@ def write_pair(
 ) -> int:
     """Write the ground truth and the LR image of an HR image and its name; return the number of files written.
 
-    Both are 8-bit RGB, as scores are computed on it: see `images.read_rgb`.
+    Both are 8-bit RGB (`images.read_rgb`), on which scores are computed.
     """
     source, name = named
     gt_path, lr_path = gt_folder / f"{name}.png", lr_folder / f"{name}.png"
@@ -108,3 +58,58 @@ def write_pair(
     for path, image in ((gt_path, gt), (lr_path, imresize(gt, scale=1 / scale))):
         images.write_image(path, image, compression_level=compression_level, durable=False)
     return 2
+
+
+def remove_damaged_pair(named: tuple[Path, str], *, gt_folder: Path, lr_folder: Path) -> int:
+    """Remove the damaged files among the outputs of `write_pair`; return how many."""
+    _, name = named
+    return jobs.remove_damaged([gt_folder / f"{name}.png", lr_folder / f"{name}.png"], is_intact=png.is_intact)
+
+
+def main() -> int:
+    """Make a benchmark from HR images; return the exit code, 1 when some images failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.prepare.benchmark",
+        description="Make a benchmark from HR images: GTmod12, cut to multiples of 12 pixels, and LRbicx4, shrunk as "
+        "MATLAB does, both 8-bit RGB. The input is a folder of HR images alone, or of *_HR beside *_LR, or one that "
+        "contains original, HR, DIV2K_valid_HR, GTmod12 or image_SRF_4.",
+    )
+    parser.add_argument("--input", type=Path, required=True, help="folder of HR images, in any of the usual layouts")
+    parser.add_argument("--name", required=True, help="name of the benchmark, such as Urban100")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="how many times smaller (default 4)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("Evaluation"), help="folder of the benchmarks (default Evaluation)"
+    )
+    jobs.add_arguments(parser)
+    args = parser.parse_args()
+    jobs.check_arguments(args)
+    if args.name in ("", "..") or args.name != Path(args.name).name:
+        raise UserError(f"--name is {args.name!r}; the name of a folder in {args.output} is expected, such as Urban100")
+
+    layout, named = find_ground_truth(args.input, scale=args.scale)
+    print(f"{args.input}: {len(named)} HR images {layout}")
+    jobs.check_unique_names({path: f"{name}.png" for path, name in named.items()})
+    output = args.output / args.name
+    folders = {"gt_folder": output / f"GTmod{SIDE_UNIT_PX}", "lr_folder": output / f"LRbicx{args.scale}"}
+    jobs.prepare_outputs(
+        list(folders.values()),
+        inputs=sorted({path.parent for path in named}),
+        pattern=r".+\.png",
+        overwrite=args.overwrite,
+        resume=args.resume,
+    )
+    work = functools.partial(
+        write_pair, **folders, scale=args.scale, compression_level=args.compression_level, resume=args.resume
+    )
+    return jobs.run(
+        work,
+        list(named.items()),
+        workers=args.n_thread,
+        made=f"images in {output}",
+        outputs=list(folders.values()),
+        remove_damaged_of=functools.partial(remove_damaged_pair, **folders),
+    )
+
+
+if __name__ == "__main__":
+    run(main)

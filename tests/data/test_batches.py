@@ -1,4 +1,4 @@
-"""From what a loader yields to training pairs: LR made from HR belongs to it, and everything follows from the seed."""
+"""Training pairs from loaded images: LR matches HR, and every random choice follows from the seed."""
 
 import pytest
 import skimage.data
@@ -32,7 +32,7 @@ def make(*, noise=0.0, lr_patch_px=16, sharpening=None, pool_pairs=0):
     return DegradedPairs(Shrink(noise), lr_patch_px=lr_patch_px, sharpening=sharpening, pool_pairs=pool_pairs)
 
 
-def test_given_pairs_are_the_files_values_from_0_to_1():
+def test_given_pairs_are_the_file_values_scaled_to_0_to_1():
     loaded = {name: torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16) for name in ("lr", "hr")}
     batch = GivenPairs()(loaded, seed=0, device=CPU)
     assert batch.sharp is None
@@ -87,7 +87,7 @@ def test_sharpened_hr_is_degraded_and_hr_itself_is_kept():
 
 @pytest.mark.parametrize("done", [1, 2, 3, 12])
 @pytest.mark.parametrize("pool_pairs", [2, 6, 7])
-def test_run_goes_on_with_the_pool_as_if_it_had_not_stopped(pool_pairs, done):
+def test_refilled_pool_equals_that_of_an_uninterrupted_run(pool_pairs, done):
     whole, goes_on = (make(noise=0.1, pool_pairs=pool_pairs) for _ in range(2))
     expected = [whole(photographs(), seed=seed, device=CPU) for seed in range(16)]
     refill(goes_on, batches=done)
@@ -108,12 +108,12 @@ def refill(pairs, *, batches):
     )
 
 
-def test_pool_is_made_again_from_the_batches_that_are_in_it_alone():
+def test_refill_loads_only_the_batches_in_the_pool():
     assert refill(make(pool_pairs=4), batches=10**6) <= 4
 
 
 @pytest.mark.parametrize("changed", [{"pool_pairs": 2}, {"pool_pairs": 0}, {"pool_pairs": 9}, {"lr_patch_px": 12}])
-def test_run_goes_on_with_another_pool_or_patch(changed):
+def test_run_resumes_with_another_pool_or_patch(changed):
     after = make(**{"pool_pairs": 6, **changed})
     refill(after, batches=3)
     for seed in range(3, 7):

@@ -1,4 +1,4 @@
-"""Benchmarks are found in the layouts in use, their images pair up by name, and what does not fit is told."""
+"""Benchmarks are found in the published layouts, and their images are paired by name."""
 
 import importlib
 import shlex
@@ -45,7 +45,7 @@ def test_layout_is_found_and_paired_by_name(tmp_path, hr, lr):
     assert len(benchmark.images) == 3
 
 
-def test_cameras_of_realsr_are_one_benchmark_and_each_is_one_too(tmp_path):
+def test_cameras_of_realsr_form_one_benchmark_and_each_alone_too(tmp_path):
     """Whatever scales lie beside each other, and whichever of its folders is named."""
     for camera, number in (("Nikon", "001"), ("Canon", "001"), ("Canon", "002")):
         folder = tmp_path / "RealSR(V3)" / camera / "Test"
@@ -82,7 +82,7 @@ def test_folder_of_lr_images_has_no_ground_truth(tmp_path):
     assert [(entry.name, entry.hr) for entry in benchmark.images] == [("a", None)]
 
 
-def test_name_that_is_nearly_right_is_suggested(tmp_path):
+def test_similar_name_is_suggested(tmp_path):
     image(tmp_path / "Urban100" / "HR" / "a.png", 4)
     with pytest.raises(UserError, match=r"did you mean Urban100\?"):
         find_benchmark(tmp_path, "Urban10", scale=4)
@@ -93,7 +93,10 @@ def test_name_that_is_nearly_right_is_suggested(tmp_path):
     [
         ({"HR/a.png": 16}, "has HR but not the LR folder"),
         ({"HR/a.png": 16, "LR_bicubic/X4/bx4.png": 4}, "do not pair by name"),
-        ({"HR/a.png": 16, "LR_bicubic/X4/a.png": 5}, r"LR_bicubic/X4/a\.png is 5x5, but .*/HR/a\.png .* calls for 4x4"),
+        (
+            {"HR/a.png": 16, "LR_bicubic/X4/a.png": 5},
+            r"LR_bicubic/X4/a\.png is 5x5, and .*/HR/a\.png .* 4x4 is",
+        ),
         ({"a_HR.png": 16, "a_LR.png": 4, "b_LR.png": 4}, "do not pair up by name.* such as b; the names of an HR"),
         (
             {"a_HR.png": 16, "A_LR.png": 4},
@@ -123,7 +126,7 @@ def test_name_that_is_nearly_right_is_suggested(tmp_path):
         ({"a.png": 4, "a.jpg": 4}, "both be written as one PNG"),
     ],
 )
-def test_what_does_not_fit_is_told(tmp_path, files, sentence):
+def test_images_that_do_not_pair_raise_an_error(tmp_path, files, sentence):
     for name, side in files.items():
         image(tmp_path / "Set" / name, side)
     with pytest.raises(UserError, match=sentence):
@@ -134,16 +137,14 @@ def test_what_does_not_fit_is_told(tmp_path, files, sentence):
     "name",
     ["HR/a.png", "GTmod12/a.png", "DIV2K_valid_HR/a.png", "original/a.png", "image_SRF_4/a_SRF_4_HR.png", "a_HR.png"],
 )
-def test_command_that_is_told_where_hr_stands_alone_makes_its_lr(tmp_path, monkeypatch, name):
+def test_command_suggested_for_hr_without_lr_makes_the_lr_images(tmp_path, monkeypatch, name):
     image(tmp_path / "My Set" / name, 24)
     with pytest.raises(UserError, match=r"benchmark .*My Set has .*; to make LR images of the HR images: ") as error:
         find_benchmark(tmp_path, "My Set", scale=4)
     python, run, module, *words = shlex.split(str(error.value).partition("HR images: ")[2])
     assert (python, run, words[-2:]) == ("python", "-m", ["--scale", "4"])
-    assert module == ("data.imresize" if name.startswith("GTmod12") else "data.benchmarks")
-    monkeypatch.setattr(
-        "sed_sr.data.prepare.image_jobs.run", lambda work, jobs, **_: max(work(job) for job in jobs) - 1
-    )
+    assert module == ("data.prepare." + ("lr_images" if name.startswith("GTmod12") else "benchmark"))
+    monkeypatch.setattr("sed_sr.data.prepare.jobs.run", lambda work, jobs, **_: max(work(job) for job in jobs) - 1)
     monkeypatch.setattr("sys.argv", [module, *words])
     importlib.import_module(module).main()
     assert [(entry.name, entry.lr.parent.name) for entry in find_benchmark(tmp_path, "My Set", scale=4).images] == [
@@ -165,7 +166,7 @@ def test_files_and_folders_to_upscale_become_benchmarks_without_ground_truth(tmp
     assert not any(benchmark.has_ground_truth for benchmark in found)
 
 
-def test_photographs_of_other_kinds_are_not_passed_over(tmp_path):
+def test_photographs_of_other_formats_are_not_skipped(tmp_path):
     """Whether OpenCV can read them shows when they are read."""
     for name in ("a.png", "c.JPG"):
         image(tmp_path / "photos" / name, 5)
@@ -182,13 +183,13 @@ def test_photographs_of_other_kinds_are_not_passed_over(tmp_path):
     [
         (["absent.png"], "absent.png does not exist"),
         (["x" * 300], "does not exist"),
-        (["notes.txt"], r"notes.txt is no image by its name; .*\.png"),
+        (["notes.txt"], r"notes.txt is not an image by its name; .*\.png"),
         (["empty"], "no image in .*empty"),
         (["a.png", "other/a.png"], "a.png and .*other/a.png would both be written as one PNG"),
         (["a.png", "a.png"], "would both be written as one PNG"),
     ],
 )
-def test_what_cannot_be_upscaled_is_told(tmp_path, paths, sentence):
+def test_paths_that_cannot_be_upscaled_raise_an_error(tmp_path, paths, sentence):
     for name in ("a.png", "other/a.png"):
         image(tmp_path / name, 5)
     (tmp_path / "notes.txt").touch()

@@ -4,11 +4,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sed_sr.data.datasets import HRImages, PairedImages, SampleStream, make_loader
+from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.images import read_rgb, write_image
+from sed_sr.data.loader import SampleStream, make_loader
 from sed_sr.options.errors import UserError
 
 PATCH_PX = 6
@@ -78,7 +77,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(folders):
         assert not equal(samples[0, 3], changed)
 
 
-def test_workers_change_nothing_and_global_randomness_is_left_alone(folders):
+def test_workers_do_not_change_samples_or_the_global_random_state(folders):
     dataset = paired(folders)
     state = torch.get_rng_state()
     one, two = (
@@ -95,7 +94,7 @@ def test_workers_change_nothing_and_global_randomness_is_left_alone(folders):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_image_that_breaks_during_training_is_one_sentence(folders, num_workers):
+def test_image_damaged_during_training_is_a_user_error(folders, num_workers):
     dataset = paired(folders)
     (folders[0] / "0002.png").write_bytes(b"")
     loader = make_loader(dataset, SampleStream(4, batch_size=2, batches=4), num_workers=num_workers, device_type="cpu")
@@ -233,69 +232,3 @@ def test_hr_folders_are_checked_when_the_set_is_made_and_images_when_they_are_re
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"no image in {tmp_path / 'empty'}"):
         HRImages({tmp_path / "a": 1, tmp_path / "empty": 1}, hr_px=HR_PX)
-
-
-def test_drawing_the_order_and_drawing_a_crop_share_no_random_numbers():
-    # numpy takes (seed, epoch) and (seed, epoch, 0) for the same seed.
-    order = [index for _, index in next(iter(SampleStream(50, batch_size=50, batches=1, seed=5)))]
-    assert order != np.random.default_rng([5, 0, 0]).permutation(50).tolist()
-
-
-def keys(*arguments, **keywords):
-    return [key for batch in SampleStream(*arguments, **keywords) for key in batch]
-
-
-streams = {
-    "length": st.integers(1, 30),
-    "batch_size": st.integers(1, 8),
-    "world_size": st.integers(1, 4),
-    "batches": st.integers(1, 12),
-    "seed": st.integers(0, 100),
-}
-
-
-@settings(deadline=None)
-@given(**streams)
-def test_ranks_together_see_what_one_process_would(length, batch_size, world_size, batches, seed):
-    ranks = [
-        SampleStream(length, batch_size=batch_size, batches=batches, rank=r, world_size=world_size, seed=seed)
-        for r in range(world_size)
-    ]
-    together = [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)]
-    assert together == list(SampleStream(length, batch_size=batch_size * world_size, batches=batches, seed=seed))
-    assert len(together) == batches == len(ranks[0])
-
-
-@settings(deadline=None)
-@given(**streams, epochs=st.integers(1, 4))
-def test_every_epoch_holds_every_image_once_over_all_ranks(length, batch_size, world_size, batches, seed, epochs):
-    batches = -(-epochs * length // (batch_size * world_size))
-    seen = [
-        key
-        for r in range(world_size)
-        for key in keys(length, batch_size=batch_size, batches=batches, rank=r, world_size=world_size, seed=seed)
-    ]
-    assert len(set(seen)) == len(seen) == batches * batch_size * world_size
-    assert set(itertools.product(range(epochs), range(length))) <= set(seen)
-
-
-@settings(deadline=None)
-@given(**streams, stop=st.integers(0, 100))
-def test_a_resumed_stream_is_the_rest_of_the_undisturbed_one(length, batch_size, world_size, batches, seed, stop):
-    whole = keys(length, batches=stop + batches, batch_size=batch_size, seed=seed)
-    seen = stop * batch_size
-    assert keys(length, batches=batches, first_sample=seen, batch_size=batch_size, seed=seed) == whole[seen:]
-    # Also on another number of ranks, which only slices differently.
-    ranks = [
-        keys(length, batches=1, first_sample=seen, batch_size=1, rank=r, world_size=batch_size, seed=seed)
-        for r in range(batch_size)
-    ]
-    assert list(itertools.chain(*ranks)) == whole[seen : seen + batch_size]
-
-
-def test_epochs_and_seeds_are_shuffled_differently():
-    first, second = (keys(100, batch_size=100, batches=1, first_sample=start) for start in (0, 100))
-    other_seed = keys(100, batch_size=100, batches=1, seed=2)
-    orders = [[index for _, index in order] for order in (first, second, other_seed)]
-    assert all(sorted(order) == list(range(100)) for order in orders)
-    assert len({tuple(order) for order in [*orders, range(100)]}) == 4

@@ -35,11 +35,12 @@ def test_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch)
     assert torch.equal(load(path)["old"], torch.ones(3))
 
 
-def test_file_size_limit_of_the_system_is_told_in_a_sentence(tmp_path):
+def test_file_size_limit_of_the_system_is_a_user_error(tmp_path):
     path = tmp_path / "net.pth"
     save({"old": torch.ones(3)}, path)
     program = (
-        "import resource, sys, torch; from sed_sr.utils.weights.checkpoint import save; from sed_sr.options.errors import UserError\n"
+        "import resource, sys, torch; from sed_sr.utils.weights.checkpoint import save\n"
+        "from sed_sr.options.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: save({'new': torch.ones(10000)}, sys.argv[1])\n"
         "except UserError as error: print(error)\n"

@@ -67,22 +67,22 @@ def test_images_too_small_or_unreadable_are_counted_over_all_folders_and_named(f
     first, second = (folder.root for folder in folders)
     assert str(error.value) == (
         f"2 of 7 images in {first} and {second} cannot be used: "
-        f"{small} is 100x31, and a side of at least 32 pixels is expected; "
+        f"{small} is 100x31, smaller than 32x32; "
         f"cannot read the size of {broken}: it is damaged or not an image"
     )
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 50])
-def test_what_is_marked_is_found_however_many_processes_look(monkeypatch, at_once):
-    monkeypatch.setattr(sed_sr.data.image_folders, "MARKED_AT_ONCE", at_once)
+def test_marked_items_are_found_with_any_number_of_processes(monkeypatch, at_once):
+    monkeypatch.setattr(sed_sr.data.image_folders, "IMAGES_PER_TASK", at_once)
     odd = np.random.default_rng(0).random(50) < 0.3
-    found = sed_sr.data.image_folders.marked(lambda indices: odd[indices.start : indices.stop], 50)
+    found = sed_sr.data.image_folders.find_marked(lambda indices: odd[indices.start : indices.stop], 50)
     assert found == np.flatnonzero(odd).tolist()
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 7])
-def test_every_image_is_looked_at_once_however_many_share_a_task(folders, monkeypatch, tasks):
-    monkeypatch.setattr(sed_sr.data.image_folders, "TASKS", tasks)
+def test_every_image_is_checked_once_for_any_number_of_tasks(folders, monkeypatch, tasks):
+    monkeypatch.setattr(sed_sr.data.image_folders, "MAX_TASKS", tasks)
     looked_at = []
     sed_sr.data.image_folders.check_each(folders, looked_at.append, what="images", fault="cannot be used")
     assert sorted(looked_at) == [path for folder in folders for path in folder]

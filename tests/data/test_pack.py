@@ -12,13 +12,13 @@ import skimage.data
 import torch
 from PIL import Image
 
-from sed_sr.data.datasets import HRImages, PairedImages, SampleStream, make_loader
+from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.image_folders import check_images, check_readable, find_images, read_image
 from sed_sr.data.images import list_images, read_rgb, write_unchanged
+from sed_sr.data.loader import SampleStream, make_loader
 from sed_sr.data.pair_content import check_content
 from sed_sr.data.pairs import find_pairs
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.subimages import Grid, single_jobs
+from sed_sr.data.prepare.grid import Grid, single_jobs
 from sed_sr.data.prepare.subimages import extract as extract_jobs
 from sed_sr.options.errors import UserError
 
@@ -125,7 +125,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_packing_is_resumed_refused_or_replaced(packed):
+def test_existing_pack_is_rejected_resumed_or_replaced(packed):
     out, words = packed
     whole = contents(out)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*_scale1of1.npy")}
@@ -147,7 +147,7 @@ def test_packing_is_resumed_refused_or_replaced(packed):
     assert {name[-4:] for name in contents(out)} == {".png", "grid"}
 
 
-def test_resume_makes_damaged_pixels_again_and_leaves_the_whole_ones(packed):
+def test_resume_replaces_damaged_pixels_only(packed):
     """An empty file, a truncated one, one without its checksum, a hole of zeros, one without a header, all zeros."""
     out, words = packed
     for stem in "cdefg":
@@ -183,14 +183,14 @@ def test_pixels_are_flushed_before_the_table_lists_them(packed, monkeypatch):
     def note(folders):
         flushed.append((folders, len(np.load(out / "tiles.npy")), len(list(out.glob("*_scale1of1.npy")))))
 
-    monkeypatch.setattr(image_jobs, "flush_file_systems", note)
+    monkeypatch.setattr("sed_sr.data.prepare.jobs.flush_file_systems", note)
     jobs, how = single_jobs(out.parent / "in", out, scale=4), {"overwrite": True, "resume": False}
     assert extract_jobs(jobs, Grid(64, 32, 0), compression_level=1, workers=1, packed=True, **how) == 0
     assert flushed == [([out], 0, 2)]
     assert len(find_images(out)) == 2 * 4
 
 
-def test_what_packing_could_not_read_is_left_out_and_named(packed):
+def test_unreadable_image_is_left_out_of_the_pack_and_named(packed):
     out, words = packed
     (out.parent / "in/b.png").write_bytes(b"no image")
     done = extract(out.parent, *words, "--overwrite")
@@ -212,7 +212,7 @@ def test_a_pair_whose_lr_cannot_be_read_is_left_out_of_both_packs_and_named(pack
         assert {tile.name[0] for tile in find_images(out.parent / folder)} == {"a"}
 
 
-def test_a_killed_packing_is_no_pack_and_can_be_resumed(packed, tmp_path):
+def test_killed_packing_leaves_an_unfinished_pack_that_can_be_resumed(packed, tmp_path):
     out, words = packed
     whole = contents(out)
     for number in range(400):
@@ -242,15 +242,15 @@ def of_other_size(content):
     [
         ("a_scale1of1.npy", lambda content: content[:-1], "is damaged"),
         ("a_scale1of1.npy", lambda content: b"", "is damaged"),
-        ("a_scale1of1.npy", lambda content: content.replace(b"|u1", b"|i1"), "holds no RGB image"),
+        ("a_scale1of1.npy", lambda content: content.replace(b"|u1", b"|i1"), "does not hold an 8-bit RGB image"),
         ("a_scale1of1.npy", lambda content: content.replace(b"(80, 96, 3)", b"(80, 63, 3)"), "is damaged"),
         ("a_scale1of1.npy", lambda content: of_other_size(content), "is smaller than"),
         ("a_scale1of1.npy", lambda content: content[:70] + bytes(8) + content[78:], "is damaged"),
         ("tiles.npy", lambda content: content[:-1], "is damaged"),
-        ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "no table of sub-images"),
+        ("tiles.npy", lambda content: content.replace(b"side_px", b"side_mm"), "not a table of sub-images"),
     ],
 )
-def test_a_damaged_pack_is_one_sentence_whose_advice_mends_it(packed, name, change, sentence):
+def test_damaged_pack_is_a_user_error_whose_advice_repairs_it(packed, name, change, sentence):
     out, words = packed
     whole = contents(out)
     content = (out / name).read_bytes()
@@ -260,7 +260,7 @@ def test_a_damaged_pack_is_one_sentence_whose_advice_mends_it(packed, name, chan
         find_images(out)
     assert str(out / name) in str(error.value)
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith("; remove it and make the pack again, with --resume")
+    assert str(error.value).endswith("; remove it and make the pack again with --resume")
     (out / name).unlink()
     assert extract(out.parent, *words, "--resume").returncode == 0
     assert contents(out) == whole
@@ -299,7 +299,7 @@ def test_a_pack_that_will_not_fit_on_the_disk_is_refused_before_anything_is_writ
         (out / "b_scale1of1.npy").unlink()
 
 
-def test_a_file_that_is_lost_while_training_is_one_sentence(packed):
+def test_file_lost_during_training_is_a_user_error(packed):
     out, _ = packed
     pack = find_images(out)
     check_images([pack])

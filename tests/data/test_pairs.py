@@ -32,7 +32,7 @@ def test_images_pair_by_name_whatever_the_order(tmp_path, write):
     ]
 
 
-def test_names_that_are_the_same_need_no_suffix_and_may_end_like_one(tmp_path, write):
+def test_equal_names_need_no_suffix_and_may_end_like_one(tmp_path, write):
     for name in ("hr/box4.png", "hr/1.png", "lr/box4.png", "lr/1.png"):
         write(name)
     assert names(find_pairs(tmp_path / "hr", tmp_path / "lr")) == [("1.png", "1.png"), ("box4.png", "box4.png")]
@@ -69,7 +69,7 @@ NFC, NFD = "ü.png", "u\u0308.png"  # ü as one character, and as u with two dot
         ),
     ],
 )
-def test_names_that_nearly_pair_are_told_by_what_they_differ_in_and_what_is_expected(tmp_path, write, hr, lr, hint):
+def test_names_that_almost_pair_raise_an_error_with_their_difference(tmp_path, write, hr, lr, hint):
     for name in (*(f"hr/{name}" for name in hr), *(f"lr/{name}" for name in lr)):
         write(name)
     with pytest.raises(
@@ -118,13 +118,13 @@ def test_pairs_of_wrong_size_are_named_with_what_was_given_and_expected(tmp_path
     message = str(error.value)
     assert "2 of 3" in message
     folders = tmp_path / "hr", tmp_path / "lr"
-    assert "{1}/1x4.png is 10x8, but {0}/1.png is 20x16 and calls for 5x4".format(*folders) in message
+    assert "{1}/1x4.png is 10x8, and {0}/1.png is 20x16, so 5x4 is expected".format(*folders) in message
     assert "2x4.png is 5x3" in message
     assert "0x4.png" not in message
 
 
-def test_every_pair_is_looked_at_whatever_its_format_and_however_many_there_are(tmp_path, write, monkeypatch):
-    monkeypatch.setattr(sed_sr.data.image_folders, "MARKED_AT_ONCE", 4)
+def test_every_pair_is_checked_for_any_format_and_number(tmp_path, write, monkeypatch):
+    monkeypatch.setattr(sed_sr.data.image_folders, "IMAGES_PER_TASK", 4)
     for number in range(10):
         write(f"hr/{number}.png", (16, 20))
         write(f"lr/{number}.png", (3, 5) if number in (3, 9) else (4, 5))

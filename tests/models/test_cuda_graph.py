@@ -10,12 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.random_step import random_recipe, random_step
+from sed_sr.data.batches import Batch
 from sed_sr.models.cuda_graph import MAX_GRAPHS, WARM_UP_CALLS, GraphedFunction
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.losses import GANLoss
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 from tests.conftest import same
 
 

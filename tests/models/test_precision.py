@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sed_sr.data.batches import Batch
 from sed_sr.models import train_step
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.losses import GANLoss
@@ -11,7 +12,7 @@ from sed_sr.models.precision import WorkingCopy, convolutions, keep_in_autocast_
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.spectral_norm import spectral_norm
 from sed_sr.models.swinir import SwinIR
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 from tests.conftest import same
 
 

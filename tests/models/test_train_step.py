@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.losses import GANLoss, PerceptualLoss
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 
 CHANNELS = 64  # of the stand-in for semantic features
 

@@ -9,10 +9,11 @@ import sys
 
 import torch
 
+from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import UNetDiscriminator
 from sed_sr.models.losses import GANLoss
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 from sed_sr.options.cli import run
 from sed_sr.utils.runtime.distributed import joined_world
 from sed_sr.utils.train_run import synchronize

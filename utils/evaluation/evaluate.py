@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
-from sed_sr.data.images import image_size, read_rgb, to_tensor, write_image
+from sed_sr.data.images import image_size, read_rgb, write_image
+from sed_sr.data.tensors import to_tensor
 from sed_sr.models.precision import without_tf32
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.metrics import Metric

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sed_sr.data.images import to_uint8
+from sed_sr.data.tensors import to_uint8
 
 TILE_MULTIPLE_PX = 8  # SwinIR's window, so that attention windows are the same in a tile and in the whole image
 OVERLAP_PX = 32  # changes no SR value by more than 1 of 255, where 8 changes some by 19 (benchmarks/RESULTS.md)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sed_sr.data.images import to_float, to_uint8
 from sed_sr.data.imresize import imresize
+from sed_sr.data.tensors import to_float, to_uint8
 from sed_sr.models.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from sed_sr.models.precision import AUTOCAST_DTYPE, keep_in_autocast_type
 from sed_sr.options.errors import UserError

@@ -38,6 +38,8 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    # The processes that share the CPU cores this one may use: where no launcher says so (srun), the cores are its own.
+    local_size: int = 1
 
     @property
     def main(self) -> bool:
@@ -207,7 +209,12 @@ def _launched_world(local_rank: int | None) -> World:
     env = os.environ
     if "RANK" not in env or "WORLD_SIZE" not in env:
         return World()
-    return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", local_rank or 0)))
+    return World(
+        rank=int(env["RANK"]),
+        size=int(env["WORLD_SIZE"]),
+        local_rank=int(env.get("LOCAL_RANK", local_rank or 0)),
+        local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
+    )
 
 
 def _join(world: World) -> None:

@@ -2,10 +2,12 @@
 
 import torch
 
-from sed_sr.data.datasets import BATCHES_AHEAD, HRImages, PairedImages
-from sed_sr.models.build import build_training_pairs
+from sed_sr.data.build import build_training_pairs
+from sed_sr.data.datasets import HRImages, PairedImages
+from sed_sr.data.loader import BATCHES_AHEAD, worker_count
 from sed_sr.models.train_step import TrainStep
 from sed_sr.options.schema import Options
+from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import free_bytes
 from sed_sr.utils.training.batch_size import Batches, largest_batch_size
 
@@ -32,7 +34,7 @@ def measure_batch_size(
     dataset: PairedImages | HRImages,
     *,
     device: torch.device,
-    processes: int,
+    world: World,
 ) -> int:
     """The largest number of pairs that this process can compute at once.
 
@@ -42,13 +44,13 @@ def measure_batch_size(
     sample, total = dataset[0, 0], options.train.total_batch_size
     # On a CPU, all processes share the memory, also with the batches that the loader has ready.
     on_cpu = device.type == "cpu"
-    loaded_batches = options.dataloader.num_workers * BATCHES_AHEAD + 1
+    loaded_batches = worker_count(options.dataloader.num_workers, world.local_size) * BATCHES_AHEAD + 1
     pair_bytes = sum(sample[name].nbytes for name in ("lr", "hr") if name in sample)
     return largest_batch_size(
         train_step,
         build_training_pairs(options, scale=train_step.generator.scale),
         sample,
-        most=max(1, len(dataset) // processes if total is None else total // processes),
-        free_bytes=free_bytes(device) // (processes if on_cpu else 1),
+        most=max(1, len(dataset) // world.size if total is None else total // world.size),
+        free_bytes=free_bytes(device) // (world.size if on_cpu else 1),
         waiting_bytes=loaded_batches * pair_bytes if on_cpu else 0,
     )

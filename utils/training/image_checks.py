@@ -2,8 +2,7 @@
 
 from functools import partial
 
-from rich.console import Console
-from rich.progress import Progress
+from tqdm import tqdm
 
 from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.image_folders import check_readable
@@ -24,9 +23,8 @@ def check_training_images(dataset: PairedImages | HRImages, checks: Checklist, *
     """
     if thorough:
         images = sum(len(folder.files) for folder in dataset.folders)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("reading every image", total=images)
-            read = partial(check_readable, dataset.folders, on_image=lambda: progress.advance(task))
+        with tqdm(total=images, desc="reading every image", unit="image", leave=False, disable=None) as bar:
+            read = partial(check_readable, dataset.folders, on_image=bar.update)
             checks.check("readable", read, lambda _: f"all {images:,} images")
     if isinstance(dataset, HRImages):
         return

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sed_sr.data.batches import DegradedPairs, GivenPairs, batch_seed, mixed_seed
+from sed_sr.data.batches import Batch, DegradedPairs, GivenPairs, batch_seed, mixed_seed
 from sed_sr.data.benchmarks import Benchmark
 from sed_sr.models.diagnostics import spectral_norms
 from sed_sr.models.step_memory import Outcome
-from sed_sr.models.train_step import Batch, TrainStep
+from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.metrics import Metric

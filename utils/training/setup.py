@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from sed_sr.data.benchmarks import Benchmark, find_benchmark
+from sed_sr.data.build import build_dataset
 from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.image_folders import image_list
 from sed_sr.models.build import build_generator, build_train_step
 from sed_sr.models.train_step import TrainStep
-from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.evaluate import check_best_by
 from sed_sr.utils.evaluation.metrics import Metric, build_metrics, metric_weights
@@ -81,7 +81,7 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
 def _find_images(setup: TrainingSetup, *, scale: int, thorough: bool) -> None:
     """Find the training set and the benchmarks."""
     options, checks = setup.options, setup.checks
-    setup.dataset = checks.check("training set", partial(_build_dataset, options, scale=scale), format_dataset)
+    setup.dataset = checks.check("training set", partial(build_dataset, options, scale=scale), format_dataset)
     if setup.dataset is None:
         checks.not_checked.append("content of the images")
     else:
@@ -177,7 +177,7 @@ def _resolve_batch_size(setup: TrainingSetup, world: World) -> None:
             setup.train_step,
             setup.dataset,
             device=setup.device,
-            processes=world.size,
+            world=world,
         )
         size = setup.checks.check("batch size", measure)
         reason = f"the largest that fits, of {len(setup.dataset):,} images"
@@ -189,20 +189,6 @@ def _resolve_batch_size(setup: TrainingSetup, world: World) -> None:
     setup.checks.notes["batch size"] = f"{batches.size}, {reason}"
     if setup.train_step is not None:
         setup.train_step.batches_per_step = batches.per_step
-
-
-def _build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
-    """The training set, its images checked from their headers."""
-    chosen = options.dataset
-    hr_roots = {options.paths.data_root / name: weight for name, weight in chosen.hr.items()}
-    if len(hr_roots) < len(chosen.hr):
-        raise UserError(f"dataset.hr names a folder twice: {', '.join(chosen.hr)}")
-    random = {"augment": chosen.augment, "seed": options.seed}
-    if options.degradation is not None:
-        return HRImages(hr_roots, hr_px=options.degradation.hr_px, **random)
-    (hr_root,) = hr_roots
-    lr_root = options.paths.data_root / chosen.lr
-    return PairedImages(hr_root, lr_root, scale=scale, lr_patch_px=chosen.lr_patch_px, **random)
 
 
 def _format_checksum(path: Path) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
-from sed_sr.data.images import read_rgb, to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.images import read_rgb
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.evaluate import BenchmarkScores, evaluate

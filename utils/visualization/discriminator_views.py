@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sed_sr.data.images import to_float, to_tensor
+from sed_sr.data.tensors import to_float, to_tensor
 from sed_sr.models.semantic_fusion import Attention, SemanticFusionBlock
 from sed_sr.options.errors import UserError
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
-from sed_sr.data.images import to_array, to_uint8
+from sed_sr.data.tensors import to_array, to_uint8
 from sed_sr.utils.visualization.discriminator_views import Point, discriminator_views, principal_colours
 from sed_sr.utils.visualization.figure import INFERNO, VIRIDIS, apply_colour_map
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sed_sr.data.degradation.jpeg import CHROMINANCE_STEPS, LUMINANCE_STEPS, jpeg, quantization_table
-from sed_sr.data.images import to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 
 PHOTOS = {
     "even": skimage.data.astronaut()[:256, :256],
@@ -55,14 +55,14 @@ def test_decoded_photographs_are_those_of_libjpeg(photo, quality):
     assert psnr(coded, image) == pytest.approx(psnr(theirs, image), abs=0.1)
 
 
-def test_what_rings_beyond_black_and_white_is_cut_as_libjpeg_cuts_it():
+def test_ringing_beyond_black_and_white_is_clipped_as_by_libjpeg():
     image = (skimage.data.coffee()[60:260, 150:400] > 128).astype(np.uint8) * 255  # of saturated colours alone
     theirs = np.asarray(next(files_of([image], [50])))
     assert psnr(ours(image, 50), theirs) > 42
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 9), (8, 8), (15, 17), (16, 33), (30, 31)])
-def test_images_of_any_size_are_coded_as_libjpeg_does_edges_included(size):
+def test_images_of_any_size_equal_libjpeg_including_edges(size):
     rows, columns = np.mgrid[: size[0], : size[1]]
     image = np.stack([5 * rows, 5 * columns, 90 + 2 * rows + 2 * columns], axis=-1).astype(np.uint8)
     theirs = np.asarray(next(files_of([image], [90])))

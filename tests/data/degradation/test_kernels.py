@@ -60,7 +60,7 @@ def test_generalized_gaussian_of_beta_1_is_the_gaussian(sigma_px):
 
 
 @pytest.mark.parametrize("beta", [1.0, 1.5, 2.0])
-def test_plateau_falls_as_its_definition_says(beta):
+def test_plateau_follows_its_definition(beta):
     kernel = plateau_kernel(21, sigma_px=(4.0, 2.0), beta=beta, angle=math.pi / 2)
     height = kernel[10, 10]
     # one and two standard deviations along the axes, which a quarter of a turn exchanges
@@ -80,7 +80,7 @@ def test_plateau_falls_as_its_definition_says(beta):
     ],
     ids=["gaussian", "generalized", "plateau", "sinc"],
 )
-def test_isotropic_kernels_look_the_same_from_all_sides(kernel):
+def test_isotropic_kernels_are_symmetric(kernel):
     np.testing.assert_allclose(np.rot90(kernel), kernel, atol=1e-15)
     np.testing.assert_allclose(kernel.T, kernel, atol=1e-15)
     assert kernel[6, 11] == pytest.approx(kernel[9, 10])  # both 5 px from the centre

@@ -1,11 +1,11 @@
-"""Noise has the moments of its definition; each bound is a few standard errors of what is estimated."""
+"""Noise has the moments of its definition; each bound is a few standard errors of the estimate."""
 
 import math
 
 import pytest
 import torch
 
-from sed_sr.data.degradation.noise import different_values, gaussian_noise, poisson_noise
+from sed_sr.data.degradation.noise import count_distinct, gaussian_noise, poisson_noise
 
 SIDE_PX = 200
 
@@ -102,4 +102,4 @@ def test_values_are_counted_in_each_sample_by_itself():
     levels = torch.randint(256, (4, 3, 9, 7), generator=torch.Generator().manual_seed(0)).float()
     levels[1] = 255
     levels[2] = levels[2] % 5
-    assert different_values(levels).tolist() == [len(sample.unique()) for sample in levels]
+    assert count_distinct(levels).tolist() == [len(sample.unique()) for sample in levels]

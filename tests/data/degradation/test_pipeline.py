@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest, chisquare, kstest, spearmanr
 
+from sed_sr.data.degradation.draws import Stage, draw_end, draw_kernel, draw_stage
 from sed_sr.data.degradation.jpeg import jpeg
 from sed_sr.data.degradation.kernels import blur, gaussian_kernel, stack_kernels
-from sed_sr.data.degradation.pipeline import Degradation, Stage, draw_end, draw_kernel, draw_stage
+from sed_sr.data.degradation.pipeline import Degradation
 
 FIRST = Stage(
     blur_probability=1.0,
@@ -115,7 +116,7 @@ def draws(request):
     return request.param, [draw_stage(request.param, rng, batch=3) for _ in range(4000)]
 
 
-def test_kinds_of_kernels_come_as_often_as_they_should(kernels):
+def test_kinds_of_kernels_follow_their_probabilities(kernels):
     stage, drawn = kernels
     blurring = [kernel.kind for kernel in drawn if kernel.kind != "identity"]
     assert_share((kernel.kind != "identity" for kernel in drawn), stage.blur_probability)
@@ -123,7 +124,7 @@ def test_kinds_of_kernels_come_as_often_as_they_should(kernels):
     assert_probabilities([kind for kind in blurring if kind != "sinc"], stage.kernel_kinds)
 
 
-def test_sides_of_kernels_are_odd_and_as_likely_all_of_them(kernels):
+def test_sides_of_kernels_are_odd_and_equally_likely(kernels):
     _, drawn = kernels
     for is_sinc in (True, False):
         blurring = [kernel for kernel in drawn if kernel.kind != "identity"]
@@ -165,7 +166,7 @@ def test_half_of_the_exponents_lie_below_1(kernels):
     assert_uniform(plateau[plateau != 1], 1, 2)
 
 
-def test_a_drawn_kernel_is_the_one_that_its_kind_and_arguments_name():
+def test_weights_of_a_drawn_kernel_follow_its_kind_and_arguments():
     rng = generator()
     for _ in range(200):
         kernel = draw_kernel(FIRST, rng)
@@ -178,7 +179,7 @@ def test_a_drawn_kernel_is_the_one_that_its_kind_and_arguments_name():
         assert np.allclose(weights, np.rot90(weights)) or kernel.kind.endswith("aniso")
 
 
-def test_resize_factors_go_up_down_or_stay_as_often_as_they_should(draws):
+def test_resize_directions_follow_their_probabilities(draws):
     stage, drawn = draws
     factors = np.array([draw.resize_factor for draw in drawn])
     ways = {"down": factors < 1, "up": factors > 1, "keep": factors == 1}
@@ -187,13 +188,13 @@ def test_resize_factors_go_up_down_or_stay_as_often_as_they_should(draws):
     assert_uniform(factors[ways["up"]], 1, stage.resize_range[1])
 
 
-def test_interpolations_are_as_likely_all_of_them(draws):
+def test_interpolations_are_equally_likely(draws):
     _, drawn = draws
     thirds = dict.fromkeys(("area", "bilinear", "bicubic"), 1 / 3)
     assert_probabilities([draw.interpolation for draw in drawn], thirds)
 
 
-def test_noise_has_the_kinds_and_strengths_that_it_should(draws):
+def test_kinds_and_strengths_of_noise_follow_their_probabilities(draws):
     stage, drawn = draws
     assert_share((draw.noise == "Gaussian" for draw in drawn), stage.gaussian_noise_probability)
     for kind, ends in (("Gaussian", stage.gaussian_noise_sigma), ("Poisson", stage.poisson_noise_scale)):
@@ -232,7 +233,7 @@ def test_the_end_is_drawn_as_published():
     assert_share((draw.jpeg_last for draw in drawn), 0.5)
 
 
-def test_probabilities_in_decimals_that_miss_1_by_a_little_can_be_drawn_from():
+def test_probabilities_whose_sum_is_rounded_can_be_drawn_from():
     thirds = {"up": 0.333333, "down": 0.333333, "keep": 0.333333}
     factor = draw_stage(dataclasses.replace(FIRST, resize=thirds), generator(), batch=1).resize_factor
     assert 0.15 <= factor <= 1.5
@@ -281,7 +282,7 @@ def test_hr_stays_as_it_was():
     assert torch.equal(hr, before)
 
 
-def test_an_image_does_not_see_the_others_of_its_batch():
+def test_images_of_a_batch_do_not_affect_each_other():
     # Shot noise is left out: on a CPU, how many numbers an image takes from the generator depends on its brightness.
     degradation = Degradation(
         first=dataclasses.replace(FIRST, gaussian_noise_probability=1.0),
@@ -327,7 +328,7 @@ def test_the_first_resize_is_relative_to_hr_and_the_second_to_lr(factor):
             assert abs(height - 2 * width) <= 1
 
 
-def test_hr_that_nothing_is_done_to_is_only_shrunk():
+def test_without_any_degradation_hr_is_only_shrunk():
     hr = photograph(1, 64, 64).mean(1, keepdim=True).repeat(1, 3, 1, 1)  # grey: JPEG leaves out half of the colours
     still = Degradation(first=STILL, second=STILL, final_sinc_probability=0.0)
     found = Counter()
@@ -342,7 +343,7 @@ def test_hr_that_nothing_is_done_to_is_only_shrunk():
     assert len(found) > 1
 
 
-def test_each_stage_blurs_and_compresses_by_its_own_numbers():
+def test_each_stage_blurs_and_compresses_by_its_own_options():
     def stage(sigma, quality):
         only = {**dict.fromkeys(FIRST.kernel_kinds, 0.0), "iso": 1.0}
         return dataclasses.replace(
@@ -384,7 +385,7 @@ def test_each_stage_has_noise_of_its_own_strength():
     torch.testing.assert_close(second[:, 0], second[:, 1], atol=1e-6, rtol=0)
 
 
-def test_noise_is_another_one_for_each_rng_and_each_image():
+def test_noise_differs_between_rngs_and_images():
     stage = dataclasses.replace(STILL, gaussian_noise_sigma=(20.0, 20.0))
     noisy = Degradation(first=stage, second=stage, final_sinc_probability=0.0)
     fields = [steps(noisy, torch.full((2, 3, 64, 64), 0.5), seed)["first noise"] for seed in range(2)]
@@ -405,7 +406,7 @@ def test_shot_noise_is_proportional_to_its_scale():
     assert noise(0.2).std() > 0.001
 
 
-def test_interpolates_by_what_was_drawn():
+def test_drawn_interpolation_is_used():
     hr = photograph(1, 64, 64) + 0.1 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     modes = set()
     for seed in range(12):

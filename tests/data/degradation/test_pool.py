@@ -31,7 +31,7 @@ def batches(sizes):
 
 @settings(max_examples=100, deadline=None)
 @given(capacity=st.integers(0, 15), sizes=SIZES, seed=st.integers(0, 1000))
-def test_every_pair_goes_out_once_and_those_that_filled_the_pool_once_more(capacity, sizes, seed):
+def test_every_pair_is_returned_once_and_those_that_filled_the_pool_twice(capacity, sizes, seed):
     pool, rng = PairPool(capacity), np.random.default_rng(seed)
     given_pairs, came_out = [], []
     for batch in batches(sizes):
@@ -51,7 +51,7 @@ def test_every_pair_goes_out_once_and_those_that_filled_the_pool_once_more(capac
     assert len(inside) == min(capacity, len(given_pairs))
 
 
-def test_goes_straight_through_until_it_is_full_and_mixes_then():
+def test_batches_are_unchanged_until_the_pool_is_full_and_mixed_afterwards():
     pool, rng = PairPool(8), np.random.default_rng(0)
     for batch in ([0, 1, 2, 3], [4, 5, 6, 7]):
         assert names(pool.exchange(*pairs(batch), rng)[0]) == batch
@@ -59,7 +59,7 @@ def test_goes_straight_through_until_it_is_full_and_mixes_then():
     assert set(came_out) <= set(range(8))
 
 
-def test_every_pair_of_the_pool_is_as_likely_to_leave_at_any_place_of_the_batch():
+def test_every_pair_of_the_pool_is_equally_likely_at_every_place_of_a_batch():
     pool, rng = PairPool(6), np.random.default_rng(0)
     pool.exchange(*pairs(range(6)), rng)
     inside, leaving = list(range(6)), np.zeros((2, 6))
@@ -75,7 +75,7 @@ def test_every_pair_of_the_pool_is_as_likely_to_leave_at_any_place_of_the_batch(
 
 @settings(max_examples=100, deadline=None)
 @given(capacity=st.integers(0, 15), size=st.integers(1, 12), count=st.integers(0, 40), seed=st.integers(0, 1000))
-def test_what_lies_in_the_pool_is_known_from_the_generators_alone(capacity, size, count, seed):
+def test_origins_follow_from_the_generators_alone(capacity, size, count, seed):
     def rng_of(batch):
         return np.random.default_rng([seed, batch])
 
@@ -92,7 +92,7 @@ def test_origins_are_found_however_long_the_run():
     assert len(asked) < 100
 
 
-def test_what_the_pool_holds_is_its_own():
+def test_pool_holds_copies():
     pool, rng = PairPool(2), np.random.default_rng(0)
     lr, hr = pairs([1, 2])
     for image in pool.exchange(lr, hr, rng):

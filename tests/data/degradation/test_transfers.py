@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from sed_sr.data import batches
 from sed_sr.data.batches import DegradedPairs, GivenPairs
-from sed_sr.data.degradation.pipeline import Degradation, Stage
+from sed_sr.data.degradation.draws import Stage
+from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.sharpen import sharpen
 
 STAGE = Stage(

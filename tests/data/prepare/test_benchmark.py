@@ -1,4 +1,4 @@
-"""Benchmarks are made from HR images in the layouts in use, as the published ones were, and are found afterwards."""
+"""Benchmarks are made from HR images in the published layouts, equal the published files, and are found."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sed_sr.data.benchmarks import find_benchmark, main
+from sed_sr.data.benchmarks import find_benchmark
 from sed_sr.data.images import read_rgb, read_unchanged, write_image, write_unchanged
 from sed_sr.data.imresize import imresize
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.benchmark import find_ground_truth, write_pair
+from sed_sr.data.prepare import jobs
+from sed_sr.data.prepare.benchmark import find_ground_truth, main, write_pair
 from sed_sr.options.errors import UserError
 
 # HR images, and what lies beside them and is none.
@@ -39,7 +39,7 @@ def noise(height: int, width: int, *, seed: int = 0) -> np.ndarray:
 
 
 def prepare(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "data.benchmarks", "prepare", "--n_thread", "2", *map(str, arguments)]
+    command = [sys.executable, "-m", "data.prepare.benchmark", "--n_thread", "2", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -104,7 +104,7 @@ def test_images_of_other_kinds_become_8_bit_rgb(tmp_path, write):
         np.testing.assert_array_equal(stored[:, :, ::-1], expected)
 
 
-def test_command_makes_a_benchmark_that_is_found_and_tells_what_could_not_be_done(tmp_path):
+def test_command_makes_a_benchmark_and_names_failed_images(tmp_path):
     hr = tmp_path / "Urban100/image_SRF_4"
     for name, image in {"img_001": noise(49, 36), "img_002": noise(24, 40), "img_003": noise(11, 99)}.items():
         write_image(hr / f"{name}_SRF_4_HR.png", image)
@@ -137,7 +137,7 @@ def test_command_makes_a_benchmark_that_is_found_and_tells_what_could_not_be_don
     assert benchmark.images[1].lr.stat().st_mtime == 0
 
 
-def test_resume_makes_damaged_pairs_again_and_leaves_the_whole_ones(tmp_path):
+def test_resume_replaces_damaged_pairs_only(tmp_path):
     for seed, name in enumerate(("a", "b", "c")):
         write_image(tmp_path / f"hr/{name}.png", noise(48, 48, seed=seed))
     arguments = ("--input", tmp_path / "hr", "--name", "U", "--output", tmp_path)
@@ -165,9 +165,10 @@ def test_pairs_are_flushed_together_at_the_end_and_not_one_by_one(tmp_path, monk
     def note(folders):
         flushed.append((folders, len(list(output.rglob("*.png")))))
 
-    monkeypatch.setattr(image_jobs, "flush_file_systems", note)
-    benchmark = {"scale": 4, "workers": 1, "compression_level": 1, "overwrite": False, "resume": False}
-    assert benchmark.prepare(tmp_path / "hr", output, **benchmark) == 0
+    monkeypatch.setattr(jobs, "flush_file_systems", note)
+    arguments = ("--input", tmp_path / "hr", "--name", "U", "--output", tmp_path, "--n_thread", 1)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+    assert main() == 0
     assert flushed == [([output / "GTmod12", output / "LRbicx4"], 2)]
 
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a file was flushed by itself"))
@@ -187,13 +188,13 @@ def test_pairs_are_flushed_together_at_the_end_and_not_one_by_one(tmp_path, monk
         (["--input", "Set5", "--name", "x" * 300, "--output", "."], "cannot use the output folder"),
     ],
 )
-def test_what_cannot_be_prepared_is_one_sentence(tmp_path, monkeypatch, arguments, sentence):
+def test_unusable_arguments_are_user_errors(tmp_path, monkeypatch, arguments, sentence):
     for name in ("empty", "twins", "Set5/GTmod12"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("twins/a.png", "twins/a.jpg", "Set5/GTmod12/a.png"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["benchmarks.py", "prepare", *arguments])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     with pytest.raises(UserError) as caught:
         main()
     assert sentence in str(caught.value)

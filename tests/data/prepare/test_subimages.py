@@ -18,8 +18,8 @@ from PIL import Image
 
 from sed_sr.data.images import has_scale_suffix, list_images, read_rgb, read_unchanged, write_image, write_unchanged
 from sed_sr.data.pairs import find_pairs
-from sed_sr.data.prepare import image_jobs
-from sed_sr.data.prepare.subimages import Grid, cut_images, lanczos, read_sizes, single_jobs
+from sed_sr.data.prepare.grid import Grid, read_sizes, single_jobs
+from sed_sr.data.prepare.subimage_files import cut_images, lanczos
 from sed_sr.data.prepare.subimages import extract as extract_jobs
 from sed_sr.options.errors import UserError
 
@@ -182,7 +182,7 @@ def test_bad_images_are_named_and_the_others_cut(tmp_path, write_pair):
     assert names(tmp_path / "sub") == names(tmp_path / "sub_x4") == ["good_s001.png"]
 
 
-def test_mistakes_are_one_sentence_and_nothing_is_written(tmp_path, write_pair):
+def test_mistakes_are_user_errors_and_nothing_is_written(tmp_path, write_pair):
     write_pair(tmp_path, "0001", (20, 20))
     hr, lr, out = tmp_path / "hr", tmp_path / "lr_x4", tmp_path / "out"
     good = ["--input", hr, "--output", out, "--crop_size", 80, "--step", 40]
@@ -203,7 +203,7 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(tmp_path, write_pair):
     assert names(tmp_path) == ["hr", "lr_x4"]
 
 
-def test_an_earlier_cut_is_refused_resumed_or_replaced(tmp_path, coordinate_image):
+def test_existing_output_is_rejected_resumed_or_replaced(tmp_path, coordinate_image):
     (tmp_path / "in").mkdir()
     for stem in "ab":
         write_image(tmp_path / f"in/{stem}.png", coordinate_image(24, 32))
@@ -241,7 +241,7 @@ def identities(folder):
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
-def test_resume_makes_damaged_subimages_again_and_leaves_the_whole_ones(tmp_path, coordinate_image):
+def test_resume_replaces_damaged_subimages_only(tmp_path, coordinate_image):
     (tmp_path / "in").mkdir()
     for stem in "ab":
         write_image(tmp_path / f"in/{stem}.png", coordinate_image(24, 32))
@@ -262,7 +262,7 @@ def test_resume_makes_damaged_subimages_again_and_leaves_the_whole_ones(tmp_path
     assert {name for name in names(out) if after[name] != before[name]} == set(damaged)
 
 
-def test_what_stands_where_a_subimage_belongs_and_cannot_be_removed_is_named(tmp_path, coordinate_image):
+def test_folder_with_the_name_of_a_subimage_is_named(tmp_path, coordinate_image):
     (tmp_path / "in").mkdir()
     write_image(tmp_path / "in/a.png", coordinate_image(16, 16))
     (tmp_path / "out/a_s001.png").mkdir(parents=True)
@@ -290,7 +290,9 @@ def test_all_subimages_are_flushed_together_at_the_end(tmp_path, monkeypatch, co
     (tmp_path / "in").mkdir()
     write_image(tmp_path / "in/a.png", coordinate_image(24, 32))
     out, flushed = tmp_path / "out", []
-    monkeypatch.setattr(image_jobs, "flush_file_systems", lambda folders: flushed.append((folders, names(out))))
+    monkeypatch.setattr(
+        "sed_sr.data.prepare.jobs.flush_file_systems", lambda folders: flushed.append((folders, names(out)))
+    )
     jobs, how = single_jobs(tmp_path / "in", out, scale=4), {"overwrite": False, "resume": False}
     extract_jobs(jobs, Grid(16, 8, 0), compression_level=1, workers=1, **how)
     assert flushed == [([out], [f"a_s00{number}.png" for number in range(1, 7)])]
@@ -335,7 +337,7 @@ def test_subimages_of_reduced_sizes_are_crops_of_the_image_that_pillow_shrinks(t
         np.testing.assert_array_equal(read_rgb(tmp_path / "out" / name), pixels)
 
 
-def test_the_full_size_among_others_gives_the_very_files_that_it_gives_alone(tmp_path, photos):
+def test_full_size_gives_the_same_files_alone_and_among_others(tmp_path, photos):
     arguments = ["--input", photos, "--output", tmp_path / "alone", "--crop_size", 64, "--step", 64]
     assert extract(*arguments).returncode == 0
     cut(photos, tmp_path / "both", ["1/2", "1.0"], grid=(64, 64, 0))
@@ -405,7 +407,7 @@ def test_depths_that_png_does_not_hold_are_refused_at_every_size(tmp_path):
             cut(tmp_path / "in", tmp_path / "out", [size], grid=(8, 8, 0))
 
 
-def test_copies_smaller_than_a_subimage_are_counted_and_no_failure(tmp_path, photos):
+def test_copies_smaller_than_a_subimage_are_counted_but_do_not_fail(tmp_path, photos):
     (photos / "broken.png").write_bytes(b"no image")
     arguments = ["--input", photos, "--output", tmp_path / "out", "--crop_size", 152, "--step", 152]
     done = extract(*arguments, "--scales", "1", "3/4", "1/2", "1/3")
@@ -421,7 +423,7 @@ def test_copies_smaller_than_a_subimage_are_counted_and_no_failure(tmp_path, pho
     assert kinds == {"coffee.png": 6, "astronaut.png": 4, "coffee_scale3of4.png": 4, "astronaut_scale3of4.png": 2}
 
 
-def test_resume_and_overwrite_know_the_sizes(tmp_path, photos):
+def test_resume_and_overwrite_respect_the_sizes(tmp_path, photos):
     arguments = ["--input", photos, "--output", tmp_path / "out", "--crop_size", 64, "--step", 64]
     sizes = ["--scales", "1", "0.5"]
     assert extract(*arguments, *sizes).returncode == 0
@@ -440,7 +442,7 @@ def test_resume_and_overwrite_know_the_sizes(tmp_path, photos):
 
 @pytest.mark.parametrize("texts", [["0"], ["2"], ["a"], ["1/0"], ["-0.5"], ["nan"], ["0.33333"], ["1", "0.5", "1/2"]])
 def test_sizes_that_cannot_be_used_are_named(texts):
-    with pytest.raises(UserError, match=re.escape(f"--scales holds {texts[-1]!r}")):
+    with pytest.raises(UserError, match=re.escape(f"--scales has {texts[-1]!r}")):
         read_sizes(texts)
 
 
@@ -453,7 +455,7 @@ def test_reduced_sizes_are_for_hr_images_alone(tmp_path, write_pair):
     assert_one_sentence(extract(*pair, *sizes), "--scales", "--input_lr")
     small = ["--input", hr, "--output", out, "--crop_size", 64, "--step", 64, "--scales", "1/2"]
     assert_one_sentence(extract(*small), "at scale 1/2 as large as a sub-image of 64x64")
-    assert_one_sentence(extract("--input", hr, "--output", out, "--scales", "half"), "--scales holds 'half'")
+    assert_one_sentence(extract("--input", hr, "--output", out, "--scales", "half"), "--scales has 'half'")
     assert names(tmp_path) == ["hr", "lr_x4"]
 
 
@@ -477,7 +479,7 @@ def start_and_wait_for_a_subimage(arguments, out):
     return process
 
 
-def test_a_killed_run_leaves_whole_files_no_orphans_and_can_be_resumed(tmp_path, noise):
+def test_killed_run_leaves_intact_files_and_no_orphan_processes_and_can_be_resumed(tmp_path, noise):
     out = tmp_path / "out"
     arguments = ["--input", noise, "--output", out, "--crop_size", 480, "--step", 80, "--compression_level", 9]
     process = start_and_wait_for_a_subimage(arguments, out)
@@ -491,7 +493,7 @@ def test_a_killed_run_leaves_whole_files_no_orphans_and_can_be_resumed(tmp_path,
     assert len(names(out)) == len(list(out.glob("*.png"))) == expected
 
 
-def test_ctrl_c_is_one_line_and_leaves_nothing_half_done(tmp_path, noise):
+def test_ctrl_c_prints_one_line_and_leaves_no_partial_files(tmp_path, noise):
     out = tmp_path / "out"
     arguments = ["--input", noise, "--output", out, "--crop_size", 480, "--step", 20, "--n_thread", 1]
     process = start_and_wait_for_a_subimage(arguments, out)
@@ -506,7 +508,7 @@ def test_ctrl_c_is_one_line_and_leaves_nothing_half_done(tmp_path, noise):
     assert len(names(out)) % 81 == 0
 
 
-def test_a_write_that_fails_ends_the_run_with_one_sentence(tmp_path, noise):
+def test_failed_write_ends_the_run_with_a_user_error(tmp_path, noise):
     out = tmp_path / "out"
     limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "limited", *command("--input", noise, "--output", out)]
     done = subprocess.run(limited, capture_output=True, text=True, timeout=60)

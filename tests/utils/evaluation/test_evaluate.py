@@ -13,7 +13,8 @@ from PIL import Image
 
 import sed_sr.utils.evaluation.evaluate
 from sed_sr.data.benchmarks import Benchmark, find_benchmark
-from sed_sr.data.images import Cancelled, read_rgb, to_tensor
+from sed_sr.data.images import Cancelled, read_rgb
+from sed_sr.data.tensors import to_tensor
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.evaluate import check_best_by, evaluate
 from sed_sr.utils.evaluation.metrics import Metric, psnr_y, ssim_y

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sed_sr.data.images import to_float, to_uint8
+from sed_sr.data.tensors import to_float, to_uint8
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
 from sed_sr.utils.evaluation.tiles import spans, upscale_in_tiles

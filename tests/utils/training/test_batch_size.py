@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sed_sr.models.build import build_generator, build_train_step, build_training_pairs
+from sed_sr.data.build import build_training_pairs
+from sed_sr.models.build import build_generator, build_train_step
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 from sed_sr.options.schema import Options

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sed_sr.data.batches import Batch
 from sed_sr.data.benchmarks import find_benchmark
 from sed_sr.models.build import build_generator, build_train_step
-from sed_sr.models.train_step import Batch
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.training import checklist

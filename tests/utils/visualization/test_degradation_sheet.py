@@ -1,4 +1,4 @@
-"""The contact sheet shows what the degradation does, and its command takes photographs as they come."""
+"""The sheet shows the operations of the degradation, for photographs of any kind and size."""
 
 import sys
 
@@ -8,11 +8,14 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from sed_sr.data.degradation import __main__ as command_line
-from sed_sr.data.degradation.pipeline import Degradation, Stage
-from sed_sr.data.images import read_rgb, to_array, to_float, to_tensor, to_uint8, write_image
+from sed_sr.data.degradation.draws import Stage
+from sed_sr.data.degradation.pipeline import Degradation
+from sed_sr.data.images import read_rgb, write_image
+from sed_sr.data.prepare.degrade import RECIPE
+from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.options.errors import UserError
-from sed_sr.utils.visualization.degradation_sheet import CELL_PX, DETAIL_PX, busiest_square, contact_sheet
+from sed_sr.utils.visualization import degradation_sheet
+from sed_sr.utils.visualization.degradation_sheet import CELL_PX, DETAIL_PX, contact_sheet, most_detailed_square
 
 HR = np.ascontiguousarray(skimage.data.astronaut()[:160, 150:310])
 STAGE = Stage(  # no operation leaves an image as it is
@@ -45,7 +48,7 @@ def degraded(hr, row):
 
 def places(canvas, image, scale=1):
     """Where the detail of HR / scale lies on the canvas, its pixels repeated: (x, y) of each occurrence, from above."""
-    top, left = (corner // 4 * 4 // scale for corner in busiest_square(HR, DETAIL_PX))  # it begins with an LR pixel
+    top, left = (corner // 4 * 4 // scale for corner in most_detailed_square(HR, DETAIL_PX))
     side = DETAIL_PX // scale
     detail = image[top : top + side, left : left + side]
     enlarged = detail.repeat(CELL_PX // side, axis=0).repeat(CELL_PX // side, axis=1)
@@ -72,13 +75,13 @@ def test_sharpened_hr_is_shown_and_degraded():
     assert max(places(canvas, degraded(dark, 1), 4))[1] == y
 
 
-def test_more_samples_leave_the_first_as_they_are():
+def test_more_samples_do_not_change_the_first_rows():
     one, two = sheet(samples=1), sheet(samples=2)
     [(_, y)] = places(one, HR)
     np.testing.assert_array_equal(one[: y + CELL_PX], two[: y + CELL_PX])
 
 
-def test_busiest_square_is_the_one_with_the_largest_sum_of_differences():
+def test_most_detailed_square_is_the_one_with_the_largest_sum_of_differences():
     image = np.random.default_rng(0).integers(0, 256, (17, 23, 3), dtype=np.uint8)
 
     def contrast(corner):
@@ -90,7 +93,7 @@ def test_busiest_square_is_the_one_with_the_largest_sum_of_differences():
         )
 
     corners = [(top, left) for top in range(17 - 5) for left in range(23 - 5)]
-    assert busiest_square(image, 6) == max(corners, key=contrast)
+    assert most_detailed_square(image, 6) == max(corners, key=contrast)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_sheet_repeats_with_its_seed_in_another_process_too(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "photo.png", HR)
     given = ("--input", "photo.png", "--samples", 1, "--seed")
-    done = command("-m", "data.degradation", *given, 5, "--output", "a.png", cwd=tmp_path)
+    done = command("-m", "utils.visualization.degradation_sheet", *given, 5, "--output", "a.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "a.png" in done.stdout
     run(monkeypatch, *given, 5, "--output", "b.png")
@@ -123,17 +126,17 @@ def test_sheet_repeats_with_its_seed_in_another_process_too(tmp_path, monkeypatc
         (("--input", "missing.png"), "cannot read image missing.png"),
         (("--input", "small.png"), "small.png is 64x300 and"),
         (("--set", "degradation.hr_px=64", "--set", "dataset.lr_patch_px=16"), "degradation.hr_px is 64"),
-        (("--output", "photo.png"), "photo.png would be written over"),
+        (("--output", "photo.png"), "photo.png is the photograph itself"),
         (("--output", "sheet.jpg"), "ends in .png"),
         (("--output", "photo.png/sheet.png"), "cannot write"),
-        (("--opt", command_line.RECIPE.with_name("train_rrdb_P+SeD.yml")), "has no degradation"),
+        (("--opt", RECIPE.with_name("train_rrdb_P+SeD.yml")), "has no degradation"),
         (("--opt", "missing.yml"), "missing.yml does not exist"),
         (("--set", "degradation.first.sigma_px=[3, 1]"), "degradation.first.sigma_px"),
-        (("--samples", "0"), "--samples 0"),
-        (("--seed", "-1"), "--seed -1"),
+        (("--samples", "0"), "--samples is 0"),
+        (("--seed", "-1"), "--seed is -1"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, arguments, sentence):
+def test_mistakes_are_user_errors(tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     write_image(tmp_path / "photo.png", HR)
     write_image(tmp_path / "small.png", np.zeros((64, 300, 3), np.uint8))
@@ -145,5 +148,5 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, monkeypatch, arguments, sente
 
 
 def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["data.degradation", *map(str, arguments)])
-    assert command_line.main() == 0
+    monkeypatch.setattr(sys, "argv", ["degradation_sheet.py", *map(str, arguments)])
+    assert degradation_sheet.main() == 0

@@ -1,7 +1,6 @@
-"""One function over many image files, in processes: what the commands that prepare a data set have in common.
+"""What the commands that prepare a data set share: arguments, output folders, and one function over many images.
 
-They have the same arguments, the same manners towards an output folder that holds something already, and the same end:
-images that failed are named, the others are done, and the exit code tells.
+A job that fails is reported on stderr, and the others go on. The exit code is 1 when some failed.
 """
 
 import argparse
@@ -10,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,23 +19,25 @@ from pathlib import Path
 from typing import TypeVar
 
 import cv2
-from rich.console import Console
-from rich.progress import track
+from tqdm import tqdm
 
 from sed_sr.data.files import TEMPORARY_SUFFIX, WriteError, flush_file_systems
+from sed_sr.data.workers import exit_with_parent, usable_cores
 from sed_sr.options.errors import UserError
 
 Job = TypeVar("Job")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that every command over image files has."""
-    parser.add_argument("--n_thread", type=int, default=_usable_cores(), help="worker processes (default: the cores)")
+    """Add the arguments that all commands over image files have."""
+    parser.add_argument("--n_thread", type=int, default=usable_cores(), help="worker processes (default: the cores)")
     # Each further level takes longer to write, and none is smaller by more than some 4 % (benchmarks/RESULTS.md).
     parser.add_argument("--compression_level", type=int, default=1, help="of the PNG files, 0 to 9 (default 1)")
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote to the output")
-    existing.add_argument("--resume", action="store_true", help="keep what an earlier run wrote, do what is missing")
+    existing.add_argument("--overwrite", action="store_true", help="replace the files of an earlier run in the output")
+    existing.add_argument(
+        "--resume", action="store_true", help="keep the files of an earlier run, add the missing ones"
+    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -48,11 +48,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--compression_level is {args.compression_level}; 0 (fast) to 9 (small) is expected")
 
 
-def refuse_collisions(outputs: Mapping[Path, str]) -> None:
+def check_unique_names(outputs: Mapping[Path, str]) -> None:
     """Raise UserError when two sources would be written under one name.
 
     Args:
-        outputs: what each source's output is called.
+        outputs: the name of each source's output.
     """
     sources = defaultdict(list)
     for source, output in outputs.items():
@@ -66,18 +66,18 @@ def refuse_collisions(outputs: Mapping[Path, str]) -> None:
 def prepare_outputs(
     outputs: Sequence[Path], *, inputs: Sequence[Path], pattern: str, overwrite: bool, resume: bool
 ) -> None:
-    """Create the output folders, or make sure that what they hold is not mixed with new files by accident.
+    """Create the output folders, and check that new files are not mixed with older ones by accident.
 
     Args:
-        inputs: the folders read from; no folder may be given twice.
-        pattern: regular expression of the names that this command writes; `overwrite` removes these files and no
-            others, because files left from other settings would pass for new ones.
-        overwrite: start again in a folder that holds something.
-        resume: go on in such a folder. Temporary files of a process that was killed are removed.
+        inputs: the folders that are read; no folder may be given twice.
+        pattern: regular expression of the names that the command writes. `overwrite` removes all these files, since
+            files left from other settings would pass for new ones, and no others.
+        overwrite: start again in a folder that is not empty.
+        resume: continue in such a folder. Temporary files of a killed process are removed.
 
     Raises:
-        UserError: two folders are the same, or an output cannot be created, or it holds something and neither flag is
-            set. Nothing has been removed then.
+        UserError: two folders are the same, or an output cannot be created, or it is not empty and neither flag is set.
+            Nothing has been removed then.
     """
     given = Counter(folder.resolve() for folder in [*inputs, *outputs])
     for output in outputs:
@@ -93,8 +93,8 @@ def prepare_outputs(
             output.mkdir(parents=True, exist_ok=True)
             names = os.listdir(output)
             old = [name for name in names if overwrite and re.fullmatch(pattern, name)]
-            leftover = [name for name in names if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)]
-            for name in old + leftover:
+            temporary = [name for name in names if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)]
+            for name in old + temporary:
                 (output / name).unlink()
         except OSError as error:
             raise UserError(f"cannot use the output folder {output}: {error.strerror}") from error
@@ -103,23 +103,23 @@ def prepare_outputs(
 
 
 def written_bytes(output: Path, pattern: str) -> int:
-    """What the files take that `prepare_outputs` would remove from a folder, which may not be there."""
+    """The size of the files in a folder that `prepare_outputs` would remove; 0 when there is no such folder."""
     try:
         return sum(entry.stat().st_size for entry in os.scandir(output) if re.fullmatch(pattern, entry.name))
     except OSError:
         return 0
 
 
-def remove_damaged(paths: Iterable[Path], *, is_whole: Callable[[Path], bool]) -> int:
-    """Remove the files that are there but not whole, so that they are made again; return how many.
+def remove_damaged(paths: Iterable[Path], *, is_intact: Callable[[Path], bool]) -> int:
+    """Remove the files that exist but are damaged, so that they are written again; return how many.
 
-    Files that were not flushed one by one can be empty, truncated or have zeros in them after a power failure.
+    Files that were not flushed one by one can be empty, truncated or contain zeros after a power failure.
 
     Raises:
         WriteError: a damaged file cannot be removed.
     """
-    # os.path: a name too long to be one is just not there
-    damaged = [path for path in paths if os.path.exists(path) and not is_whole(path)]
+    # os.path.exists: Path.exists raises for a name that is too long
+    damaged = [path for path in paths if os.path.exists(path) and not is_intact(path)]
     for path in damaged:
         try:
             path.unlink()
@@ -134,16 +134,16 @@ def run(
     *,
     workers: int,
     made: str,
-    outputs: Sequence[Path] = (),
-    remove_damaged_of: Callable[[Job], int] | None = None,
+    outputs: Sequence[Path],
+    remove_damaged_of: Callable[[Job], int],
 ) -> int:
-    """Apply `work` to every job in a pool of processes, behind a progress bar on stderr.
+    """Apply `work` to every job in a pool of processes, with a progress bar on stderr.
 
     Args:
-        work: picklable; does one job and returns how many images it wrote. A UserError that it raises is printed and
-            the other jobs go on, except WriteError, which ends them all.
+        work: picklable; does one job and returns how many images it wrote. Its UserError is printed and the other jobs
+            go on, except for a WriteError, which ends them all.
         workers: number of processes.
-        made: what the summary says of the images written: "LR images in <folder>".
+        made: the images written, for the summary: "LR images in <folder>".
         outputs: folders of files that `work` does not flush (`durable=False`); they are flushed together at the end.
         remove_damaged_of: picklable; called before `work`. It removes the damaged files of a job and returns how many.
 
@@ -157,15 +157,14 @@ def run(
     written, damaged, failures = 0, 0, []
     executor = ProcessPoolExecutor(
         min(workers, len(jobs)),
-        # Neither copies this process's threads and locks, as fork would, nor depends on the platform.
+        # Unlike fork it copies neither threads nor locks of this process, and it works on every platform.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
     )
     try:
-        with _interrupts_held_back():
+        with _interrupts_blocked():
             futures = [executor.submit(_do, job, work, remove_damaged_of) for job in jobs]
-        console = Console(stderr=True)
-        for future in track(as_completed(futures), "", len(jobs), console=console, disable=not console.is_terminal):
+        for future in tqdm(as_completed(futures), total=len(jobs), disable=None):  # None: shown on a terminal only
             try:
                 written_now, damaged_now = future.result()
                 written += written_now
@@ -177,7 +176,7 @@ def run(
     except BrokenProcessPool as error:
         raise UserError("a worker process was killed, most likely for lack of memory; lower --n_thread") from error
     finally:
-        # Images in work are finished, the others dropped: a moment after Ctrl-C, and nothing half-done is left.
+        # After Ctrl-C, running jobs are finished and the others are dropped, so that nothing half-done is left.
         executor.shutdown(cancel_futures=True)
     for failure in sorted(failures):
         print(f"failed: {failure}", file=sys.stderr)
@@ -189,15 +188,15 @@ def run(
     return 1 if failures else 0
 
 
-def _do(job: Job, work: Callable[[Job], int], remove_damaged_of: Callable[[Job], int] | None) -> tuple[int, int]:
-    damaged = remove_damaged_of(job) if remove_damaged_of else 0
+def _do(job: Job, work: Callable[[Job], int], remove_damaged_of: Callable[[Job], int]) -> tuple[int, int]:
+    damaged = remove_damaged_of(job)
     return work(job), damaged
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    # Processes started in here inherit the blocked SIGINT for good: Ctrl-C reaches every process of a terminal, and
-    # this one alone answers it. A Ctrl-C meanwhile is delivered at the end.
+def _interrupts_blocked() -> Iterator[None]:
+    # Ctrl-C reaches every process of a terminal. Processes started in here inherit the blocked SIGINT, so that only
+    # this process reacts. A Ctrl-C during the block is delivered at its end.
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -207,15 +206,4 @@ def _interrupts_held_back() -> Iterator[None]:
 
 def _start_worker() -> None:
     cv2.setNumThreads(0)  # the processes use the cores already
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    # A pool whose parent was killed would wait for work for ever.
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _usable_cores() -> int:
-    # Containers and batch systems lend fewer cores than the machine has; macOS does not say.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    exit_with_parent()

@@ -1,0 +1,25 @@
+"""Conversions between RGB images, (H, W, 3) uint8 arrays, and tensors, (..., 3, H, W) uint8 or float in [0, 1]."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_tensor(rgb: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+
+
+def to_array(image: Tensor) -> np.ndarray:
+    """(3, H, W) uint8 tensor on any device -> (H, W, 3) uint8 array."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 -> float32 in [0, 1], on the same device."""
+    return images.float() / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(..., 3, H, W) float -> uint8: clamped to [0, 1], scaled to 255 and rounded, on the same device."""
+    return (images.float().clamp(0, 1) * 255).round().byte()
