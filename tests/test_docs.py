@@ -141,7 +141,7 @@ def missing_names(text: str) -> list[str]:
             exists = target_exists(shlex.split(code))
         elif re.fullmatch(rf"({FOLDERS})/\S*", code):
             exists = any(ROOT.glob(code.rstrip("/")))
-        elif re.fullmatch(rf"({FOLDERS})(\.[a-zA-Z_]\w*)+", code):
+        elif re.fullmatch(rf"({FOLDERS})(\.[a-zA-Z_]\w*)+", code) and not code.endswith(".yml"):
             module, _, name = code.rpartition(".")
             file = module_file(module)
             exists = bool(module_file(code) or (file and re.search(rf"\b{name}\b", file.read_text("utf-8"))))
