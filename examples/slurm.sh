@@ -20,14 +20,14 @@
 set -euo pipefail
 recipe=${1:?usage: sbatch examples/slurm.sh RECIPE [arguments of train.py]}
 
-# The first node is the rendezvous. The port depends on the job, because jobs may share that node, and is below the range
-# for outgoing connections.
+# The first node is the rendezvous. The port depends on the job, because jobs may share that node, and is below the
+# range for outgoing connections.
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT
 
-# In the background, because bash runs no trap while a command is in the foreground. srun does not inherit --cpus-per-task
-# since Slurm 22.05. --kill-on-bad-exit: when a process has failed, the others would wait for it.
+# In the background, because bash runs no trap while a command is in the foreground. srun does not inherit
+# --cpus-per-task since Slurm 22.05. --kill-on-bad-exit: when a process has failed, the others would wait for it.
 # shellcheck disable=SC2016 # the variables are set in the tasks
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit \
     bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"' task \
@@ -44,8 +44,8 @@ done
 code=0
 wait "$srun" || code=$?
 
-# After USR1, exit code 0 means that the state is saved. If the run had just finished, the next job ends at once. A failed
-# job is not queued again, because it would fail again.
+# After USR1, exit code 0 means that the state is saved. If the run had just finished, the next job ends at once. A
+# failed job is not queued again, because it would fail again.
 if $time_is_up && ((code == 0)); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
