@@ -99,35 +99,59 @@ def test_every_block_has_a_language_that_is_checked(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_something(page):
+    assert not broken_links(prose(page), folder=(ROOT / page).parent, page=ROOT / page)
+
+
+def test_broken_links_are_noticed():
+    links = ("missing.md", "docs/data.md#missing", "#missing", "docs/data.md", "#install", "https://example.org")
+    text = " ".join(f"[text]({link})" for link in links)
+    assert broken_links(text, folder=ROOT, page=ROOT / "README.md") == list(links[:3])
+
+
+def broken_links(text: str, *, folder: Path, page: Path) -> list[str]:
     broken = []
-    for link in LINK.findall(prose(page)):
+    for link in LINK.findall(text):
         if link.startswith(("http://", "https://")):
             continue
         path, _, anchor = link.partition("#")
-        target = (ROOT / page).parent / path if path else ROOT / page
+        target = folder / path if path else page
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
-    assert not broken
+    return broken
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # which names what was renamed
 def test_files_modules_and_options_that_are_named_exist(page):
-    wrong = []
-    for code in INLINE_CODE.findall(prose(page)):
+    assert not missing_names(prose(page))
+
+
+def test_missing_names_are_noticed():
+    wrong = ("models/missing.py", "options/missing_*.yml", "utils.missing", "train.total_step=1", "python missing.py",
+             "python -m data.missing", "make missing")  # fmt: skip
+    right = ("models/losses.py", "options/*.yml", "utils.weights", "train.total_steps=1", "train.py", "python train.py")
+    assert missing_names(" ".join(f"`{name}`" for name in (*wrong, *right))) == list(wrong)
+
+
+def missing_names(text: str) -> list[str]:
+    """Files, modules, options and commands in inline code that do not exist."""
+    missing = []
+    for code in INLINE_CODE.findall(text):
         word = code.split("=")[0].split(": ")[0]
         if code.startswith(("python ", "torchrun ", "make ")):
-            ok = target_exists(shlex.split(code))
+            exists = target_exists(shlex.split(code))
         elif re.fullmatch(rf"({FOLDERS})/\S*", code):
-            ok = any(ROOT.glob(code.rstrip("/")))
-        elif re.fullmatch(rf"({FOLDERS})(\.[a-zA-Z_]\w*)+", code):
-            ok = bool(module_file(code) or module_file(code.rpartition(".")[0]))
+            exists = any(ROOT.glob(code.rstrip("/")))
+        elif re.fullmatch(rf"({FOLDERS})(\.[a-zA-Z_]\w*)+", code) and not code.endswith(".yml"):
+            module, _, name = code.rpartition(".")
+            file = module_file(module)
+            exists = bool(module_file(code) or (file and re.search(rf"\b{name}\b", file.read_text("utf-8"))))
         elif word.partition(".")[0] in Options.model_fields and re.fullmatch(r"\w+(\.\w+)+", word):
-            ok = word.endswith((".py", ".log")) or is_option(word)
+            exists = word.endswith((".py", ".log")) or is_option(word)
         else:
-            ok = True
-        if not ok:
-            wrong.append(code)
-    assert not wrong
+            exists = True
+        if not exists:
+            missing.append(code)
+    return missing
 
 
 def is_option(key: str) -> bool:
