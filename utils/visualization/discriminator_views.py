@@ -113,6 +113,7 @@ def respond(
     Returns:
         The sigmoid of the logits, (h, w), and by fusion block the attention maps, (points, H', W'), each of sum 1.
     """
+    rows = [] if semantic is None else [_token_at(point, image.shape[-2:], semantic.shape[-2:]) for point in points]
     grids, maps, hooks = {}, {}, []
 
     def on_image_features(name: str, conv: nn.Module, inputs: tuple[Tensor], features: Tensor) -> None:
@@ -120,7 +121,6 @@ def respond(
 
     def on_attention(name: str, attention: Attention, inputs: tuple[Tensor, Tensor]) -> None:
         query, context = (tokens[0] for tokens in inputs)  # (hw, dim) and (H'W', dim)
-        rows = [_token_at(point, image.shape[-2:], semantic.shape[-2:]) for point in points]
         maps[name] = attention_rows(attention, query[rows], context).unflatten(1, grids[name])
 
     for name, block in attention_blocks(discriminator).items():
