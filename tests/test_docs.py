@@ -354,7 +354,8 @@ print(options_from(train.parse_arguments()).generator.type)
 def copy(tmp_path: Path, prepared: Path) -> Path:
     """A copy of the project, with the photographs where the demo puts them."""
     for folder in ("options", "models", "data", "utils", "sed_sr"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
     for script in ("train.py", "test.py"):
         shutil.copy(ROOT / script, tmp_path)
     (tmp_path / "demo").symlink_to(prepared)

@@ -10,14 +10,22 @@ ROOT = Path(__file__).parents[1]
 # Each folder with the folders that it may import from, beside itself.
 BELOW = {
     "options": (),
-    "data": ("options",),
+    "data": ("options", "data/degradation"),  # data/batches.py degrades what was loaded
     "data/degradation": ("options", "data"),
     "data/prepare": ("options", "data", "data/degradation"),
     "models": ("options", "data", "data/degradation"),
     "utils/runtime": ("options", "data", "models"),
     "utils/weights": ("options", "data", "models", "utils/runtime"),
     "utils/evaluation": ("options", "data", "models", "utils/runtime", "utils/weights"),
-    "utils/visualization": ("options", "data", "data/degradation", "models", "utils/runtime", "utils/weights"),
+    "utils/visualization": (
+        "options",
+        "data",
+        "data/degradation",
+        "data/prepare",
+        "models",
+        "utils/runtime",
+        "utils/weights",
+    ),
 }
 BELOW["utils/report"] = (*BELOW["utils/evaluation"], "utils/evaluation", "utils/visualization")
 BELOW["utils/training"] = (*BELOW["data/degradation"], *BELOW["utils/report"])
@@ -27,6 +35,7 @@ BELOW["benchmarks"] = BELOW["examples"] = BELOW["."]
 READS_THE_OPTION_TREE = {
     "options",
     "data/build.py",
+    "data/prepare/degrade.py",  # a command
     "models/build.py",
     "utils/training",
     "utils",
@@ -99,5 +108,5 @@ def test_an_import_in_a_function_says_why(file):
     for function in ast.walk(ast.parse(file.read_text())):
         for node in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
             if isinstance(node, ast.Import | ast.ImportFrom):
-                around = lines[node.lineno - 2 : node.lineno]
+                around = lines[node.lineno - 3 : node.lineno]
                 assert any("#" in line for line in around), f"{name(file)}:{node.lineno}: {around[-1].strip()}"

@@ -19,6 +19,8 @@ from sed_sr.data.files import WriteError, atomic_writer, flush_file_systems, wri
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights.checkpoint import load, save
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
@@ -47,7 +49,7 @@ def test_file_size_limit_of_the_system_is_a_user_error(tmp_path):
     )
     result = subprocess.run(
         [sys.executable, "-c", program, path],
-        cwd=Path(files.__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
@@ -65,7 +67,7 @@ def test_killed_while_writing_keeps_the_old_file(tmp_path):
         "with atomic_writer(Path(sys.argv[1])) as file:\n"
         "    file.write(b'new'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", program, path], cwd=Path(files.__file__).parents[1], check=False)
+    killed = subprocess.run([sys.executable, "-c", program, path], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
 
