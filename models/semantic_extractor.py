@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from sed_sr.models.partial_load import load_part
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
-from sed_sr.utils.weights.pretrained import KNOWN, sha256_of
+from sed_sr.utils.weights.catalogue import PUBLISHED
+from sed_sr.utils.weights.pretrained import sha256_of
 from sed_sr.utils.weights.wrappers import without_wrappers
 
 CLIP_RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
@@ -310,7 +311,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _load_torchscript(path: Path, name: str) -> dict[str, Tensor]:
     """`name`: of OpenAI's file."""
-    found, expected = sha256_of(path), KNOWN[name].sha256
+    found, expected = sha256_of(path), PUBLISHED[name].sha256
     if found != expected:
         raise UserError(
             f"the TorchScript archive {path} has the sha256 {found}, but OpenAI's {name} has {expected}: "

@@ -15,7 +15,8 @@ from torchvision.transforms.functional import normalize
 
 from sed_sr.models.semantic_extractor import CLIP_TOWERS, SemanticExtractor, load_extractor_weights, published_weights
 from sed_sr.options.errors import UserError
-from sed_sr.utils.weights.pretrained import KNOWN, locate
+from sed_sr.utils.weights.catalogue import PUBLISHED
+from sed_sr.utils.weights.pretrained import locate
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -126,7 +127,7 @@ def archive(extractor, tmp_path):
 
 def test_torchscript_archive_with_the_right_hash_is_read(archive, extractor, hr, monkeypatch):
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setitem(KNOWN, "RN50.pt", dataclasses.replace(KNOWN["RN50.pt"], sha256=sha256))
+    monkeypatch.setitem(PUBLISHED, "RN50.pt", dataclasses.replace(PUBLISHED["RN50.pt"], sha256=sha256))
     state = load_extractor_weights(archive, "clip/RN50")
     assert torch.equal(SemanticExtractor(state=state)(hr), extractor(hr))
 
@@ -434,8 +435,8 @@ def test_weights_that_do_not_fit_a_model_of_timm_are_told():
 @pytest.mark.parametrize("tower", CLIP_TOWERS)
 def test_archives_of_clip_are_known_by_the_sha256_that_openai_published(tower):
     url = open_clip.get_pretrained_url(tower, "openai")
-    file = KNOWN[published_weights(f"clip/{tower}")]
-    assert file.urls == (url,)
+    file = PUBLISHED[published_weights(f"clip/{tower}")]
+    assert file.url == url
     assert url.split("/")[-2:] == [file.sha256, file.name]
 
 

@@ -56,7 +56,7 @@ def find_weights(entries: Sequence[Entry], *, pretrained_root: Path, compare: bo
 
     `compare` is as of `utils.weights.locate`. Raises UserError where a file is not there and cannot be had.
     """
-    find = partial(locate, pretrained_root=pretrained_root, compare=compare)
+    find = partial(locate, pretrained_root=pretrained_root, check_hash=compare)
     return [None if entry.source == BICUBIC else find(entry.source) for entry in entries]
 
 

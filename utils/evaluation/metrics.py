@@ -180,7 +180,7 @@ def _build(name: str, pretrained_root: Path, device: torch.device, *, compare: b
         return FORMULAS[name]
     if name in BACKBONES:
         backbone = BACKBONES[name]
-        path = locate(backbone.file, pretrained_root=pretrained_root, compare=compare)
+        path = locate(backbone.file, pretrained_root=pretrained_root, check_hash=compare)
         distance = LPIPS(path, backbone=backbone, device=device)
         return Metric(name, backbone.metric_title, distance, lower_is_better=True)
     metric = PyiqaMetric(name, device=device, built_in=BUILT_IN)

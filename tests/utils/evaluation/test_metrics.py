@@ -20,7 +20,7 @@ from sed_sr.utils.evaluation.metrics import (
     psnr_y,
     ssim_y,
 )
-from sed_sr.utils.weights.pretrained import KNOWN
+from sed_sr.utils.weights.catalogue import PUBLISHED
 
 CPU = torch.device("cpu")
 
@@ -212,4 +212,4 @@ def test_metrics_know_in_which_direction_they_are_better(backbone_paths, monkeyp
 
 def test_files_that_metrics_need_are_named_for_a_download_beforehand():
     assert metric_weights(("psnr", "lpips-vgg", "lpips", "dists")) == [VGG16.file, ALEXNET.file]
-    assert {VGG16.file, ALEXNET.file} <= KNOWN.keys()
+    assert {VGG16.file, ALEXNET.file} <= PUBLISHED.keys()
