@@ -25,8 +25,8 @@ from sed_sr.models.partial_load import load_part
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.catalogue import PUBLISHED
+from sed_sr.utils.weights.formats import unwrap
 from sed_sr.utils.weights.pretrained import sha256_of
-from sed_sr.utils.weights.wrappers import without_wrappers
 
 CLIP_RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
 # CLIP's ViTs come from timm, whose positional embeddings follow the image's size; OpenAI trained with QuickGELU.
@@ -242,9 +242,7 @@ def load_extractor_weights(path: str | Path, model: str) -> dict[str, Tensor]:
                 state = state[entry]
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(f"the weights of {model} in {path} are no dict of named tensors, which was expected")
-    state, _ = without_wrappers(
-        state, path, attributes={"model"}, known=lambda names: any(name.startswith(CLIP_PREFIX) for name in names)
-    )
+    state, _ = unwrap(state, path, markers=[{f"{CLIP_PREFIX}conv1.weight"}])
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 

@@ -11,9 +11,8 @@ from sed_sr.models.build import RANDOM, build_discriminator, build_extractor, pr
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options, load_options
 from sed_sr.utils.weights import checkpoint
-from sed_sr.utils.weights.wrappers import without_wrappers
+from sed_sr.utils.weights.formats import unwrap
 
-ATTRIBUTES = frozenset({"discriminator", "model", "net_d", "netD"})  # that hold a discriminator in larger models
 KEPT = ("name", "discriminator", "semantic_extractor")  # options that a discriminator and its extractor follow from
 
 
@@ -43,9 +42,7 @@ def open_judge(path: Path, *, device: torch.device, pretrained_root: Path | None
     extractor = build_extractor(options)
     discriminator = build_discriminator(options, extractor)
     try:
-        tensors, wrappers = without_wrappers(
-            tensors, path, attributes=ATTRIBUTES, known=lambda names: discriminator.state_dict().keys() <= names
-        )
+        tensors, wrappers = unwrap(tensors, path, markers=[discriminator.state_dict()])
         discriminator.load_state_dict(tensors)
     except (RuntimeError, TypeError, AttributeError):  # of names and shapes, or of what is no tensors at all
         raise UserError(f"the discriminator in {path} does not fit the options beside it") from None

@@ -10,7 +10,7 @@ from torch import nn
 from sed_sr.models.build import GENERATORS
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
-from sed_sr.utils.weights.architecture import architecture, in_words
+from sed_sr.utils.weights.architecture import describe, detect_architecture
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in the other implementation
 
@@ -47,14 +47,14 @@ def swinir_options(draw):
 @given(rrdb_options() | swinir_options())
 def test_the_options_of_a_network_are_those_that_it_was_built_from(options):
     arguments = {name: value for name, value in options.items() if name != "type"}
-    assert architecture(on_meta(GENERATORS[options["type"]], **arguments)) == options
+    assert detect_architecture(on_meta(GENERATORS[options["type"]], **arguments)) == options
 
 
 def test_the_published_networks_are_the_defaults():
-    assert architecture(on_meta(RRDBNet)) == {"type": "rrdb", "features": 64, "blocks": 23, "growth": 32}
-    assert in_words(on_meta(RRDBNet)) == "RRDB (23 blocks, 64 features, growth 32), x4"
+    assert detect_architecture(on_meta(RRDBNet)) == {"type": "rrdb", "features": 64, "blocks": 23, "growth": 32}
+    assert describe(on_meta(RRDBNet)) == "RRDB (23 blocks, 64 features, growth 32), x4"
     sizes = "6 groups of 6 blocks, 180 features, 6 heads, window 8, MLP ratio 2, pixelshuffle"
-    assert in_words(on_meta(SwinIR)) == f"SwinIR ({sizes}), x4"
+    assert describe(on_meta(SwinIR)) == f"SwinIR ({sizes}), x4"
 
 
 def other_swinir(**changes):
@@ -84,8 +84,8 @@ def test_relatives_are_told_apart_in_words():
         "growth 32), x8": with_another_doubling(),
     }
     for words, state in relatives.items():
-        assert words in in_words(state)
-        assert architecture(state) is None, words
+        assert words in describe(state)
+        assert detect_architecture(state) is None, words
 
 
 def test_other_networks_and_impossible_shapes_are_of_no_architecture():
@@ -96,5 +96,5 @@ def test_other_networks_and_impossible_shapes_are_of_no_architecture():
         {**on_meta(SwinIR, **SMALL), f"layers.{'9' * 5000}.x": torch.tensor(1.0)},
     ]
     for state in states:
-        assert architecture(state) is None
-        assert in_words(state) is None
+        assert detect_architecture(state) is None
+        assert describe(state) is None

@@ -147,7 +147,7 @@ def test_an_export_that_gives_other_images_is_not_written(tmp_path):
     another = load_generator(open_generator_file(tmp_path / "another.pth"))
     for network in (another, lambda lr: another(lr)[..., 1:], lambda lr: another(lr) * float("nan")):
         wrong = Format("", "", lambda file, generator: b"", lambda path, network=network: network)
-        with pytest.raises(UserError, match=r"out was not written: it would give other images"):
+        with pytest.raises(UserError, match=r"out was not written: its images would differ"):
             export(open_generator_file(path), wrong, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "what was there before"
     assert len(list(tmp_path.iterdir())) == 3
@@ -155,14 +155,14 @@ def test_an_export_that_gives_other_images_is_not_written(tmp_path):
 
 def test_command_says_what_it_read_and_wrote_and_nothing_else(tmp_path):
     path, *_ = written_by_us("rrdb", tmp_path)
-    command = [sys.executable, "-m", "utils.export", str(path), "--to", "onnx", "--weights", "params"]
+    command = [sys.executable, "-m", "utils.weights.export", str(path), "--to", "onnx", "--weights", "params"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     read, wrote = done.stdout.splitlines()
     assert read.startswith(f"{path}: RRDB (1 block, 4 features, growth 32), x4, in SeD names, from 'params'; run_a")
     assert read.endswith("; Set5 psnr 30.5 (at step 6)")
     assert wrote.startswith(f"{path.with_suffix('.onnx')}: onnx, ")
-    assert "images differ from the network's by at most " in wrote
+    assert "its images differ from the network's by at most " in wrote
 
 
 @pytest.mark.parametrize(

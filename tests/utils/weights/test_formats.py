@@ -342,5 +342,5 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was(tmp_path):
 
 def test_weights_under_two_names_are_refused(tmp_path):
     torch.save(foreign_state("BasicSR") | {"trunk_conv.weight": torch.ones(4, 4, 3, 3)}, tmp_path / "net.pth")
-    with pytest.raises(UserError, match="under other names too"):
+    with pytest.raises(UserError, match="twice, in BasicSR names and under other names"):
         generator_weights(tmp_path / "net.pth")
