@@ -1,4 +1,4 @@
-"""Nothing that comes from outside runs: weights, options and names of files are data, whatever is written in them."""
+"""No input is ever executed: weights, options and file names are data, whatever they contain."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # which is deprecated, but RN50.pt is made with it
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, but RN50.pt is a TorchScript file
 
 ROOT = Path(__file__).parents[1]
 PSNR, SED = "train.py --opt rrdb_psnr.yml", "train.py --opt rrdb_P+SeD.yml"
@@ -23,7 +23,7 @@ LPIPS = "--weights bicubic --metrics lpips"
 UPSCALE = "test.py --opt rrdb_psnr.yml --weights bicubic --output_path out --benchmarks"
 CUT = "extract_subimages.py --n_thread 1 --crop_size 16 --step 16 --output out --input"
 SHRINK = "-m data.prepare.lr_images --n_thread 1 --output out --input"
-CANARY = "canary"  # made in the working directory by code that runs
+CANARY = "canary"  # a file that payloads create in the working directory
 
 
 class Payload:
@@ -47,7 +47,7 @@ class Program(torch.nn.Module):
     @torch.jit.export
     def __setstate__(self, state: tuple[torch.Tensor, bool]):
         self.weight, self.training = state
-        torch.save(self.weight, "canary")  # TorchScript knows no global names
+        torch.save(self.weight, "canary")  # TorchScript cannot use global names
 
     def forward(self, x):
         return x
@@ -74,7 +74,7 @@ PICKLES = [write_zip, write_legacy, write_bare_pickle]
 
 @pytest.fixture
 def canary(workshop, monkeypatch) -> Path:
-    """Where code that runs leaves its trace, beside an empty pretrained/."""
+    """The file that payloads create, beside an empty pretrained/."""
     monkeypatch.chdir(workshop)
     (workshop / "pretrained").mkdir()
     return workshop / CANARY
@@ -82,7 +82,7 @@ def canary(workshop, monkeypatch) -> Path:
 
 @pytest.fixture
 def call(workshop, command, monkeypatch, capsys):
-    """Runs a command in the workshop; train.py and test.py in this process, which has PyTorch imported already."""
+    """Runs a command in the workshop; train.py and test.py in this process, where PyTorch is imported already."""
 
     def run(words: str, *more: str) -> subprocess.CompletedProcess:
         script, *arguments = words.split()
@@ -99,7 +99,7 @@ def call(workshop, command, monkeypatch, capsys):
 
 @pytest.fixture
 def refused(canary, call):
-    """Runs a command; asserts that it ends with one sentence and that no canary was made; returns the sentence."""
+    """Runs a command; asserts that it ends with one sentence and creates no canary; returns the sentence."""
 
     def run(words: str, *more: str) -> str:
         done = call(words, *more)
@@ -113,15 +113,15 @@ def refused(canary, call):
     return run
 
 
-def test_the_payloads_are_live(canary):
-    """Whoever reads them as the tools of their time do runs them: the tests below would see it."""
+def test_payloads_work_if_they_are_executed(canary):
+    """Unsafe readers execute them, so the tests below would detect it."""
     for write, read in (
         (write_zip, lambda path: torch.load(path, weights_only=False)),
         (write_legacy, lambda path: torch.load(path, weights_only=False)),
         (write_bare_pickle, lambda path: pickle.loads(path.read_bytes())),
         (write_torchscript, torch.jit.load),
     ):
-        path = canary.with_name("live.pth")
+        path = canary.with_name("payload.pth")
         write(path)
         assert not canary.exists()
         read(path)
@@ -139,7 +139,7 @@ def test_the_payloads_are_live(canary):
         f"{SED} --set losses.perceptual.vgg_weights=evil.pth",
     ],
 )
-def test_code_in_a_file_of_weights_never_runs(canary, refused, words, write):
+def test_code_in_a_weight_file_is_never_executed(canary, refused, words, write):
     write(canary.with_name("evil.pth"))
     assert "evil.pth" in refused(words)
 
@@ -153,7 +153,7 @@ def test_code_in_a_file_of_weights_never_runs(canary, refused, words, write):
     ],
 )
 @pytest.mark.parametrize("write", [write_zip, write_torchscript])
-def test_a_published_name_is_trusted_for_its_hash_alone(canary, refused, words, name, write):
+def test_published_name_is_trusted_only_with_its_hash(canary, refused, words, name, write):
     write(canary.with_name("pretrained") / name)
     sentence = refused(words)
     assert name in sentence
@@ -161,7 +161,7 @@ def test_a_published_name_is_trusted_for_its_hash_alone(canary, refused, words, 
 
 
 @pytest.mark.parametrize("write", PICKLES)
-def test_a_training_state_is_no_more_trusted_than_weights(canary, refused, write):
+def test_training_state_is_not_trusted_either(canary, refused, write):
     states = canary.with_name("checkpoint") / "rrdb_psnr/states"
     states.mkdir(parents=True)
     write(states / "state_000000001.pth")
@@ -190,7 +190,7 @@ def test_options_are_never_evaluated(canary, refused, value):
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/tmp/outside", "..", ".", ""])
-def test_the_name_of_a_run_cannot_lead_out_of_its_folder(canary, refused, name):
+def test_name_of_a_run_cannot_leave_its_folder(canary, refused, name):
     assert "name" in refused(PSNR, "--set", f"name='{name}'")
 
 
@@ -208,7 +208,7 @@ STRANGE = [
 
 @pytest.fixture
 def strange(tmp_path):
-    """A folder of images with strange names, and a link to an image outside."""
+    """A folder of images with unusual names, and a link to an image outside."""
     folder, outside = tmp_path / "strange", tmp_path / "outside.png"
     folder.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(outside)
@@ -228,14 +228,16 @@ def test_images_stay_in_the_output_folder_whatever_their_names(workshop, strange
     done = call(f"{words} strange")
     assert done.returncode == 0, done.stderr
     after = files_below(workshop)
-    assert {path: after[path] for path in before} == before  # what a link points to is read, never written
+    assert {path: after[path] for path in before} == before  # the target of the link is read, never written
     new = [path for path in after.keys() - before.keys() if path.suffix == ".png"]
     assert {path.parent for path in new} == {workshop / written_to}
     assert not any(path.is_symlink() for path in new)
-    assert len(new) == len([stem for stem in STRANGE if not stem.startswith(b".")]) + 1  # hidden ones passed over; link
+    assert (
+        len(new) == len([stem for stem in STRANGE if not stem.startswith(b".")]) + 1
+    )  # without hidden ones, with the link
 
 
-def test_results_of_strange_names_are_plain_json(workshop, strange, call):
+def test_results_of_unusual_names_are_plain_json(workshop, strange, call):
     assert call(f"{UPSCALE} strange").returncode == 0
     (weights,) = json.loads((workshop / "out/results.json").read_text(encoding="ascii"))["weights"]
     images = weights["benchmarks"]["strange"]["images"]
@@ -243,7 +245,7 @@ def test_results_of_strange_names_are_plain_json(workshop, strange, call):
 
 
 @pytest.mark.parametrize("words", [CUT, SHRINK, UPSCALE])
-def test_a_terminal_is_never_handed_the_control_characters_of_a_name(workshop, strange, call, words):
+def test_control_characters_of_a_name_are_never_printed(workshop, strange, call, words):
     for path in set(strange.iterdir()) - {strange / "plain.png"}:
         path.write_bytes(b"damaged")
     done = call(f"{words} strange")
@@ -256,7 +258,7 @@ def test_a_terminal_is_never_handed_the_control_characters_of_a_name(workshop, s
 
 
 @pytest.mark.parametrize("words", [CUT, SHRINK, UPSCALE])
-def test_a_name_too_long_to_be_written_is_one_sentence(workshop, strange, call, words):
+def test_name_that_is_too_long_to_write_is_one_sentence(workshop, strange, call, words):
     (workshop / "longest").mkdir()
     (workshop / "longest" / f"{'l' * 250}.png").write_bytes((strange / "plain.png").read_bytes())
     done = call(f"{words} longest")

@@ -128,7 +128,7 @@ def prepare(
     for downloads in (True, False):  # one process of each machine first, which downloads what is missing
         with world.raise_together():
             if (world.local_rank == 0) is downloads:
-                metrics = build_metrics(names, pretrained_root=pretrained_root, device=device, compare=downloads)
+                metrics = build_metrics(names, pretrained_root=pretrained_root, device=device, check_hash=downloads)
     with world.raise_together():
         need_ground_truth = [name for name, metric in metrics.items() if metric.needs_ground_truth]
         if need_ground_truth and not has_ground_truth:
@@ -177,7 +177,7 @@ def load_all_weights(
             pretrained_root=pretrained_root,
             generator=options.generator.model_dump() if has_recipe else None,
             paper_row=chosen.paper_row,
-            compare=world.local_rank == 0,
+            check_hash=world.local_rank == 0,
             upscaler=upscaler,
         )
 

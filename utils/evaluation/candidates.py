@@ -50,12 +50,12 @@ class Candidate:
     upscale: Upscale
 
 
-def find_weights(entries: Sequence[Entry], *, pretrained_root: Path, compare: bool = True) -> list[Path | None]:
+def find_weights(entries: Sequence[Entry], *, pretrained_root: Path, check_hash: bool = True) -> list[Path | None]:
     """The file of each entry, None for bicubic. Files that can be downloaded are, if they are missing.
 
     `compare` is passed to `locate`. Raises UserError if a file is missing and cannot be downloaded.
     """
-    find = partial(locate, pretrained_root=pretrained_root, compare=compare)
+    find = partial(locate, pretrained_root=pretrained_root, check_hash=check_hash)
     return [None if entry.source == BICUBIC else find(entry.source) for entry in entries]
 
 
@@ -66,12 +66,12 @@ def load_candidates(
     generator: dict | None,
     paper_row: str | None,
     upscaler: Callable[[nn.Module], Upscale],
-    compare: bool = True,
+    check_hash: bool = True,
 ) -> list[Candidate]:
     """Load all weights.
 
     Args:
-        compare: as of `find_weights`.
+        check_hash: as of `find_weights`.
         generator: options of the network that all weights must fit; None: the architecture is read from each file.
         paper_row: for all weights; None: each file's own, if it has one.
         upscaler: makes an `Upscale` from a network.
@@ -79,7 +79,7 @@ def load_candidates(
     Raises:
         UserError: a file is missing, cannot be read, is not a generator or does not fit; or two labels are equal.
     """
-    paths = find_weights(entries, pretrained_root=pretrained_root, compare=compare)
+    paths = find_weights(entries, pretrained_root=pretrained_root, check_hash=check_hash)
     files = [None if path is None else open_generator_file(path) for path in paths]
     labels = _labels([_names(entry, file) for entry, file in zip(entries, files, strict=True)], entries)
     return [

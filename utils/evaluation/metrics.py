@@ -155,12 +155,12 @@ def metric_weights(names: tuple[str, ...]) -> list[str]:
 
 
 def build_metrics(
-    names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device, compare: bool = True
+    names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device, check_hash: bool = True
 ) -> dict[str, Metric]:
     """Build metrics by name; for None psnr, ssim and lpips, the latter only if its backbone can be found or downloaded.
 
     Args:
-        compare: passed to `locate`.
+        check_hash: passed to `locate`.
 
     Raises:
         UserError: a metric does not exist, or what it needs is not installed or cannot be downloaded.
@@ -168,19 +168,19 @@ def build_metrics(
     metrics = {}
     for name in names if names is not None else DEFAULT:
         try:
-            metrics[name] = _build(name, pretrained_root, device, compare=compare)
+            metrics[name] = _build(name, pretrained_root, device, check_hash=check_hash)
         except WeightsMissing:
             if names is not None:
                 raise
     return metrics
 
 
-def _build(name: str, pretrained_root: Path, device: torch.device, *, compare: bool) -> Metric:
+def _build(name: str, pretrained_root: Path, device: torch.device, *, check_hash: bool) -> Metric:
     if name in FORMULAS:
         return FORMULAS[name]
     if name in BACKBONES:
         backbone = BACKBONES[name]
-        path = locate(backbone.file, pretrained_root=pretrained_root, compare=compare)
+        path = locate(backbone.file, pretrained_root=pretrained_root, check_hash=check_hash)
         distance = LPIPS(path, backbone=backbone, device=device)
         return Metric(name, backbone.metric_title, distance, lower_is_better=True)
     metric = PyiqaMetric(name, device=device, built_in=BUILT_IN)

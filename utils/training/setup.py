@@ -125,7 +125,7 @@ def _build_metrics(setup: TrainingSetup, world: World) -> None:
         setup.options.validation.metrics,
         pretrained_root=setup.options.paths.pretrained_root,
         device=setup.device,
-        compare=world.local_rank == 0,
+        check_hash=world.local_rank == 0,
     )
     for first in (True, False):
         if (world.local_rank == 0) is first:

@@ -13,9 +13,8 @@ from sed_sr.options.recipe import load_options
 from sed_sr.options.schema import Options
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.extractor_file import RANDOM, load_extractor_state
-from sed_sr.utils.weights.wrappers import without_wrappers
+from sed_sr.utils.weights.formats import unwrap
 
-ATTRIBUTES = frozenset({"discriminator", "model", "net_d", "netD"})  # of larger models, that hold a discriminator
 USED_OPTIONS = ("name", "discriminator", "semantic_extractor")  # what the discriminator and the extractor depend on
 
 
@@ -47,9 +46,7 @@ def load_discriminator(
     extractor = build_extractor(options, _extractor_state(options))
     discriminator = build_discriminator(options, extractor)
     try:
-        tensors, wrappers = without_wrappers(
-            tensors, path, attributes=ATTRIBUTES, known=lambda names: discriminator.state_dict().keys() <= names
-        )
+        tensors, wrappers = unwrap(tensors, path, markers=[discriminator.state_dict()])
         discriminator.load_state_dict(tensors)
     except (RuntimeError, TypeError, AttributeError):  # wrong names or shapes, or values that are not tensors
         raise UserError(f"the discriminator in {path} does not fit the options stored with it") from None

@@ -1,6 +1,184 @@
-"""`python -m utils.weights list|fetch|verify`."""
+"""The command `python -m utils.weights list|fetch|verify`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
 
 from sed_sr.options.cli import run
-from sed_sr.utils.weights.pretrained import main
+from sed_sr.options.errors import UserError
+from sed_sr.utils.weights.catalogue import PUBLISHED, WeightFile
+from sed_sr.utils.weights.pretrained import (
+    MIRROR,
+    OFFLINE,
+    WeightsMissing,
+    cached_by_other_tools,
+    find_published,
+    locate,
+    suggestion,
+    verify,
+)
 
-run(main)
+WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+UNLIMITED_WIDTH = 1000  # columns, for a pipe
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.weights",
+        description="List, download and verify the pretrained weights that the recipes start from.",
+        epilog=f"{MIRROR}=https://host/folder is tried first for files of these names. With {OFFLINE[0]}=1 nothing is "
+        "downloaded. Files in the caches of torch.hub ($TORCH_HOME), CLIP and huggingface_hub ($HF_HOME) are used "
+        "where they are.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    lister = commands.add_parser("list", help="show names, sizes, sources, SHA-256 and which files exist")
+    fetcher = commands.add_parser("fetch", help="download missing files")
+    fetcher.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="a name in the list; <model>.safetensors of any timm model; "
+        "all: what the recipes of the paper and the metrics need",
+    )
+    verifier = commands.add_parser("verify", help="compare files with their published or recorded SHA-256")
+    verifier.add_argument("names", nargs="*", metavar="NAME", help="files that must exist (default: all that exist)")
+    for command in (lister, fetcher, verifier):
+        command.add_argument(
+            "--pretrained_root",
+            type=Path,
+            default=Path("pretrained"),
+            metavar="FOLDER",
+            help="folder of the weights (default: pretrained)",
+        )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the command; returns the exit code: 1 if a file is missing or wrong."""
+    args = parse_arguments()
+    if args.command == "list":
+        return list_files(args.pretrained_root)
+    if args.command == "fetch":
+        return fetch_files(args.names, args.pretrained_root)
+    return verify_files(args.names, args.pretrained_root)
+
+
+def list_files(root: Path) -> int:
+    console = Console(highlight=False, markup=False)
+    states = {file.name: _state(file, root) for file in PUBLISHED.values()}
+    tables = _tables(states, full=True)
+    options = console.options.update_width(UNLIMITED_WIDTH)
+    width = max(console.measure(table, options=options).maximum for table in tables)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = width
+    for table in tables if width <= console.width else _tables(states, full=False):
+        console.print(table)
+    return 0
+
+
+def _tables(states: dict[str, str], *, full: bool) -> list[Table]:
+    """`full`: with SHA-256 and sources, which a narrow terminal has no room for."""
+    standard, others = ([file for file in PUBLISHED.values() if file.standard is choice] for choice in (True, False))
+    tables = [
+        _table(standard, states, title="Required by the recipes of the paper and the metrics (`fetch all`)", full=full),
+        _table(
+            others,
+            states,
+            title="For other semantic extractors (fetched by name, as <model>.safetensors of any timm model)",
+            full=full,
+        ),
+    ]
+    if not full:
+        tables[-1].caption = "SHA-256 and sources are shown in a wide terminal or through a pipe"
+    return tables
+
+
+def _table(files: list[WeightFile], states: dict[str, str], *, title: str, full: bool) -> Table:
+    columns = (
+        Column("file", no_wrap=True),
+        Column("MB", justify="right"),
+        Column("for", no_wrap=True),
+        Column("state", overflow="fold"),
+        *(("sha256", "source") if full else ()),
+    )
+    table = Table(*columns, box=box.SIMPLE, title=title, title_justify="left")
+    for file in files:
+        size_mb = "?" if file.size_bytes is None else f"{file.size_bytes / 1e6:.1f}"
+        origin = (file.sha256 or "unpublished", file.url) if full else ()
+        table.add_row(file.name, size_mb, file.purpose, states[file.name], *origin)
+    return table
+
+
+def _state(file: WeightFile, root: Path) -> str:
+    path = root / file.name
+    if os.path.isdir(path):
+        return "a folder, not a file"
+    if os.path.exists(path):
+        try:
+            if not verify(path):
+                return "not verifiable"
+        except UserError:
+            return "wrong file"
+        return "verified" if file.sha256 else "as first downloaded"
+    copy = cached_by_other_tools(file, root)
+    return "missing" if copy is None else f"verified, in {copy.parent}"
+
+
+def fetch_files(names: list[str], root: Path) -> int:
+    for name in names:
+        if name != "all" and find_published(name) is None:
+            raise UserError(
+                f"{name} is not a published file; expected one of {', '.join(PUBLISHED)}, or <model>.safetensors of a "
+                f"model in timm.list_pretrained(){suggestion(name)}"
+            )
+    standard = [file.name for file in PUBLISHED.values() if file.standard]
+    wanted = dict.fromkeys(each for name in names for each in (standard if name == "all" else [name]))
+    failed = False
+    for name in wanted:
+        try:
+            print(_verdict(locate(root / name, pretrained_root=root)))
+        except UserError as error:  # the other files may still be available
+            print(error, file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+def verify_files(names: list[str], root: Path) -> int:
+    paths = [root / name for name in names] or _existing(root)
+    if not paths:
+        print(f"there are no weights in {root}")
+    failed = False
+    for path in paths:
+        try:
+            if not os.path.exists(path):
+                raise WeightsMissing(f"{path} does not exist")
+            print(_verdict(path))
+        except UserError as error:
+            print(error)
+            failed = True
+    return int(failed)
+
+
+def _existing(root: Path) -> list[Path]:
+    """All weights in the folder, and copies of other tools that are used in place of missing ones."""
+    here = sorted(root.iterdir()) if root.is_dir() else []
+    copies = [cached_by_other_tools(file, root) for file in PUBLISHED.values() if not (root / file.name).exists()]
+    return [path for path in (*here, *copies) if path is not None and path.suffix in WEIGHT_SUFFIXES]
+
+
+def _verdict(path: Path) -> str:
+    if not verify(path):
+        return f"{path}: no sha256 is known to compare it with"
+    published = PUBLISHED.get(path.name)
+    if published is None or published.sha256 is None:
+        return f"{path}: as recorded at its first download; no published sha256 to compare it with"
+    return f"{path}: its sha256 is right"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,4 +1,4 @@
-"""What network a state dict is of: the shapes of an RRDB's or a SwinIR's tensors give all of its options away."""
+"""Detect the architecture and options of an RRDB or SwinIR from the names and shapes in its state dict."""
 
 import math
 import re
@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-TYPES = ("rrdb", "swinir")  # of generators that are told by their tensors
-# Traits that the networks of this project share, and that no option changes.
+TYPES = ("rrdb", "swinir")  # of generators that can be detected
+# Traits that all networks of this project share.
 OURS = {"scale": 4, "input channels": 3, "output channels": 3, "residual connection": "1conv"}
 
-UPSAMPLERS_IN_WORDS = {
+UPSAMPLER_NAMES = {
     "pixelshuffle": "pixelshuffle",
     "nearest+conv": "nearest+conv",
     "pixelshuffledirect": "pixelshuffledirect, as in lightweight SR",
@@ -18,11 +18,11 @@ UPSAMPLERS_IN_WORDS = {
 }
 
 
-def architecture(state: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The `generator:` options (options/schema.py) of the network that a state dict in this project's names is of.
+def detect_architecture(state: dict[str, Tensor]) -> dict[str, Any] | None:
+    """The `generator:` options (options/schema.py) of the network with this state dict, in this project's names.
 
-    All of them but those that leave no trace in the tensors (SwinIR's `drop_path`, which counts in training only).
-    None for a network that this project does not have.
+    All options but those that leave no trace in the tensors (SwinIR's `drop_path`, which is used in training only).
+    None for an unknown network, and for a relative of RRDB or SwinIR that this project has no options for.
     """
     traits = traits_of(state)
     if any(traits.get(trait, value) != value for trait, value in OURS.items()):
@@ -35,10 +35,10 @@ def architecture(state: dict[str, Tensor]) -> dict[str, Any] | None:
     return None
 
 
-def in_words(state: dict[str, Tensor]) -> str | None:
-    """What network a state dict is of, for people: `RRDB (23 blocks, 64 features, growth 32), x4`.
+def describe(state: dict[str, Tensor]) -> str | None:
+    """The network with this state dict, for messages: `RRDB (23 blocks, 64 features, growth 32), x4`.
 
-    Of relatives of this project's networks it says what sets them apart; None for networks of other kinds.
+    Relatives of this project's networks are described with what differs. None for unknown networks.
     """
     traits = traits_of(state)
     if not traits:
@@ -51,34 +51,34 @@ def in_words(state: dict[str, Tensor]) -> str | None:
         sizes = (
             f"{len(traits['depths'])} groups of {_each(traits['depths'])} blocks, {traits['embed_dim']} features, "
             f"{_each(traits['heads'])} heads, window {traits['window']}, MLP ratio {traits['mlp_ratio']:g}, "
-            f"{UPSAMPLERS_IN_WORDS[traits['upsampler']]}"
+            f"{UPSAMPLER_NAMES[traits['upsampler']]}"
         )
-    apart = ""
+    differences = ""
     if traits["residual connection"] == "3conv":
-        apart += ", with three convolutions after each group (3conv), as in SwinIR-L"
+        differences += ", with three convolutions after each group (3conv), as in SwinIR-L"
     if traits["unshuffle"] > 1:
-        apart += f", on images pixel-unshuffled by {traits['unshuffle']}"
+        differences += f", on images pixel-unshuffled by {traits['unshuffle']}"
     elif (channels := (traits["input channels"], traits["output channels"])) != (3, 3):
-        apart += ", from {} channels to {}".format(*channels)
-    return f"{traits['architecture']} ({sizes}), x{traits['scale']}{apart}"
+        differences += ", from {} channels to {}".format(*channels)
+    return f"{traits['architecture']} ({sizes}), x{traits['scale']}{differences}"
 
 
 def traits_of(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Sizes of an RRDB or SwinIR by name, options by the names of the options; empty for another network."""
+    """The sizes of an RRDB or SwinIR, those that are options under the options' names; empty for an unknown network."""
     try:
         if {"conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"} <= state.keys():
             return _rrdb_traits(state)
         if {"conv_first.weight", _bias_table(0)} <= state.keys():
             return _swinir_traits(state)
     except (IndexError, KeyError, ValueError, ZeroDivisionError):
-        pass  # tensors of these names, but of shapes that no such layer has
+        pass  # the names are known, but no such layer has these shapes
     return {}
 
 
 def _rrdb_traits(state: dict[str, Tensor]) -> dict[str, Any]:
     features, inputs = state["conv_first.weight"].shape[:2]
     outputs = state["conv_last.weight"].shape[0]
-    # Real-ESRGAN's x2 and x1 networks are the x4 one on images whose pixels were moved into channels.
+    # Real-ESRGAN's x2 and x1 networks are the x4 network on pixel-unshuffled images.
     unshuffle = math.isqrt(inputs // outputs) if inputs in (4 * outputs, 16 * outputs) else 1
     return {
         "architecture": "RRDB",

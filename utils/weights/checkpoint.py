@@ -1,8 +1,8 @@
-"""Weights and training states on disk: written so that a crash never costs the old file, read without trusting the new.
+"""Safe reading and writing of weights and training states.
 
-Files are written under a temporary name, flushed to the disk and then renamed. They are read as tensors and plain
-containers only: nothing in a file can run code. They carry a checksum: torch.save writes a zip archive with the CRC-32
-of each member, which torch.load does not look at and `load` does, so that no flipped bit gets into a run unseen.
+Files are written under a temporary name, flushed to disk and then renamed. They are read as tensors and plain
+containers only, so nothing in a file can run code. torch.save writes a zip archive with the CRC-32 of each member.
+torch.load ignores these checksums; `load` compares them, so that no flipped bit gets into a run.
 """
 
 import copy
@@ -28,11 +28,11 @@ from sed_sr.data.files import atomic_writer
 from sed_sr.options.errors import UserError
 
 STATE_FORMAT = "sed-training-state"
-RECORD, ENTRY = "sed_record", "sed_entry"  # in the metadata of safetensors: what lies beside the weights, their name
-ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x3a]")  # begins with its version, then who made it or the graph itself
+RECORD, ENTRY = "sed_record", "sed_entry"  # keys in safetensors metadata: for what is beside the weights, their entry
+ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x3a]")  # starts with the version, then the producer or the graph
 STATE_NAME = re.compile(r"state_(\d{9})\.pth")
 WEIGHTS_NAME = re.compile(r"generator_(\d{9})\.pth")
-DOS_DIRECTORY = 0x10  # the attribute of a member of a zip archive
+DOS_DIRECTORY = 0x10  # attribute of a member of a zip archive
 
 
 def save(obj: object, path: str | Path) -> None:
@@ -41,7 +41,7 @@ def save(obj: object, path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written (full disk, no permission).
     """
-    # Serialised in memory first: writing into a full disk, torch.save reports its zip writer's position instead of it.
+    # Serialised in memory first: on a full disk, torch.save raises an error about its zip writer instead.
     serialised = as_torch(obj)
     with atomic_writer(Path(path)) as file:
         file.write(serialised)
@@ -53,29 +53,29 @@ def as_torch(obj: object) -> memoryview:
     torch.save(obj, serialised)
     serialised.seek(0)
     refused = torch.serialization.get_unsafe_globals_in_checkpoint(serialised)
-    assert not refused, f"it could never be loaded again: it would hold {', '.join(refused)}"
+    assert not refused, f"the file could not be loaded again: it would hold {', '.join(refused)}"
     return serialised.getbuffer()
 
 
 def load(path: str | Path, *, verified: bool = False) -> dict:
-    """Read a torch or safetensors file, told apart by content, onto the CPU; nothing in it is executed.
+    """Read a torch or safetensors file onto the CPU; nothing in it is executed. The format is detected by content.
 
     Args:
-        verified: it is a published file, and has been compared with its checksum. Its own are not looked at then, and
-            its tensors are mapped into memory: of those that nobody looks at, nothing is read. Nobody writes over it.
+        verified: the SHA-256 of the file was compared with the published one. Then the checksums inside are skipped,
+            and tensors are mapped into memory, so that only those in use are read. The file must not be modified.
 
     Raises:
-        UserError: there is no such file, it is of another kind, damaged, or holds more than tensors and plain
+        UserError: the file does not exist, is of another kind, damaged, or holds more than tensors and plain
             containers.
     """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a directory, but a file of weights was expected")
+        raise UserError(f"{path} is a directory, but a weight file was expected")
     try:
         with open(path, "rb") as file:
             head = file.read(64)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist, but a file of weights was expected there") from None
+        raise UserError(f"{path} does not exist, but a weight file was expected there") from None
     except OSError as error:
         raise UserError(f"{path} could not be read: {error.strerror}") from error
 
@@ -84,14 +84,14 @@ def load(path: str | Path, *, verified: bool = False) -> dict:
     if set(head) <= set(string.printable.encode()):
         begins = head.decode().splitlines()[0]
         raise UserError(f"{path} is a text file that begins with {begins!r}, but weights were expected")
-    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # zip, pickle; safetensors begin with their length
+    if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # zip, pickle; safetensors: a length
         if ONNX.match(head):
             raise UserError(
-                f"{path} is an ONNX program, which cannot be read back: give the file of weights that it was made from"
+                f"{path} is an ONNX program, which cannot be read back: use the weight file that it was made from"
             )
-        raise UserError(f"{path} is no file of weights")
+        raise UserError(f"{path} is not a weight file")
     if head.startswith(b"PK") and not verified and not _is_intact(path):
-        raise UserError(f"{path} is damaged or cut off: it differs from its own checksums; fetch or copy it again")
+        raise UserError(f"{path} is damaged or truncated (its checksums differ): fetch or copy it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         payload = _load_safetensors(path)
     else:
@@ -105,19 +105,19 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             record = json.loads(metadata[RECORD]) if RECORD in metadata else None
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is a damaged or cut-off safetensors file ({error}); fetch it again") from error
+        raise UserError(f"{path} is a damaged or truncated safetensors file ({error}): fetch it again") from error
     return {**record, metadata.get(ENTRY, "params"): tensors} if isinstance(record, dict) else tensors
 
 
 def _load_torch(path: Path, *, mapped: bool) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and TorchScript: the errors below say what matters
+            warnings.simplefilter("ignore")  # about pickle protocols and TorchScript; the errors below suffice
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # broken bytes raise nearly anything: KeyError, EOFError, RuntimeError, OSError...
+    except Exception as error:  # damaged files raise nearly anything: KeyError, EOFError, RuntimeError, OSError...
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program, but a state dict was expected") from error
         if isinstance(error, pickle.UnpicklingError):
@@ -127,28 +127,28 @@ def _load_torch(path: Path, *, mapped: bool) -> object:
                 f"{path} holds {found} and is not loaded, because unpickling that could run code; save its bare state "
                 "dict to a new file, if you trust it"
             ) from error
-        raise UserError(f"{path} is damaged, cut off or no file of weights; fetch or copy it again") from error
+        raise UserError(f"{path} is damaged, truncated or not a weight file: fetch or copy it again") from error
 
 
 def _is_intact(path: Path) -> bool:
-    """Whether the members of a zip archive have the CRC-32 that the archive says they have."""
+    """Whether the members of a zip archive have the CRC-32 that the archive states."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-            # Of a member marked as a directory torch.load reads nothing, and gives memory as it happens to be.
+            # torch.load reads nothing of a member that is marked as a directory, and returns uninitialised memory.
             if any(member.external_attr & DOS_DIRECTORY for member in members):
                 return False
-            # Those who tell torch.save to leave the checksums out get zeros in their place.
+            # torch.save can be told not to compute checksums; then all are zero.
             return not any(member.CRC for member in members) or archive.testzip() is None
-    except Exception:  # broken bytes raise nearly anything: BadZipFile, zlib.error, EOFError, NotImplementedError...
+    except Exception:  # damaged files raise nearly anything: BadZipFile, zlib.error, EOFError...
         return False
 
 
 def as_safetensors(tensors: dict[str, Tensor], *, entry: str, record: dict[str, Any]) -> bytes:
-    """A safetensors file, of which `load` gives `{entry: tensors, **record}`; other readers find the tensors alone.
+    """The bytes of a safetensors file: `load` returns `{entry: tensors, **record}`, other readers the tensors alone.
 
     Args:
-        record: plain types only; nothing of it is written where it is empty.
+        record: plain types only; if it is empty, neither it nor `entry` is written.
     """
     beside = {ENTRY: entry, RECORD: json.dumps(record)} if record else {}
     return safetensors.torch.save(tensors, metadata={"format": "pt", **beside})
@@ -165,16 +165,16 @@ def save_generator(
     scores: dict[str, dict[str, float]],
     scored_step: int,
 ) -> None:
-    """Write generator weights in BasicSR's layout, which the tools in use read, and what there is to know of them.
+    """Write generator weights in BasicSR's layout, which other tools read, with a record of the run.
 
     Args:
         params: the generator's state dict.
-        params_ema: its running average, where one is kept.
+        params_ema: its running average, if there is one.
         options: the resolved options of the run, plain types only.
         step: optimisation steps done.
-        scale: of the generator.
+        scale: upsampling factor of the generator.
         scores: of the last validation at or before `step`: benchmark -> metric -> mean. Empty if there was none.
-        scored_step: after which that validation was.
+        scored_step: the step of that validation.
 
     Raises:
         UserError: the file cannot be written.
@@ -185,14 +185,14 @@ def save_generator(
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Other tools read these files on machines without a GPU and may not ask for the CPU.
+    # Other tools read these files on machines without a GPU, and may not pass map_location.
     return {name: value.detach().cpu() for name, value in state.items()}
 
 
 def snapshot(state: Any) -> Any:
-    """A copy in host memory of tensors in plain containers, for somebody who saves it while the original changes.
+    """A copy of tensors in plain containers in host memory, which can be saved while the original changes.
 
-    What was one tensor under several names is one in the copy too: it takes no more memory and no larger file.
+    A tensor under several names is copied once, so that neither memory nor the file grows.
     """
     return _copied(state, {})
 
@@ -204,7 +204,7 @@ def _copied(value: Any, copies: dict[tuple, Tensor]) -> Any:
             copies[memory] = value.detach().to("cpu", copy=True)
         return copies[memory]
     if isinstance(value, dict):
-        copied = copy.copy(value)  # with what a state dict knows of its modules' versions
+        copied = copy.copy(value)  # keeps the `_metadata` of a state dict
         copied.update((key, _copied(part, copies)) for key, part in value.items())
         return copied
     if isinstance(value, list | tuple):
@@ -224,11 +224,11 @@ def digest(state: Any) -> str:
 
 
 def save_state(path: str | Path, state: dict) -> None:
-    """Write all that a run needs to go on.
+    """Write a training state, from which a run can be resumed.
 
     Args:
         state: tensors and plain containers, with the "step" reached and the generator's weights as "params" (and
-            "params_ema"), so that a state serves wherever generator weights do; the rest is the training loop's own.
+            "params_ema"), so that the file can be used as generator weights; the rest is defined by the training loop.
 
     Raises:
         UserError: the file cannot be written.
@@ -238,22 +238,22 @@ def save_state(path: str | Path, state: dict) -> None:
 
 
 def is_training_state(payload: dict) -> bool:
-    """Whether a loaded file is what `save_state` wrote."""
+    """Whether a loaded file was written by `save_state`."""
     return payload.get("format") == STATE_FORMAT
 
 
 def state_path(folder: str | Path, step: int) -> Path:
-    """Where in `folder` the training state of `step` lies."""
+    """The file of the training state of `step` in `folder`."""
     return Path(folder) / f"state_{step:09d}.pth"
 
 
 def states(folder: str | Path) -> list[Path]:
-    """The training states in `folder`, by their steps, the newest first."""
+    """The training states in `folder`, the newest first."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    # Nine digits sort as their numbers do. Half-written states have names of their own and never match.
+    # Nine digits sort like their numbers. Temporary files have other names.
     return [Path(folder, name) for name in sorted(filter(STATE_NAME.fullmatch, names), reverse=True)]
 
 
@@ -263,7 +263,7 @@ def step_of(state: Path) -> int:
 
 
 def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) -> None:
-    """Delete the training states in `folder` but for the `newest` (at least 1) and one of one's choice."""
+    """Delete all training states in `folder` but the `newest` ones (at least 1) and `beside`."""
     assert newest >= 1
     for path in states(folder)[newest:]:
         if path != beside:
@@ -271,14 +271,14 @@ def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) 
 
 
 def weights_path(folder: str | Path, step: int) -> Path:
-    """Where in `folder` the generator weights of `step` lie."""
+    """The file of the generator weights of `step` in `folder`."""
     return Path(folder) / f"generator_{step:09d}.pth"
 
 
 def drop_weights(folder: str | Path, step: int, *, kept_every_steps: int) -> None:
-    """Delete the generator weights of `step` in `folder`, unless they are the first since a step that is kept.
+    """Delete the generator weights of `step` in `folder`, unless they are to be kept.
 
-    Kept are the whole multiples of `kept_every_steps`, or what was saved first after them.
+    For each multiple of `kept_every_steps`, the first weights that were saved at or after it are kept.
     """
     since = step - step % kept_every_steps
     if since == 0 or any(since <= earlier < step for earlier in _weights_steps(folder)):

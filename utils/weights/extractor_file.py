@@ -12,8 +12,9 @@ from torch import Tensor
 from sed_sr.models.semantic_extractor import CLIP_PREFIX, parse_model_name
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
-from sed_sr.utils.weights.pretrained import KNOWN, locate, sha256_of, verify
-from sed_sr.utils.weights.wrappers import without_wrappers
+from sed_sr.utils.weights.catalogue import PUBLISHED
+from sed_sr.utils.weights.formats import unwrap
+from sed_sr.utils.weights.pretrained import locate, sha256_of, verify
 
 RANDOM = "random"  # given in place of a weight file
 
@@ -84,9 +85,7 @@ def read_extractor_file(path: str | Path, model: str) -> dict[str, Tensor]:
                 state = state[entry]
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(f"the weights of {model} in {path} were expected to be a dict of named tensors, and are not")
-    state, _ = without_wrappers(
-        state, path, attributes={"model"}, known=lambda names: any(name.startswith(CLIP_PREFIX) for name in names)
-    )
+    state, _ = unwrap(state, path, markers=[{f"{CLIP_PREFIX}conv1.weight"}])
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
@@ -101,7 +100,7 @@ def _is_torchscript(path: Path) -> bool:
 
 def _load_torchscript(path: Path, name: str) -> dict[str, Tensor]:
     """The state dict of OpenAI's archive `name` at `path`. Raises UserError if its SHA-256 is not the published one."""
-    found, expected = sha256_of(path), KNOWN[name].sha256
+    found, expected = sha256_of(path), PUBLISHED[name].sha256
     if found != expected:
         raise UserError(
             f"the TorchScript archive {path} has the sha256 {found}, but OpenAI's {name} has {expected}: "

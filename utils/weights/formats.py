@@ -1,40 +1,52 @@
-"""A generator's weights in the formats in the wild: recognised by their keys, renamed, loaded strictly."""
+"""Generator weights in the file formats in use: recognised by their keys, renamed to ours, loaded strictly.
+
+spandrel reads these formats too, and tests compare with it. It is not used here: it takes two seconds to import, knows
+no RRDB with another growth than 32 and no generator inside a larger model, and renames RRDB's weights for a network of
+its own, so that they would have to be renamed back.
+"""
 
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sed_sr.options.errors import UserError
-from sed_sr.utils.weights.architecture import in_words, traits_of
-from sed_sr.utils.weights.wrappers import without_wrappers
+from sed_sr.utils.weights.architecture import describe, traits_of
 
-# The entries under which files in use keep the weights; where a file has several, the first of them counts.
-WRAPPERS = ("params_ema", "params", "model", "state_dict", "model_state_dict")
-# Attributes that hold a generator in larger models, such as Lightning's. A network may itself have such an attribute.
-GENERATOR_ATTRIBUTES = frozenset({"generator", "model"})
-# For each naming, the key of a tensor that every network of that kind has.
+# Entries that hold the weights; if a file has several, the first of them is taken.
+ENTRIES = ("params_ema", "params", "model", "state_dict", "model_state_dict")
+# Of each naming, the key of a tensor that every network has.
 MARKERS = {
     "SeD": "RRDB_trunk.0.RDB1.conv1.weight",
     "BasicSR": "body.0.rdb1.conv1.weight",
     "old ESRGAN": "model.1.sub.0.RDB1.conv1.0.weight",
     "SwinIR": "layers.0.residual_group.blocks.0.attn.relative_position_bias_table",
 }
-# Buffers in SwinIR files that follow from the architecture; the module itself deals with them.
+# Buffers in SwinIR files that follow from the architecture; the module itself computes them.
 RECOMPUTED_BUFFERS = ("relative_position_index", "attn_mask")
-# Layers around the trunk of RRDB: BasicSR's name, ours; the others have the same name in both.
-BASICSR_NAMES = {
-    "conv_body": "trunk_conv",
-    "conv_up1": "upconv1",
-    "conv_up2": "upconv2",
-    "conv_up3": "upconv3",
-    "conv_hr": "HRconv",
+# Prefixes of unknown networks: of DistributedDataParallel, KAIR and BasicSR.
+OUTER_WRAPPERS = frozenset({"module", "netG", "net_g"})
+# Of torch.compile, FSDP and activation checkpointing; they also wrap parts of a network.
+INNER_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# Patterns at the beginning of an RRDB's names, and what replaces them. KAIR and ESRGAN have our names.
+FROM_BASICSR = {
+    r"body\.(\d+)\.rdb(\d)\.": r"RRDB_trunk.\1.RDB\2.",
+    r"conv_body\.": "trunk_conv.",
+    r"conv_up(\d)\.": r"upconv\1.",
+    r"conv_hr\.": "HRconv.",
 }
-# What weights (floating point) and the counters beside them (integers) are stored in; 8-bit floats lack their scales.
+TO_BASICSR = {
+    r"RRDB_trunk\.(\d+)\.RDB(\d)\.": r"body.\1.rdb\2.",
+    r"trunk_conv\.": "conv_body.",
+    r"upconv(\d)\.": r"conv_up\1.",
+    r"HRconv\.": "conv_hr.",
+}
+# Types of weights and of counters beside them. 8-bit floats are not among them: their scales are missing.
 PLAIN_TYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64}
     | {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -43,56 +55,102 @@ PLAIN_TYPES = frozenset(
 
 @dataclass(frozen=True)
 class GeneratorWeights:
-    """A generator's weights, in the names of this project's modules, and what they are."""
+    """A generator's weights under the names of this project's modules."""
 
     state: dict[str, Tensor]  # float32 on the CPU
-    entry: str | None  # of the file, that they were taken from; None for a bare state dict
-    # For people: "RRDB (23 blocks, 64 features, growth 32), x4, in BasicSR names, from 'params', stripped of 'module.'"
+    entry: str | None  # of the file, which they were taken from; None for a bare state dict
+    # For messages: "RRDB (23 blocks, 64 features, growth 32), x4, in SeD names, from 'params', stripped of 'module.'"
     kind: str
 
 
 def generator_weights(payload: dict, path: str | Path, *, entry: str | None = None) -> GeneratorWeights:
-    """Recognise a generator's weights in any file in use: this project's (training states included), SeD's, KAIR's,
-    BasicSR's, Real-ESRGAN's, SwinIR's and old ESRGAN's. Half precision becomes float32.
+    """Recognise a generator's weights in files of this project (training states included), SeD, KAIR, BasicSR,
+    Real-ESRGAN, SwinIR and ESRGAN (old and new). Half precision becomes float32.
 
     Args:
-        payload: what the file holds, as `checkpoint.load` returns it.
+        payload: the content of the file, as `checkpoint.load` returns it.
         path: of the file, for messages.
-        entry: that the weights are to be taken from; None: the running average where the file has one.
+        entry: which the weights are taken from; None: the running average if the file has one.
 
     Raises:
-        UserError: the file holds no weights (or none in this entry), or weights that are NaN, infinite or no real
+        UserError: the file holds no weights (or none in this entry), or weights that are NaN, infinite or not real
             numbers.
     """
-    wrappers = [name for name in WRAPPERS if isinstance(payload.get(name), dict)]
-    if entry is not None and entry not in wrappers:
-        where = f"under {' and '.join(wrappers)}" if wrappers else "as a bare state dict"
+    entries = [name for name in ENTRIES if isinstance(payload.get(name), dict)]
+    if entry is not None and entry not in entries:
+        where = f"under {' and '.join(entries)}" if entries else "as a bare state dict"
         raise UserError(f"{path} has its weights {where}, and none under {entry}")
-    wrapper = entry or next(iter(wrappers), None)
-    state = payload[wrapper] if wrapper else payload
+    entry = entry or next(iter(entries), None)
+    state = payload[entry] if entry else payload
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(
-            f"{path} holds no generator weights: a state dict was expected, bare or under {', '.join(WRAPPERS)}, "
-            f"but {f'{wrapper!r} in it' if wrapper else 'it'} holds {_first_few(state) or 'nothing'}"
+            f"{path} holds no generator weights: a state dict was expected, bare or under {', '.join(ENTRIES)}, "
+            f"but {f'{entry!r} in it' if entry else 'it'} holds {_first_few(state) or 'nothing'}"
         )
-    state, wrappers = without_wrappers(
-        state, path, attributes=GENERATOR_ATTRIBUTES, known=lambda names: not names.isdisjoint(MARKERS.values())
-    )
+    state, stripped = unwrap(state, path, markers=[{marker} for marker in MARKERS.values()])
     state = {name: _checked(value, name, path) for name, value in state.items()}
-    ours, names = _in_our_names(state)
+    ours, naming = _in_our_names(state)
     if len(ours) < len(state):
         raise UserError(
-            f"{path} holds weights {names}, and some of them under other names too; it is not clear which of them count"
+            f"{path} holds some of its weights twice, {naming} and under other names: it is unclear which ones count"
         )
-    network = in_words(ours) or "weights of an unknown architecture"
-    origin = f"from {wrapper!r}" if wrapper else "as a bare state dict"
-    return GeneratorWeights(ours, wrapper, ", ".join(filter(None, (network, names, origin, wrappers))))
+    network = describe(ours) or "weights of an unknown architecture"
+    origin = f"from {entry!r}" if entry else "as a bare state dict"
+    return GeneratorWeights(ours, entry, ", ".join(filter(None, (network, naming, origin, stripped))))
+
+
+def unwrap(
+    state: dict[str, Tensor], path: str | Path, *, markers: Iterable[Collection[str]]
+) -> tuple[dict[str, Tensor], str | None]:
+    """Strip the names of weights of the prefixes of modules that were wrapped around a network, in any nesting.
+
+    A known network is found under any prefix (`module.`, `netG.`, `model.generator.`), and what is beside it is left
+    out: other networks, losses, counters. Unknown networks lose the prefixes of DistributedDataParallel and the like.
+
+    Args:
+        path: of the file, for messages.
+        markers: a network is known if it has all names of one of these collections.
+
+    Returns:
+        The weights, and a phrase that says what was stripped from their names, or None.
+
+    Raises:
+        UserError: there are several known networks, or several tensors with the same name.
+    """
+    names = {".".join(part for part in name.split(".") if part not in INNER_WRAPPERS): name for name in state}
+    if len(names) < len(state):
+        raise UserError(f"{path} holds weights twice, with and without {' or '.join(sorted(INNER_WRAPPERS))}")
+    prefixes = list(dict.fromkeys(prefix for marker in markers for prefix in _prefixes(names, marker)))
+    if len(prefixes) > 1:
+        found = " and ".join(map(repr, prefixes))
+        raise UserError(f"{path} holds several networks, under {found}: save the one to use in a file of its own")
+    prefix = prefixes[0] if prefixes else _common_wrapper(names)
+    kept = {name[len(prefix) :]: original for name, original in names.items() if name.startswith(prefix)}
+    inner = (part for original in kept.values() for part in original.split(".") if part in INNER_WRAPPERS)
+    stripped = ", ".join(f"'{part}.'" for part in dict.fromkeys((*prefix.split(".")[:-1], *inner)))
+    return {name: state[original] for name, original in kept.items()}, f"stripped of {stripped}" if stripped else None
+
+
+def _prefixes(names: Collection[str], marker: Collection[str]) -> Iterator[str]:
+    """The prefixes under which `names` has all names of a network."""
+    first = next(iter(marker))
+    for name in names:
+        before, found, after = name.rpartition(first)
+        if found and not after and before[-1:] in ("", ".") and all(before + key in names for key in marker):
+            yield before
+
+
+def _common_wrapper(names: Collection[str]) -> str:
+    """The prefix that all names have, as far as it is known to be a wrapper's."""
+    parts = next(iter(names), "").split(".")[:-1]
+    prefix = "".join(f"{part}." for part in takewhile(OUTER_WRAPPERS.__contains__, parts))
+    return prefix if all(name.startswith(prefix) for name in names) else ""
 
 
 def _checked(value: Tensor, name: str, path: str | Path) -> Tensor:
-    """`value`, in float32 if it is floating point. Raises UserError unless it is finite numbers, stored one by one."""
+    """`value`, in float32 if it is floating point. Raises UserError unless it is a plain tensor of finite numbers."""
     plain = value.dtype in PLAIN_TYPES and value.layout == torch.strided
-    # meta tensors have no numbers, and expanded ones have fewer than they say, which may be more than memory holds
+    # Meta tensors have no numbers; expanded ones have fewer than their shape says, which may exceed the memory.
     if not plain or value.device.type != "cpu" or value.untyped_storage().nbytes() < value.nbytes:
         raise UserError(
             f"{path} holds {_shown(name)} as something else than a plain tensor of floating-point numbers "
@@ -107,75 +165,65 @@ def _checked(value: Tensor, name: str, path: str | Path) -> Tensor:
 
 
 def _in_our_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-    """`state` in the names of this project's modules, and a phrase that says which it had, where there are several."""
+    """`state` under the names of this project's modules, and a phrase that says which names it had."""
     if MARKERS["SeD"] in state:
         return state, "in SeD names"
     if MARKERS["BasicSR"] in state:
-        blocks = re.compile(r"body\.(\d+)\.rdb(\d)\.conv(\d)\.(\w+)")
-        return _renamed(state, blocks, BASICSR_NAMES), "in BasicSR names"
+        return _renamed(state, FROM_BASICSR), "in BasicSR names"
     if MARKERS["old ESRGAN"] in state:
-        blocks = re.compile(r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.(\w+)")
-        return _renamed(state, blocks, _old_esrgan_names(state)), "in old ESRGAN names"
+        return _renamed(state, _from_old_esrgan(state)), "in old ESRGAN names"
     return state, None
 
 
-def _renamed(state: dict[str, Tensor], blocks: re.Pattern, layers: dict[str, str]) -> dict[str, Tensor]:
-    def rename(name):
-        if block := blocks.fullmatch(name):
-            return "RRDB_trunk.{}.RDB{}.conv{}.{}".format(*block.groups())
-        layer, dot, parameter = name.rpartition(".")
-        return layers.get(layer, layer) + dot + parameter
-
-    return {rename(name): value for name, value in state.items()}
-
-
 def in_basicsr_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An RRDB's weights under the names of BasicSR and Real-ESRGAN; SwinIR's have the same names there."""
-    if MARKERS["SeD"] not in state:
-        return dict(state)
-    layers = {ours: theirs for theirs, ours in BASICSR_NAMES.items()}
+    """An RRDB's weights under the names of BasicSR and Real-ESRGAN; SwinIR has the same names there."""
+    return _renamed(state, TO_BASICSR) if MARKERS["SeD"] in state else dict(state)
 
-    def rename(name):
-        name = re.sub(r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2.", name)
-        layer, dot, parameter = name.rpartition(".")
-        return layers.get(layer, layer) + dot + parameter
+
+def _renamed(state: dict[str, Tensor], rules: dict[str, str]) -> dict[str, Tensor]:
+    def rename(name: str) -> str:
+        for pattern, replacement in rules.items():
+            if match := re.match(pattern, name):
+                return match.expand(replacement) + name[match.end() :]
+        return name
 
     return {rename(name): value for name, value in state.items()}
 
 
-def _old_esrgan_names(state: dict[str, Tensor]) -> dict[str, str]:
+def _from_old_esrgan(state: dict[str, Tensor]) -> dict[str, str]:
     # A flat sequence: conv_first, trunk, (upsample, upconv, activation) for each doubling, HRconv, activation,
-    # conv_last. The convolution that ends the trunk is numbered after its last block. Larger numbers are no layer's.
+    # conv_last. The convolution that ends the trunk is numbered after its last block. No layer has a larger number.
     last = max(int(index[1]) for name in state if (index := re.match(r"model\.(\d{1,3})\.", name)))
     trunk_conv = max(int(index[1]) for name in state if (index := re.match(r"model\.1\.sub\.(\d{1,3})\.", name)))
     return {
-        "model.0": "conv_first",
-        f"model.1.sub.{trunk_conv}": "trunk_conv",
-        **{f"model.{3 * doubling}": f"upconv{doubling}" for doubling in range(1, last // 3)},
-        f"model.{last - 2}": "HRconv",
-        f"model.{last}": "conv_last",
+        r"model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.": r"RRDB_trunk.\1.RDB\2.conv\3.",
+        rf"model\.1\.sub\.{trunk_conv}\.": "trunk_conv.",
+        r"model\.0\.": "conv_first.",
+        **{rf"model\.{3 * doubling}\.": f"upconv{doubling}." for doubling in range(1, last // 3)},
+        rf"model\.{last - 2}\.": "HRconv.",
+        rf"model\.{last}\.": "conv_last.",
     }
 
 
 def load_into(generator: nn.Module, weights: GeneratorWeights, path: str | Path) -> None:
-    """Load `weights`, read from `path`, into `generator`; every parameter must be there and fit.
+    """Load `weights`, read from `path`, into `generator`; every parameter must exist and have the same shape.
 
     Raises:
-        UserError: they do not fit, as `check_shapes` says, and `generator` is as it was.
+        UserError: they do not fit (see `check_shapes`); `generator` is unchanged.
     """
     check_shapes(generator, weights, path)
-    generator.load_state_dict({**generator.state_dict(), **_without_derived(weights.state)})
+    generator.load_state_dict({**generator.state_dict(), **_without_recomputed(weights.state)})
 
 
 def check_shapes(generator: nn.Module, weights: GeneratorWeights, path: str | Path) -> None:
-    """Compare `weights`, read from `path`, with `generator`, which may lie on the meta device.
+    """Compare `weights`, read from `path`, with `generator`, which may be on the meta device.
 
     Raises:
-        UserError: they do not fit; the sentence says whether the file is another architecture, another size of the same
-            one, or no generator at all.
+        UserError: they do not fit; the message says whether the file holds another architecture, another size of the
+            same one, or no generator.
     """
-    given, wanted = _without_derived(weights.state), _without_derived(generator.state_dict())
-    # Before anything is copied: load_state_dict copies what fits, and tells of the rest afterwards.
+    given, wanted = _without_recomputed(weights.state), _without_recomputed(generator.state_dict())
+    # Not left to load_state_dict, which copies what fits before it reports the rest.
     findings = {
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
@@ -191,18 +239,18 @@ def check_shapes(generator: nn.Module, weights: GeneratorWeights, path: str | Pa
         ],
     }
     if any(findings.values()):
-        raise UserError(f"{path} holds {weights.kind}, {_misfit(given, wanted, findings)}")
+        raise UserError(f"{path} holds {weights.kind}, {_mismatch(given, wanted, findings)}")
 
 
-def _without_derived(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_recomputed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(RECOMPUTED_BUFFERS)}
 
 
-def _misfit(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dict[str, list[str]]) -> str:
-    """What kind of mistake lies behind the `findings`: the wrong file, network or size, or single tensors."""
+def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dict[str, list[str]]) -> str:
+    """The mistake behind the `findings`: the wrong file, architecture or size, or single tensors."""
     theirs, ours = traits_of(given), traits_of(wanted)
     if not theirs and not given.keys() & wanted.keys():
-        return f"none of which the generator knows: it is the wrong file (it holds {_first_few(given)})"
+        return f"and no name in it is one of the generator: it is the wrong file (it holds {_first_few(given)})"
     differing = [trait for trait in ours if trait in theirs and theirs[trait] != ours[trait]]
     if "architecture" in differing:
         return f"but the options ask for {ours['architecture']}"
@@ -220,5 +268,5 @@ def _first_few(names: Iterable[object]) -> str:
 
 
 def _shown(name: object) -> str:
-    """A key of a file for a message: however long or strange it is, a few words on one line."""
+    """A key of a file for a message: on one line, and shortened if it is long."""
     return name if isinstance(name, str) and name.isprintable() and len(name) <= 100 else reprlib.repr(name)

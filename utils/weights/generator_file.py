@@ -16,7 +16,7 @@ from torch import nn
 from sed_sr.models.build import generator_from_dict
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
-from sed_sr.utils.weights.architecture import TYPES, architecture, traits_of
+from sed_sr.utils.weights.architecture import TYPES, detect_architecture, traits_of
 from sed_sr.utils.weights.formats import (
     RECOMPUTED_BUFFERS,
     GeneratorWeights,
@@ -84,7 +84,7 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
     path = Path(path)
     payload = checkpoint.load(path)
     weights = generator_weights(payload, path, entry=entry)
-    network, scale = architecture(weights.state), traits_of(weights.state).get("scale")
+    network, scale = detect_architecture(weights.state), traits_of(weights.state).get("scale")
     if not isinstance(payload.get("options"), dict) or "generator" not in payload["options"]:
         return GeneratorFile(
             path,

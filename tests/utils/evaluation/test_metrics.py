@@ -20,7 +20,7 @@ from sed_sr.utils.evaluation.metrics import (
     psnr_y,
     ssim_y,
 )
-from sed_sr.utils.weights.pretrained import KNOWN
+from sed_sr.utils.weights.catalogue import PUBLISHED
 
 CPU = torch.device("cpu")
 
@@ -190,13 +190,13 @@ def test_checksum_of_the_backbone_is_verified_by_one_process_per_machine(backbon
     compared = []
     monkeypatch.setattr("sed_sr.utils.weights.pretrained.verify", compared.append)
     for compare in (True, False):
-        build_metrics(("lpips",), pretrained_root=backbone_paths, device=CPU, compare=compare)
+        build_metrics(("lpips",), pretrained_root=backbone_paths, device=CPU, check_hash=check_hash)
     assert compared == [backbone_paths / ALEXNET.file]
 
 
 def test_direction_of_each_metric(backbone_paths, monkeypatch):
     monkeypatch.setattr(
-        "sed_sr.utils.evaluation.metrics.locate", lambda file, pretrained_root, compare: pretrained_root / file
+        "sed_sr.utils.evaluation.metrics.locate", lambda file, pretrained_root, check_hash: pretrained_root / file
     )
     sr, hr = image_pair(64, 64)
     metrics = build_metrics((*BUILT_IN, "gmsd", "piqe"), pretrained_root=backbone_paths, device=CPU)
@@ -212,4 +212,4 @@ def test_direction_of_each_metric(backbone_paths, monkeypatch):
 
 def test_files_that_metrics_need():
     assert metric_weights(("psnr", "lpips-vgg", "lpips", "dists")) == [VGG16.file, ALEXNET.file]
-    assert {VGG16.file, ALEXNET.file} <= KNOWN.keys()
+    assert {VGG16.file, ALEXNET.file} <= PUBLISHED.keys()

@@ -1,4 +1,4 @@
-"""What the tensors of a network tell of it."""
+"""The architecture and options of a network are detected from its state dict."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from torch import nn
 from sed_sr.models.build import GENERATORS
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
-from sed_sr.utils.weights.architecture import architecture, in_words
+from sed_sr.utils.weights.architecture import describe, detect_architecture
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in the other implementation
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in spandrel
 
 SMALL = {"embed_dim": 12, "depths": (1, 2), "heads": (2, 3)}
 
@@ -45,20 +45,20 @@ def swinir_options(draw):
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(rrdb_options() | swinir_options())
-def test_the_options_of_a_network_are_those_that_it_was_built_from(options):
+def test_detected_options_are_those_that_the_network_was_built_with(options):
     arguments = {name: value for name, value in options.items() if name != "type"}
-    assert architecture(on_meta(GENERATORS[options["type"]], **arguments)) == options
+    assert detect_architecture(on_meta(GENERATORS[options["type"]], **arguments)) == options
 
 
-def test_the_published_networks_are_the_defaults():
-    assert architecture(on_meta(RRDBNet)) == {"type": "rrdb", "features": 64, "blocks": 23, "growth": 32}
-    assert in_words(on_meta(RRDBNet)) == "RRDB (23 blocks, 64 features, growth 32), x4"
+def test_published_networks_have_the_default_options():
+    assert detect_architecture(on_meta(RRDBNet)) == {"type": "rrdb", "features": 64, "blocks": 23, "growth": 32}
+    assert describe(on_meta(RRDBNet)) == "RRDB (23 blocks, 64 features, growth 32), x4"
     sizes = "6 groups of 6 blocks, 180 features, 6 heads, window 8, MLP ratio 2, pixelshuffle"
-    assert in_words(on_meta(SwinIR)) == f"SwinIR ({sizes}), x4"
+    assert describe(on_meta(SwinIR)) == f"SwinIR ({sizes}), x4"
 
 
 def other_swinir(**changes):
-    """State dicts of relatives that this project has no network for."""
+    """State dict of a relative of SwinIR that this project does not have."""
     sizes = {"embed_dim": 12, "depths": [1, 2], "num_heads": [2, 3], "window_size": 8, "mlp_ratio": 2.0}
     return OtherSwinIR(**{**sizes, "upscale": 4, "upsampler": "pixelshuffle", **changes}).state_dict()
 
@@ -71,7 +71,7 @@ def with_another_doubling():
     return {**on_meta(RRDBNet, blocks=1), "upconv3.weight": torch.zeros(64, 64, 3, 3)}
 
 
-def test_relatives_are_told_apart_in_words():
+def test_relatives_are_described_and_not_detected():
     relatives = {
         "nearest+conv), x4, with three convolutions": other_swinir(upsampler="nearest+conv", resi_connection="3conv"),
         "pixelshuffledirect, as in lightweight SR), x4": other_swinir(upsampler="pixelshuffledirect"),
@@ -84,11 +84,11 @@ def test_relatives_are_told_apart_in_words():
         "growth 32), x8": with_another_doubling(),
     }
     for words, state in relatives.items():
-        assert words in in_words(state)
-        assert architecture(state) is None, words
+        assert words in describe(state)
+        assert detect_architecture(state) is None, words
 
 
-def test_other_networks_and_impossible_shapes_are_of_no_architecture():
+def test_other_networks_and_impossible_shapes_are_not_detected():
     states = [
         nn.Linear(2, 3).state_dict(),
         {**on_meta(RRDBNet, blocks=1), "conv_first.weight": torch.tensor(1.0)},
@@ -96,5 +96,5 @@ def test_other_networks_and_impossible_shapes_are_of_no_architecture():
         {**on_meta(SwinIR, **SMALL), f"layers.{'9' * 5000}.x": torch.tensor(1.0)},
     ]
     for state in states:
-        assert architecture(state) is None
-        assert in_words(state) is None
+        assert detect_architecture(state) is None
+        assert describe(state) is None

@@ -36,7 +36,7 @@ FORMATS = {
 
 
 def small_rrdb():
-    return RRDBNet(features=4, blocks=2, growth=32)  # spandrel knows no other growth
+    return RRDBNet(features=4, blocks=2, growth=32)  # spandrel supports no other growth
 
 
 def small_swinir():
@@ -71,7 +71,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("write", ["torch", "torch, old format", "pickle 2", "pickle 5"])
-def test_payloads_are_refused_and_never_run(write, tmp_path):
+def test_payloads_are_rejected_and_never_run(write, tmp_path):
     path, trace = tmp_path / "net.pth", tmp_path / "executed"
     contents = {"params": small_rrdb().state_dict(), "extra": Payload(trace)}
     if write.startswith("torch"):
@@ -82,12 +82,12 @@ def test_payloads_are_refused_and_never_run(write, tmp_path):
         load(path)
     assert not trace.exists()
     pickle.loads(pickle.dumps(Payload(trace)))
-    assert trace.exists(), "the payload was harmless, and so was the test"
+    assert trace.exists(), "the payload does nothing, so this test shows nothing"
 
 
 @pytest.fixture(scope="module", params=FORMATS)
 def stored(request, tmp_path_factory):
-    """A path, and the bytes of weights that were saved there."""
+    """A path and the bytes of the weights saved there."""
     path = tmp_path_factory.mktemp("stored") / "net.pth"
     FORMATS[request.param](small_rrdb().state_dict(), path)
     return path, path.read_bytes()
@@ -95,7 +95,7 @@ def stored(request, tmp_path_factory):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(kept=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_off_anywhere_is_refused_in_a_sentence(stored, kept):
+def test_truncated_file_is_rejected_in_a_sentence(stored, kept):
     path, whole = stored
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(UserError, match=r"net\.pth (is|holds) .*") as caught:
@@ -113,8 +113,8 @@ def equal(a, b):
     return a == b
 
 
-def test_no_flipped_bit_goes_unnoticed(tmp_path):
-    """Every bit of a small file, one by one: those of tensors, of the zip archive around them, and of padding."""
+def test_every_flipped_bit_is_detected_or_harmless(tmp_path):
+    """Every bit of a small file: of tensors, of the zip archive around them, and of padding."""
     path = state_path(tmp_path, 7)
     save_state(path, {"step": 7, "params": {"weight": torch.randn(4, 4)}})
     state, whole = load(path), path.read_bytes()
@@ -128,8 +128,8 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
         except UserError:
             refused += 1
         else:
-            assert equal(loaded, state), f"bit {position % 8} of byte {position // 8} went unnoticed"
-    assert 8 * 64 < refused < 8 * len(whole)  # the tensor's bits at least; not those of dates and padding
+            assert equal(loaded, state), f"bit {position % 8} of byte {position // 8} was not detected"
+    assert 8 * 64 < refused < 8 * len(whole)  # at least the tensor's bits; not those of dates and padding
 
 
 def test_files_saved_without_checksums_load(tmp_path):
@@ -155,26 +155,26 @@ def test_files_saved_without_checksums_load(tmp_path):
         (helper.make_model(helper.make_graph([], "", [], [])).SerializeToString(), "net.pth is an ONNX program"),
     ],
 )
-def test_files_of_other_kinds_are_refused_in_a_sentence(contents, message, tmp_path):
+def test_files_of_other_kinds_are_rejected_in_a_sentence(contents, message, tmp_path):
     (tmp_path / "net.pth").write_bytes(contents)
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path / "net.pth")
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files_directories_and_programs_are_refused_in_a_sentence(tmp_path):
+def test_missing_files_directories_and_programs_are_rejected_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"net\.pth does not exist"):
         load(tmp_path / "net.pth")
     with pytest.raises(UserError, match="is a directory"):
         load(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, but CLIP's RN50.pt is such a file
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but CLIP's RN50.pt is a TorchScript file
         torch.jit.trace(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 1, 1)).save(tmp_path / "program.pt")
     with pytest.raises(UserError, match="is a TorchScript program"):
         load(tmp_path / "program.pt")
 
 
-def test_what_could_never_be_loaded_is_not_saved(tmp_path):
+def test_objects_that_cannot_be_loaded_are_not_saved(tmp_path):
     with pytest.raises(AssertionError, match="pathlib"):
         save({"options": {"root": Path("data")}}, tmp_path / "net.pth")
     assert not list(tmp_path.iterdir())
@@ -191,7 +191,7 @@ def training_state():
     }
 
 
-def test_safetensors_keep_what_lies_beside_the_weights_and_other_readers_find_the_weights_alone(tmp_path):
+def test_safetensors_keep_the_record_and_other_readers_find_only_the_weights(tmp_path):
     state = small_rrdb().state_dict()
     record = {"options": {"name": "run", "list": [1, 2.5, None]}, "scores": {"Set5": {"psnr": float("inf")}}}
     (tmp_path / "net.safetensors").write_bytes(as_safetensors(state, entry="params_ema", record=record))
@@ -200,14 +200,14 @@ def test_safetensors_keep_what_lies_beside_the_weights_and_other_readers_find_th
 
 
 @pytest.mark.parametrize("record", ["{", "[" * 100_000])
-def test_damaged_metadata_are_refused_in_a_sentence(record, tmp_path):
+def test_damaged_metadata_is_rejected_in_a_sentence(record, tmp_path):
     metadata = {"sed_record": record}
     safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "net.safetensors", metadata=metadata)
     with pytest.raises(UserError, match="damaged"):
         load(tmp_path / "net.safetensors")
 
 
-def test_training_state_returns_as_it_was_saved(training_state, tmp_path):
+def test_training_state_is_loaded_as_it_was_saved(training_state, tmp_path):
     path = state_path(tmp_path, 12)
     save_state(path, training_state)
     loaded = load(path)
@@ -218,7 +218,7 @@ def test_training_state_returns_as_it_was_saved(training_state, tmp_path):
     assert torch.equal(loaded["random"], training_state["random"])
 
 
-def test_snapshot_stays_as_it_is_and_takes_no_more_room_than_its_original(tmp_path):
+def test_snapshot_does_not_change_and_is_no_larger_than_its_original(tmp_path):
     network = nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)).to(memory_format=torch.channels_last)
     state = {"step": 1, "params": network.state_dict(), "all": [network.state_dict(), (torch.zeros(0),)]}
     save_state(tmp_path / "original.pth", state)
@@ -234,12 +234,12 @@ def test_snapshot_stays_as_it_is_and_takes_no_more_room_than_its_original(tmp_pa
     assert all(copy["params"][name].stride() == value.stride() for name, value in state["params"].items())
 
 
-def test_generator_weights_are_no_training_state(tmp_path):
+def test_generator_weights_are_not_a_training_state(tmp_path):
     torch.save({"params": small_rrdb().state_dict()}, tmp_path / "net.pth")
     assert not is_training_state(load(tmp_path / "net.pth"))
 
 
-def test_states_roll_by_step_and_other_files_stay(tmp_path):
+def test_oldest_states_are_deleted_and_other_files_are_kept(tmp_path):
     assert states(tmp_path / "absent") == states(tmp_path) == []
     for step in (5, 300_000_000, 90_000, 100_000):
         state_path(tmp_path, step).touch()

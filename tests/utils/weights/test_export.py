@@ -1,4 +1,4 @@
-"""What is exported gives the same images elsewhere, and knows what it is."""
+"""Exported files give the same images in other tools and keep their record."""
 
 import json
 import subprocess
@@ -24,15 +24,15 @@ from sed_sr.utils.weights.generator_file import load_generator, open_generator_f
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in spandrel
 
 ROOT = Path(__file__).parents[3]
-RRDB = {"features": 4, "blocks": 1, "growth": 32}  # spandrel knows no other growth
+RRDB = {"features": 4, "blocks": 1, "growth": 32}  # spandrel supports no other growth
 SWINIR = {"embed_dim": 12, "depths": (2,), "heads": (2,), "window": 4}
 NETWORKS = {
     "rrdb": lambda: RRDBNet(**RRDB),
     "swinir": lambda: SwinIR(**SWINIR),
     "swinir for photographs": lambda: SwinIR(**SWINIR, upsampler="nearest+conv"),
 }
-WEIGHTS = ("safetensors", "pth-basicsr", "pth-esrgan")  # formats that hold weights, and no program
-SIZES = ((1, 17, 23), (3, 8, 8), (1, 5, 40), (2, 1, 1))  # batch, height, width; other ones than are compared on writing
+WEIGHTS = ("safetensors", "pth-basicsr", "pth-esrgan")  # formats of weights, not of programs
+SIZES = ((1, 17, 23), (3, 8, 8), (1, 5, 40), (2, 1, 1))  # batch, height, width; others than the export compares
 
 
 def lr_images(batch, height, width):
@@ -45,7 +45,7 @@ def image_of(network, *size):
 
 
 def written_by_us(name, folder):
-    """A file with two different sets of weights, and their network."""
+    """A file with `params` and `params_ema`, and the networks of both."""
     params, params_ema = NETWORKS[name](), NETWORKS[name]()
     options = {"name": "run_a", "generator": {"type": name[:6].strip()}}
     about = {"options": options, "step": 9, "scale": 4, "scores": {"Set5": {"psnr": 30.5}}, "scored_step": 6}
@@ -61,7 +61,7 @@ def exported(path, to, output, **choice):
 
 @pytest.mark.parametrize("to", WEIGHTS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_weights_give_the_same_image_in_another_tool_and_return_as_they_were(name, to, tmp_path):
+def test_weights_give_the_same_image_in_another_tool_and_can_be_read_back(name, to, tmp_path):
     path, _, network = written_by_us(name, tmp_path)
     output = exported(path, to, tmp_path / f"out{FORMATS[to].suffix}")
     other = spandrel.ModelLoader().load_from_file(output)
@@ -74,7 +74,7 @@ def test_weights_give_the_same_image_in_another_tool_and_return_as_they_were(nam
 
 
 @pytest.mark.parametrize("to", ["safetensors", "pth-basicsr"])
-def test_what_a_file_knows_goes_along(to, tmp_path):
+def test_record_of_a_file_is_exported(to, tmp_path):
     path, params, _ = written_by_us("rrdb", tmp_path)
     before = open_generator_file(path)
     for entry in (None, "params"):
@@ -130,7 +130,7 @@ def test_torchscript_gives_the_same_images_of_every_size(name, tmp_path):
     output = exported(path, "torchscript", tmp_path / "out.pt")
     record = {"sed_record": ""}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its deprecation
+        warnings.simplefilter("ignore")  # about its deprecation
         program = torch.jit.load(output, _extra_files=record)
     for size in SIZES:
         torch.testing.assert_close(image_of(program, *size), image_of(network, *size), rtol=0, atol=1e-5)
@@ -139,29 +139,29 @@ def test_torchscript_gives_the_same_images_of_every_size(name, tmp_path):
         open_generator_file(output)
 
 
-def test_an_export_that_gives_other_images_is_not_written(tmp_path):
+def test_export_with_other_images_is_not_written(tmp_path):
     path, *_ = written_by_us("rrdb", tmp_path)
-    (tmp_path / "out").write_text("what was there before")
+    (tmp_path / "out").write_text("existing file")
     torch.save(NETWORKS["rrdb"]().state_dict(), tmp_path / "another.pth")
     another = load_generator(open_generator_file(tmp_path / "another.pth"))
     for network in (another, lambda lr: another(lr)[..., 1:], lambda lr: another(lr) * float("nan")):
         wrong = Format("", "", lambda file, generator: b"", lambda path, network=network: network)
-        with pytest.raises(UserError, match=r"out was not written: it would give other images"):
+        with pytest.raises(UserError, match=r"out was not written: its images would differ"):
             export(open_generator_file(path), wrong, tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "what was there before"
+    assert (tmp_path / "out").read_text() == "existing file"
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_command_says_what_it_read_and_wrote_and_nothing_else(tmp_path):
+def test_command_prints_what_it_read_and_wrote(tmp_path):
     path, *_ = written_by_us("rrdb", tmp_path)
-    command = [sys.executable, "-m", "utils.export", str(path), "--to", "onnx", "--weights", "params"]
+    command = [sys.executable, "-m", "utils.weights.export", str(path), "--to", "onnx", "--weights", "params"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     read, wrote = done.stdout.splitlines()
     assert read.startswith(f"{path}: RRDB (1 block, 4 features, growth 32), x4, in SeD names, from 'params'; run_a")
     assert read.endswith("; Set5 psnr 30.5 (at step 6)")
     assert wrote.startswith(f"{path.with_suffix('.onnx')}: onnx, ")
-    assert "images differ from the network's by at most " in wrote
+    assert "its images differ from the network's by at most " in wrote
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_command_says_what_it_read_and_wrote_and_nothing_else(tmp_path):
         ("other.pth", "out.pth", r"other\.pth holds weights of an unknown architecture"),
     ],
 )
-def test_mistakes_get_a_sentence_and_nothing_is_written(file, output, message, tmp_path, monkeypatch):
+def test_mistake_is_one_sentence_and_nothing_is_written(file, output, message, tmp_path, monkeypatch):
     path, *_ = written_by_us("rrdb", tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "link.pth").symlink_to(path)
@@ -188,7 +188,7 @@ def test_mistakes_get_a_sentence_and_nothing_is_written(file, output, message, t
     assert before == {path: path.lstat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
-def test_a_library_that_is_missing_is_named_with_its_installation(tmp_path, monkeypatch):
+def test_missing_library_is_reported_with_how_to_install_it(tmp_path, monkeypatch):
     path, *_ = written_by_us("rrdb", tmp_path)
     for library in ("onnxscript", "onnx"):
         monkeypatch.setitem(sys.modules, library, None)

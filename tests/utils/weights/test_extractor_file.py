@@ -12,13 +12,14 @@ from torch import nn
 
 from sed_sr.models.semantic_extractor import CLIP_TOWERS, SemanticExtractor
 from sed_sr.options.errors import UserError
+from sed_sr.utils.weights.catalogue import PUBLISHED
 from sed_sr.utils.weights.extractor_file import (
     load_extractor_state,
     load_vgg_state,
     published_weights,
     read_extractor_file,
 )
-from sed_sr.utils.weights.pretrained import KNOWN, locate
+from sed_sr.utils.weights.pretrained import locate
 
 # PyTorch deprecates TorchScript; OpenAI's archives use it.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
@@ -56,7 +57,7 @@ def archive(extractor, tmp_path):
 
 def test_torchscript_archive_with_the_published_sha256_is_read(archive, extractor, monkeypatch):
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setitem(KNOWN, "RN50.pt", dataclasses.replace(KNOWN["RN50.pt"], sha256=sha256))
+    monkeypatch.setitem(PUBLISHED, "RN50.pt", dataclasses.replace(PUBLISHED["RN50.pt"], sha256=sha256))
     state = read_extractor_file(archive, "clip/RN50")
     hr = torch.rand(2, 3, 32, 48)
     assert torch.equal(SemanticExtractor(state=state)(hr), extractor(hr))
@@ -152,7 +153,7 @@ def test_unknown_model_raises(model, tmp_path):
 @pytest.mark.parametrize("tower", CLIP_TOWERS)
 def test_sha256_of_clip_archives_is_the_one_that_openai_published(tower):
     url = open_clip.get_pretrained_url(tower, "openai")
-    file = KNOWN[published_weights(f"clip/{tower}")]
+    file = PUBLISHED[published_weights(f"clip/{tower}")]
     assert file.urls == (url,)
     assert url.split("/")[-2:] == [file.sha256, file.name]
 

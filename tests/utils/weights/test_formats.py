@@ -14,7 +14,7 @@ from sed_sr.utils.weights.checkpoint import load, save_generator, save_state
 from sed_sr.utils.weights.formats import GeneratorWeights, load_into
 from sed_sr.utils.weights.formats import generator_weights as recognise
 
-FEATURES, BLOCKS, GROWTH = 4, 11, 32  # blocks of two digits; spandrel knows no other growth
+FEATURES, BLOCKS, GROWTH = 4, 11, 32  # block numbers of two digits; spandrel supports no other growth
 
 
 def generator_weights(path: Path) -> GeneratorWeights:
@@ -22,7 +22,7 @@ def generator_weights(path: Path) -> GeneratorWeights:
 
 
 def layer_names():
-    """The layers of an RRDB as the SeD, the BasicSR and the old ESRGAN files call them."""
+    """The names of an RRDB's layers in SeD, BasicSR and old ESRGAN files."""
     yield "conv_first", "conv_first", "model.0"
     for i in range(BLOCKS):
         for j in range(1, 4):
@@ -59,7 +59,7 @@ def broken(state):
 
 
 def foreign_state(style, *, seed=0):
-    """Random weights of a small RRDB in the names of `style`."""
+    """Random weights of a small RRDB with the names of `style`."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: value.shape for name, value in small_rrdb().state_dict().items()}
     state = {}
@@ -98,12 +98,12 @@ def test_every_wrapper_and_naming_gives_the_image_that_spandrel_gives(style, wra
 
 
 def under(*prefixes):
-    """Every key behind each of the prefixes, as several modules around one another save it."""
+    """Every key with all prefixes, as nested modules save it."""
     return lambda state: {"".join(prefixes) + name: value for name, value in state.items()}
 
 
 def inside(part):
-    """A compiled part of the network: the wrapper stands in the middle of the keys of its first block."""
+    """The first block is wrapped, so that the wrapper is in the middle of its keys."""
 
     def wrap(state):
         pattern = r"^(RRDB_trunk\.0\.|body\.0\.|model\.1\.sub\.0\.)"
@@ -113,7 +113,7 @@ def inside(part):
 
 
 def lightning(state):
-    """A module of Lightning that trains a GAN: the generator is one of its attributes."""
+    """A LightningModule of a GAN: the generator is one of its attributes."""
     beside = {"discriminator.conv0.weight": torch.ones(1), "loss.vgg.0.weight": torch.full((1,), float("nan"))}
     return {"epoch": 3, "state_dict": {**under("generator.")(state), **beside}}
 
@@ -139,7 +139,7 @@ WRAPPED = [
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(("wrap", "stripped"), WRAPPED)
-def test_keys_are_stripped_of_wrappers_in_any_order_and_it_is_said_of_which(style, wrap, stripped):
+def test_wrappers_are_stripped_in_any_order_and_named(style, wrap, stripped):
     state = foreign_state(style)
     weights, bare = recognise(wrap(state), "net.pth"), recognise(state, "net.pth")
     assert weights.state.keys() == bare.state.keys()
@@ -159,13 +159,13 @@ def test_swinir_is_found_inside_a_larger_model():
     assert weights.kind.endswith("stripped of 'generator.', '_orig_mod.'")
 
 
-def test_network_that_is_not_known_keeps_its_own_attributes_called_as_wrappers():
+def test_unknown_network_keeps_attributes_with_names_of_wrappers():
     own = {"model.conv.weight": torch.ones(1), "generator.weight": torch.ones(1), "tail.weight": torch.ones(1)}
     assert recognise(own, "net.pth").state.keys() == own.keys()
     assert recognise(under("module.", "_orig_mod.")(own), "net.pth").state.keys() == own.keys()
 
 
-def test_what_lies_beside_a_network_in_no_wrapper_is_kept_and_so_told_of():
+def test_unknown_keys_beside_an_unwrapped_network_are_kept():
     state = foreign_state("SeD") | {"generator.extra": torch.ones(1), "module.extra": torch.ones(1)}
     assert recognise(state, "net.pth").state.keys() == state.keys()
 
@@ -177,12 +177,12 @@ def test_what_lies_beside_a_network_in_no_wrapper_is_kept_and_so_told_of():
         (under("_orig_mod."), under(), "holds weights twice, with and without .*_orig_mod"),
     ],
 )
-def test_two_networks_in_one_state_dict_are_refused(first, second, message):
+def test_two_networks_in_one_state_dict_are_rejected(first, second, message):
     with pytest.raises(UserError, match=message):
         recognise(first(foreign_state("SeD")) | second(foreign_state("SeD", seed=1)), "net.pth")
 
 
-def test_safetensors_are_told_by_content(tmp_path):
+def test_safetensors_are_detected_by_content(tmp_path):
     state = foreign_state("BasicSR")
     safetensors.torch.save_file(state, tmp_path / "net.pth")
     generator = small_rrdb()
@@ -210,7 +210,7 @@ def test_half_precision_becomes_float32_and_buffers_keep_their_type(tmp_path):
     assert torch.equal(loaded["conv_first.weight"], state["conv_first.weight"].float())
 
 
-def test_average_is_taken_where_there_is_one(tmp_path):
+def test_running_average_is_preferred(tmp_path):
     params, params_ema = small_rrdb().state_dict(), small_rrdb().state_dict()
     options = {"name": "run", "lr": 1e-4, "milestones": [1, 2], "ema": None}
     about = {"options": options, "step": 7, "scale": 4, "scores": {"Set5": {"psnr": 30.5}}, "scored_step": 6}
@@ -224,14 +224,14 @@ def test_average_is_taken_where_there_is_one(tmp_path):
     assert {key: written[key] for key in about} == about
 
 
-def test_an_entry_that_a_file_lacks_is_refused_by_what_it_has(tmp_path):
+def test_missing_entry_is_reported_with_the_existing_ones(tmp_path):
     with pytest.raises(UserError, match=r"net\.pth has its weights under params, and none under params_ema"):
         recognise({"params": foreign_state("SeD")}, "net.pth", entry="params_ema")
     with pytest.raises(UserError, match="as a bare state dict, and none under params_ema"):
         recognise(foreign_state("SeD"), "net.pth", entry="params_ema")
 
 
-def test_training_state_serves_as_generator_weights(tmp_path):
+def test_training_state_can_be_used_as_generator_weights(tmp_path):
     state = {"step": 12, "params": small_rrdb().state_dict(), "params_ema": foreign_state("SeD")}
     save_state(tmp_path / "state.pth", state)
     weights = generator_weights(tmp_path / "state.pth")
@@ -249,14 +249,14 @@ def test_training_state_serves_as_generator_weights(tmp_path):
         ({"params": {"step": 3}}, "'params' in it holds step"),
     ],
 )
-def test_files_without_weights_are_refused_by_what_they_hold(contents, message, tmp_path):
+def test_file_without_weights_is_rejected_with_what_it_holds(contents, message, tmp_path):
     torch.save(contents, tmp_path / "net.pth")
     with pytest.raises(UserError, match=message):
         generator_weights(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_diverged_weights_are_refused_by_name(value, tmp_path):
+def test_diverged_weights_are_rejected_by_name(value, tmp_path):
     state = foreign_state("SeD")
     state["HRconv.bias"][3] = value
     torch.save(state, tmp_path / "net.pth")
@@ -323,7 +323,7 @@ def without(state, *names):
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_told_by_what_differs(state, generator, message, tmp_path):
+def test_weights_that_do_not_fit_are_reported_with_what_differs(state, generator, message, tmp_path):
     torch.save(state(), tmp_path / "net.pth")
     weights = generator_weights(tmp_path / "net.pth")
     with pytest.raises(UserError, match=message) as caught:
@@ -331,7 +331,7 @@ def test_weights_that_do_not_fit_are_told_by_what_differs(state, generator, mess
     assert "net.pth" in str(caught.value)
 
 
-def test_weights_that_do_not_fit_leave_the_network_as_it_was(tmp_path):
+def test_weights_that_do_not_fit_leave_the_network_unchanged(tmp_path):
     generator = small_rrdb()
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     torch.save(without(foreign_state("SeD"), "conv_last.bias"), tmp_path / "net.pth")
@@ -340,7 +340,7 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
 
 
-def test_weights_under_two_names_are_refused(tmp_path):
+def test_weights_under_two_names_are_rejected(tmp_path):
     torch.save(foreign_state("BasicSR") | {"trunk_conv.weight": torch.ones(4, 4, 3, 3)}, tmp_path / "net.pth")
-    with pytest.raises(UserError, match="under other names too"):
+    with pytest.raises(UserError, match="twice, in BasicSR names and under other names"):
         generator_weights(tmp_path / "net.pth")
