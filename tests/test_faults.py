@@ -33,9 +33,10 @@ from tests.conftest import (
 
 
 def test_two_processes_go_on_exactly_where_they_stopped(workshop, command, undisturbed):
-    parts = (*TORCHRUN, *TRAIN, "--set", "name=two")
-    finished(command(*parts, "--set", "train.total_steps=2", cwd=workshop), "no training state yet")
-    told = finished(command(*parts, cwd=workshop), "a training state at step 2")
+    parts = (*TRAIN, "--set", "name=two")
+    stopped = command(*parts, "--set", "train.total_steps=2", cwd=workshop, processes=2)
+    finished(stopped, "no training state yet")
+    told = finished(command(*parts, cwd=workshop, processes=2), "a training state at step 2")
     assert "train.total_steps was 2, is 6" in told
     # Shortened, the first part validated after its last step, which the undisturbed run did not.
     ours, theirs = last_state(workshop / "checkpoint/two"), last_state(undisturbed / "two")
@@ -89,7 +90,8 @@ def test_signals_end_a_run_after_a_step_and_a_save(workshop, launch):
              "train.save_every_steps=100000", "--set", "validation.every_steps=100000")  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         before = newest_step(run)
-        process = launch(*words, cwd=workshop, through=("setsid",))
+        # Ctrl-C is given to a new interpreter; a forked process has a group of its own anyway
+        process = launch(*words, cwd=workshop, through=("setsid",) if number == signal.SIGINT else ())
         with not_outlived(process):
             wait_until(lambda before=before: last_logged(run) > before + 2, process)
             os.killpg(process.pid, number)
@@ -106,9 +108,9 @@ def test_second_interrupt_ends_a_run_at_once(workshop, launch):
     with not_outlived(process):
         log = workshop / "checkpoint/rrdb_psnr/train.log"
         wait_until(lambda: log.exists() and "pairs in a step" in log.read_text(), process)
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
         time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)

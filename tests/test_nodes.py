@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TRAIN, assert_equal_runs, newest_step, not_outlived, ranks_of, wait_until
+from tests.conftest import (
+    ROOT,
+    TRAIN,
+    assert_equal_runs,
+    free_endpoint,
+    newest_step,
+    not_outlived,
+    ranks_of,
+    wait_until,
+)
 
 SLURM = ROOT / "examples/slurm.sh"
 SRUN = """\
@@ -143,11 +151,6 @@ def agent(*, endpoint: str, address: str, more: tuple[str, ...] = ()) -> tuple[s
             f"--rdzv_endpoint={endpoint}", f"--local_addr={address}", *more, *TRAIN, "--set", "name=two")  # fmt: skip
 
 
-def free_endpoint() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
-
-
 def test_two_launchers_that_meet_make_one_run(workshop, launch, undisturbed, two_networks):
     """Two nodes, here two network namespaces, with an agent and a process each: the run of one agent with two."""
     (host, _), _ = two_networks
@@ -209,8 +212,7 @@ def test_run_of_two_launchers_survives_the_death_of_a_process(workshop, launch, 
     """Two agents on loopback, and a process that is killed: all start again, from the last state."""
     run, endpoint = workshop / "checkpoint/two", free_endpoint()
     words = agent(endpoint=endpoint, address="127.0.0.1", more=("--max-restarts=1",))
-    through = ("env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
-    agents = [launch(*words, cwd=workshop, through=through) for _ in range(2)]
+    agents = [launch(*words, cwd=workshop, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) for _ in range(2)]
     with not_outlived(*agents):
         wait_until(lambda: newest_step(run) > 0, agents[0])
         os.kill(ranks_of(agents[1])[0], signal.SIGKILL)
