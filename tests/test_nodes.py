@@ -15,6 +15,7 @@ from tests.conftest import (
     ROOT,
     TRAIN,
     assert_equal_runs,
+    finished,
     free_endpoint,
     newest_step,
     not_outlived,
@@ -98,7 +99,7 @@ def session_not_outlived(process: subprocess.Popen) -> Iterator[None]:
         process.communicate()
 
 
-def test_slurm_job_whose_time_is_up_is_requeued_and_goes_on_exactly(workshop, slurm, undisturbed):
+def test_slurm_job_whose_time_is_up_is_requeued_and_goes_on_exactly(workshop, slurm, command, undisturbed):
     run, arguments = workshop / "checkpoint/two", (*TRAIN[2:], "--set", "name=two")
     job = slurm(*arguments)
     with session_not_outlived(job):
@@ -109,12 +110,8 @@ def test_slurm_job_whose_time_is_up_is_requeued_and_goes_on_exactly(workshop, sl
     assert newest_step(run) < newest_step(undisturbed / "two")
     assert (workshop / "asked_of_slurm").read_text() == NAMES + REQUEUE
 
-    job = slurm(*arguments)
-    with session_not_outlived(job):
-        stdout, stderr = job.communicate(timeout=120)
-    assert job.returncode == 0, stderr
-    assert "goes on from" in stdout
-    assert (workshop / "asked_of_slurm").read_text() == NAMES + REQUEUE + NAMES
+    # what the job starts when it is there again, as the tests below show
+    finished(command(*TRAIN, "--set", "name=two", cwd=workshop, processes=2), "goes on from")
     assert_equal_runs(run, undisturbed / "two")
 
 
