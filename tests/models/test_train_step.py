@@ -225,7 +225,7 @@ def weights_and_moments(state) -> list:
             if "._" not in str(name)
             for part in weights_and_moments(part)
         ]
-    return state.flatten().tolist() if isinstance(state, torch.Tensor) else [state]
+    return [state.numpy().tobytes() if isinstance(state, torch.Tensor) else state]
 
 
 def test_infinite_gradient_behind_a_finite_loss_is_noticed(batch):
