@@ -221,7 +221,7 @@ def weights_and_moments(state) -> list:
     if isinstance(state, dict):
         return [
             part
-            for name, part in sorted(state.items(), key=str)
+            for name, part in sorted(state.items(), key=lambda item: str(item[0]))
             if "._" not in str(name)
             for part in weights_and_moments(part)
         ]
