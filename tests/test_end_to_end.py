@@ -36,10 +36,9 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 def test_from_photographs_to_scores(workshop, command):
     """PSNR-oriented training, SeD from its weights, scores: every file that the README promises is there and true.
 
-    Each command runs in a new interpreter. SeD trains in bfloat16, and its validations give to the last digit what
-    test.py gives.
+    SeD trains in bfloat16, and its validations give to the last digit what test.py gives; both in new interpreters.
     """
-    finished(command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop, new=True))
+    finished(command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop))
     start = "checkpoint/rrdb_psnr/generator_latest.pth"
     metrics = ("psnr", "ssim", "gmsd", "piqe")
     settings = ("train.precision=bf16", f"validation.metrics=[{','.join(metrics)}]", "validation.best_by=piqe")

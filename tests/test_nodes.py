@@ -223,10 +223,16 @@ def test_run_of_two_launchers_survives_the_death_of_a_process(workshop, launch, 
 
 
 def test_restarts_on_two_launchers_that_would_hang_are_refused(workshop, launch):
-    words = agent(endpoint=free_endpoint(), address="127.0.0.1", more=("--max-restarts=1",))
+    """By train.py in the environment that the launchers give to their processes."""
+    print_environment = ("--max-restarts=1", "--no-python", "sh", "-c", "env")
+    words = agent(endpoint=free_endpoint(), address="127.0.0.1", more=print_environment)
     agents = [launch(*words, cwd=workshop) for _ in range(2)]
     with not_outlived(*agents):
         for process in agents:
-            _, stderr = process.communicate(timeout=120)
-            assert process.returncode != 0
+            stdout, stderr = process.communicate(timeout=120)
+            assert process.returncode == 0, stderr
+            given = dict(line.split("=", 1) for line in stdout.splitlines() if "=" in line)
+            rank = launch(*TRAIN, cwd=workshop, **given)
+            _, stderr = rank.communicate(timeout=60)
+            assert rank.returncode == 2
             assert "train.py: error: torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_" in stderr
