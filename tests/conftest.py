@@ -57,7 +57,7 @@ def tf32_allowed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def launch(no_weights_of_others: None) -> Launch:
-    """Starts `python ...` as a user does, in a folder; a script of the project is named by its file."""
+    """Starts `python ...` in a folder; a script of the project is named by its file."""
 
     def start(
         *arguments: object, cwd: Path, through: Sequence[str] = (), new: bool = False, **variables: object
@@ -104,7 +104,7 @@ def launch_ranks(launch: Launch) -> Callable[..., list[Forked]]:
 
 @pytest.fixture(scope="session")
 def command(launch: Launch, launch_ranks: Callable[..., list[Forked]]) -> Command:
-    """Runs `python ...` to its end, in one process or as a run of several, whose exit code is the largest."""
+    """Runs `python ...` to its end, in one process or as the processes of one run; the exit code is the largest."""
 
     def run(
         *arguments: object, cwd: Path, timeout_s: int = 240, processes: int = 1, new: bool = False
