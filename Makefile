@@ -10,9 +10,10 @@ setup: $(READY)
 demo: $(READY)
 	$(VENV)/bin/python -m examples.demo
 
-# A process for each core, up to four, with one thread each: most tests start processes of their own.
+# A process for each core, up to four, with one thread each: many tests start processes of their own. Each process takes
+# a stretch of the tests, so that most fixtures of a file are made once; an idle one takes over tests of a busy one.
 test: $(READY) $(VENV)/browser
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal --durations=10
 
 test-long: $(READY)
 	$(VENV)/bin/python -m pytest -m long

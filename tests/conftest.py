@@ -6,6 +6,7 @@ And what tests of stopping and going on share: a run that nothing disturbed, and
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.forked import Forked, can_fork
+
 ROOT = Path(__file__).parents[1]
 STEPS = 6
 # From the middle of one epoch into the next: there are 23 pairs or so, and two processes take two of them each.
@@ -28,7 +31,7 @@ EXACT = ("--set", "dataloader.num_workers=2", "--set", f"train.total_steps={STEP
 TRAIN = ("train.py", "--opt", "swinir_P+SeD.yml", *EXACT)  # SwinIR's stochastic depth draws random numbers
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
 Command = Callable[..., subprocess.CompletedProcess]
-Launch = Callable[..., subprocess.Popen]
+Launch = Callable[..., subprocess.Popen | Forked]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,13 +56,24 @@ def tf32_allowed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def launch() -> Launch:
-    """Starts `python ...` as a user does, in a folder; a script of the project is named by its file."""
+def launch(no_weights_of_others: None) -> Launch:
+    """Starts `python ...` in a folder; a script of the project is named by its file."""
 
-    def start(*arguments: object, cwd: Path, through: Sequence[str] = ()) -> subprocess.Popen:
-        """`through`: a command that becomes the one that is written behind it, such as env."""
+    def start(
+        *arguments: object, cwd: Path, through: Sequence[str] = (), new: bool = False, **variables: object
+    ) -> subprocess.Popen | Forked:
+        """Scripts and modules start in a forked process, which is quick.
+
+        Args:
+            through: a command that becomes the one that is written behind it, such as nsenter.
+            new: start a new interpreter, which imports PyTorch for itself.
+            variables: further variables of the environment.
+        """
         words = [str(ROOT / word) if (ROOT / word).is_file() else word for word in map(str, arguments)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        env |= {name: str(value) for name, value in variables.items()}
+        if not (through or new) and can_fork(words):
+            return Forked(words, cwd=cwd, env=env)
         return subprocess.Popen(
             [*through, sys.executable, *words],
             cwd=cwd,
@@ -75,17 +89,35 @@ def launch() -> Launch:
 
 
 @pytest.fixture(scope="session")
-def command(launch: Launch) -> Command:
-    """Runs `python ...` to its end."""
+def launch_ranks(launch: Launch) -> Callable[..., list[Forked]]:
+    """Starts the processes of one run as torchrun does, but without torchrun; each in one of the folders."""
 
-    def run(*arguments: object, cwd: Path, timeout_s: int = 240) -> subprocess.CompletedProcess:
-        with launch(*arguments, cwd=cwd) as process:
-            try:
-                stdout, stderr = process.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    def start(*arguments: object, folders: Sequence[Path]) -> list[Forked]:
+        host, port = free_endpoint().split(":")
+        about = {"WORLD_SIZE": len(folders), "MASTER_ADDR": host, "MASTER_PORT": port}
+        return [
+            launch(*arguments, cwd=folder, RANK=rank, LOCAL_RANK=rank, **about) for rank, folder in enumerate(folders)
+        ]
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def command(launch: Launch, launch_ranks: Callable[..., list[Forked]]) -> Command:
+    """Runs `python ...` to its end, in one process or as the processes of one run; the exit code is the largest."""
+
+    def run(
+        *arguments: object, cwd: Path, timeout_s: int = 240, processes: int = 1, new: bool = False
+    ) -> subprocess.CompletedProcess:
+        if processes > 1:
+            started = launch_ranks(*arguments, folders=[cwd] * processes)
+        else:
+            started = [launch(*arguments, cwd=cwd, new=new)]
+        with not_outlived(*started):
+            said = [process.communicate(timeout=timeout_s) for process in started]
+        stdout, stderr = map("".join, zip(*said, strict=True))
+        code = max((process.returncode for process in started), key=abs)
+        return subprocess.CompletedProcess(started[0].args, code, stdout, stderr)
 
     return run
 
@@ -166,8 +198,13 @@ def undisturbed(tmp_path_factory, prepared, command, make_workshop) -> Path:
     """A run of one process and a run of two, to their ends."""
     root = make_workshop(tmp_path_factory.mktemp("undisturbed"))
     finished(command(*TRAIN, "--set", "name=one", cwd=root))
-    finished(command(*TORCHRUN, *TRAIN, "--set", "name=two", cwd=root))
+    finished(command(*TRAIN, "--set", "name=two", cwd=root, processes=2))
     return root / "checkpoint"
+
+
+def free_endpoint() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def finished(done: subprocess.CompletedProcess, *expected: str) -> str:

@@ -5,6 +5,7 @@ import json
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -91,12 +92,41 @@ def write_recipes(workshop: Path) -> list[str]:
     return ["lost.yml", "trained.yml"]
 
 
-def test_grid_goes_on_after_a_failure_and_leaves_finished_runs_alone(workshop, command, monkeypatch):
+@pytest.fixture
+def ablation() -> ModuleType:
+    """The script as a module."""
+    specification = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks/ablation.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_commands_of_the_grid_run_in_processes_that_end_with_their_exit_codes(ablation, capfd):
+    assert ablation.command("-c", "print('hello'); raise SystemExit(3)") == 3
+    assert capfd.readouterr().out.endswith("\nhello\n")
+
+
+def test_script_of_the_grid_refuses_two_runs_of_one_name(workshop, command):
+    refused = command("benchmarks/ablation.py", "rrdb_P.yml", "./rrdb_P.yml", "--output", "grid", cwd=workshop)
+    assert refused.returncode == 2
+    assert "each run needs a name of its own" in refused.stderr
+
+
+def test_grid_goes_on_after_a_failure_and_leaves_finished_runs_alone(workshop, command, ablation, monkeypatch, capsys):
     arguments = [*write_recipes(workshop), "--benchmarks", "Photos", "--metrics", "psnr", "ssim", "--output", "grid"]
-    done = command("benchmarks/ablation.py", *arguments, cwd=workshop)
-    assert done.returncode == 1
-    assert "nowhere.pt" in done.stderr
-    assert done.stderr.endswith("not trained to its end: lost\n")
+    monkeypatch.setattr(sys, "argv", ["ablation.py", *arguments])
+    monkeypatch.chdir(workshop)
+    done = []
+
+    def call(*words: object) -> int:
+        done.append(command(*words, cwd=workshop))
+        return done[-1].returncode
+
+    monkeypatch.setattr(ablation, "command", call)
+    assert ablation.main() == 1
+    assert [each.returncode for each in done] == [2, 0, 0]
+    assert "nowhere.pt" in done[0].stderr
+    assert capsys.readouterr().err == "not trained to its end: lost\n"
 
     table = (workshop / "grid/table.md").read_text().splitlines()
     header, _, row = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
@@ -109,13 +139,8 @@ def test_grid_goes_on_after_a_failure_and_leaves_finished_runs_alone(workshop, c
     expected = {**seen, "s/step": f"{step_s:.3g}", "Photos PSNR-Y": f"{means['psnr']:.4g}"}
     assert dict(zip(header, row, strict=True)) == {**expected, "Photos SSIM-Y": f"{means['ssim']:.4g}"}
 
-    specification = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks/ablation.py")
-    ablation = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(ablation)
     commands = []
     monkeypatch.setattr(ablation, "command", lambda *words: commands.append([Path(word).name for word in words]) or 2)
-    monkeypatch.setattr(sys, "argv", ["ablation.py", *arguments])
-    monkeypatch.chdir(workshop)
     with pytest.raises(UserError, match=r"test\.py ended with exit code 2"):
         ablation.main()
     assert [words[:3] for words in commands] == [

@@ -142,7 +142,7 @@ def check_options(file, *arguments):
         assert load_options(again) == options
 
 
-@tried(100)
+@tried(60)
 @given(tree=changed_trees())
 def test_a_tree_with_other_keys_and_values_is_read_or_refused(tree, tmp_path):
     file = tmp_path / "recipe.yml"
@@ -184,7 +184,7 @@ def changed_files(draw):
     return text.encode(draw(st.sampled_from(ENCODINGS)), errors="replace")
 
 
-@tried(100)
+@tried(60)
 @given(contents=changed_files() | st.binary(max_size=50))
 def test_a_file_of_other_text_is_read_or_refused_and_nothing_in_it_runs(contents, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -502,7 +502,7 @@ def test_of_strange_tensors_only_other_floats_are_taken(strange, tmp_path):
     assert taken == (strange in ("float64", "half", "bfloat16", "other strides", "parameter"))
 
 
-@tried(200)
+@tried(100)
 @given(file=weight_files(), format=st.sampled_from(["torch", "torch", "torch, old format"]))
 def test_weights_are_taken_as_they_are_or_the_network_stays_as_it_was(file, format, tmp_path):
     payload, state = file
@@ -510,7 +510,7 @@ def test_weights_are_taken_as_they_are_or_the_network_stays_as_it_was(file, form
     check_weights(tmp_path / "net.pth", state)
 
 
-@tried(200)
+@tried(100)
 @given(format=st.sampled_from(["torch", "torch, old format", "safetensors"]), data=st.data())
 def test_damaged_weights_are_refused_or_finite(format, data, tmp_path):
     path = tmp_path / "net.pth"

@@ -2,7 +2,7 @@
 
 import json
 import math
-import socket
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sed_sr.data.images import read_rgb
+from tests.conftest import free_endpoint
 
 PSNR, SED, REAL = (f"train.py --opt {recipe}.yml" for recipe in ("rrdb_psnr", "rrdb_P+SeD", "rrdb_psnr_real"))
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
@@ -28,11 +29,6 @@ def metrics_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "generator_latest.pth", weights_only=True)["params"]
 
@@ -40,14 +36,14 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 def test_from_photographs_to_scores(workshop, command):
     """PSNR-oriented training, SeD from its weights, scores: every file that the README promises is there and true.
 
-    SeD trains in bfloat16, and its validations give to the last digit what test.py gives.
+    SeD trains in bfloat16, and its validations give to the last digit what test.py gives; both in new interpreters.
     """
     finished(command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop))
     start = "checkpoint/rrdb_psnr/generator_latest.pth"
     metrics = ("psnr", "ssim", "gmsd", "piqe")
     settings = ("train.precision=bf16", f"validation.metrics=[{','.join(metrics)}]", "validation.best_by=piqe")
     words = [word for setting in settings for word in ("--set", setting)]
-    done = command("train.py", "--opt", "rrdb_P+SeD.yml", "--resume", start, *words, cwd=workshop)
+    done = command("train.py", "--opt", "rrdb_P+SeD.yml", "--resume", start, *words, cwd=workshop, new=True)
     finished(done, "starts from", "random", "device: cpu, bf16")
 
     run = workshop / "checkpoint/rrdb_P+SeD"
@@ -67,7 +63,7 @@ def test_from_photographs_to_scores(workshop, command):
     assert [line["learning_rate"] for line in trained] == [1e-3, 1e-3, 5e-4, 5e-4]  # of the step that comes next
 
     scored = command("test.py", "--opt", "rrdb_P+SeD.yml", "--weights", run / "generator_latest.pth", "--benchmarks",
-                     "Photos", "--metrics", *metrics, "--output_path", "results", cwd=workshop)  # fmt: skip
+                     "Photos", "--metrics", *metrics, "--output_path", "results", cwd=workshop, new=True)  # fmt: skip
     finished(scored, "Photos", "PSNR-Y")
     (weights,) = json.loads((workshop / "results/results.json").read_text())["weights"]
     results = weights["benchmarks"]["Photos"]
@@ -97,7 +93,7 @@ def test_every_pair_of_networks_trains(workshop, command, recipe):
 def test_two_processes_make_one_run(workshop, command, launcher):
     """The run of two processes with one image each is the run of one process with two."""
     if launcher == LAUNCH:
-        launcher += f" --master_port={free_port()}"
+        launcher += f" --master_port={free_endpoint().split(':')[1]}"
     sizes = {"one": 2, "two": 1}
     for name, size in sizes.items():
         started = launcher.split() if name == "two" else ()
@@ -114,17 +110,18 @@ def test_two_processes_make_one_run(workshop, command, launcher):
     assert log.count("step 4/4") == 1
 
 
-@pytest.mark.parametrize(("recipe", "launcher"), [("swinir_U+SeD_real", ""), ("rrdb_psnr_real", TORCHRUN)])
-def test_resumed_run_equals_the_undisturbed_one(workshop, command, recipe, launcher):
+@pytest.mark.parametrize(("recipe", "processes"), [("swinir_U+SeD_real", 1), ("rrdb_psnr_real", 2)])
+def test_resumed_run_equals_the_undisturbed_one(workshop, command, recipe, processes):
     """Bit for bit, networks, moments, pool of pairs and all, from the middle of an epoch, on one process and on two.
 
     SwinIR's stochastic depth and the degradation draw numbers; the pool is full from the second step on.
     """
-    train = (*launcher.split(), "train.py", "--opt", f"{recipe}.yml")
-    finished(command(*train, "--set", "name=whole", cwd=workshop))
+    train = ("train.py", "--opt", f"{recipe}.yml")
+    run = partial(command, cwd=workshop, processes=processes)
+    finished(run(*train, "--set", "name=whole"))
     stopped = (*train, "--set", "name=parts", "--resume", "auto")
-    finished(command(*stopped, "--set", "train.total_steps=2", cwd=workshop), "no training state yet")
-    finished(command(*stopped, cwd=workshop), "a training state at step 2", "train.total_steps was 2, is 4")
+    finished(run(*stopped, "--set", "train.total_steps=2"), "no training state yet")
+    finished(run(*stopped), "a training state at step 2", "train.total_steps was 2, is 4")
     whole, parts = (
         torch.load(workshop / f"checkpoint/{name}/states/state_000000004.pth", weights_only=True)
         for name in ("whole", "parts")
@@ -132,7 +129,7 @@ def test_resumed_run_equals_the_undisturbed_one(workshop, command, recipe, launc
     assert whole["step"] == parts["step"] == 4
     assert equal(whole["loop"], parts["loop"])
     assert equal(whole["train_step"], parts["train_step"])
-    finished(command(*stopped, cwd=workshop), "nothing to do")
+    finished(run(*stopped), "nothing to do")
 
 
 def test_older_state_does_not_write_over_a_newer_one(workshop, command):
@@ -211,7 +208,8 @@ def test_image_that_becomes_unreadable_ends_training_with_its_name(workshop, com
         for image in (prepared / "DF2K" / name).iterdir():
             content = image.read_bytes()
             (workshop / "DF2K" / name / image.name).write_bytes(content[:60] if name == "train_sub" else content)
-    done = command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop)
+    # a new interpreter, whose shutdown the workers of the loader would hold up if the traceback held on to them
+    done = command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop, new=True)
     assert done.returncode == 2
     assert "DF2K/train_sub/000" in done.stderr
     assert "Traceback" not in done.stderr

@@ -33,9 +33,10 @@ from tests.conftest import (
 
 
 def test_two_processes_go_on_exactly_where_they_stopped(workshop, command, undisturbed):
-    parts = (*TORCHRUN, *TRAIN, "--set", "name=two")
-    finished(command(*parts, "--set", "train.total_steps=2", cwd=workshop), "no training state yet")
-    told = finished(command(*parts, cwd=workshop), "a training state at step 2")
+    parts = (*TRAIN, "--set", "name=two")
+    stopped = command(*parts, "--set", "train.total_steps=2", cwd=workshop, processes=2)
+    finished(stopped, "no training state yet")
+    told = finished(command(*parts, cwd=workshop, processes=2), "a training state at step 2")
     assert "train.total_steps was 2, is 6" in told
     # Shortened, the first part validated after its last step, which the undisturbed run did not.
     ours, theirs = last_state(workshop / "checkpoint/two"), last_state(undisturbed / "two")
@@ -89,7 +90,8 @@ def test_signals_end_a_run_after_a_step_and_a_save(workshop, launch):
              "train.save_every_steps=100000", "--set", "validation.every_steps=100000")  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         before = newest_step(run)
-        process = launch(*words, cwd=workshop, through=("setsid",))
+        # Ctrl-C is given to a new interpreter; a forked process has a group of its own anyway
+        process = launch(*words, cwd=workshop, through=("setsid",) if number == signal.SIGINT else ())
         with not_outlived(process):
             wait_until(lambda before=before: last_logged(run) > before + 2, process)
             os.killpg(process.pid, number)
@@ -106,9 +108,9 @@ def test_second_interrupt_ends_a_run_at_once(workshop, launch):
     with not_outlived(process):
         log = workshop / "checkpoint/rrdb_psnr/train.log"
         wait_until(lambda: log.exists() and "pairs per step" in log.read_text(), process)
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
         time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
@@ -138,19 +140,20 @@ def last_logged(run: Path) -> int:
     return json.loads(lines[-1])["step"] if lines and lines[-1].endswith("}") else 0
 
 
-def test_launcher_fails_with_a_rank_or_brings_the_run_back(workshop, launch, undisturbed):
-    """Without --max-restarts the death of a rank ends torchrun with a failure; with it all ranks start again, from the
-    last state, to the same weights."""
-    run = workshop / "checkpoint/two"
-    for restarts, rank in ((0, 0), (2, 1)):
-        before = newest_step(run)
-        process = launch(*TORCHRUN, f"--max-restarts={restarts}", *TRAIN, "--set", "name=two", cwd=workshop)
-        with not_outlived(process):
+def test_launcher_brings_the_run_back_after_a_rank_died_or_fails(workshop, launch, command, undisturbed):
+    """After the death of a rank all ranks start again, from the last state; when --max-restarts is used up, the next
+    death ends torchrun with a failure. The same command then goes on, and ends with the same weights."""
+    run, words = workshop / "checkpoint/two", (*TRAIN, "--set", "name=two")
+    process, before = launch(*TORCHRUN, "--max-restarts=1", *words, cwd=workshop), 0
+    with not_outlived(process):
+        for rank in (1, 0):
             wait_until(lambda before=before: newest_step(run) > before, process)
+            before = newest_step(run)
             os.kill(ranks_of(process)[rank], signal.SIGKILL)
-            stdout, stderr = process.communicate(timeout=120)
-        assert (process.returncode == 0) == (restarts > 0), stderr
-    assert stdout.count("resumes from") == 2
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode not in (0, -signal.SIGKILL), stderr
+    assert stdout.count("resumes from") == 1
+    finished(command(*words, cwd=workshop, processes=2), "resumes from")
     assert_equal_runs(run, undisturbed / "two")
 
 

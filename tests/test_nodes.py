@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TRAIN, assert_equal_runs, newest_step, not_outlived, ranks_of, wait_until
+from tests.conftest import (
+    ROOT,
+    TRAIN,
+    assert_equal_runs,
+    finished,
+    free_endpoint,
+    newest_step,
+    not_outlived,
+    ranks_of,
+    wait_until,
+)
 
 SLURM = ROOT / "examples/slurm.sh"
 SRUN = """\
@@ -90,7 +99,7 @@ def session_not_outlived(process: subprocess.Popen) -> Iterator[None]:
         process.communicate()
 
 
-def test_slurm_job_whose_time_is_up_is_requeued_and_goes_on_exactly(workshop, slurm, undisturbed):
+def test_slurm_job_whose_time_is_up_is_requeued_and_goes_on_exactly(workshop, slurm, command, undisturbed):
     run, arguments = workshop / "checkpoint/two", (*TRAIN[2:], "--set", "name=two")
     job = slurm(*arguments)
     with session_not_outlived(job):
@@ -101,12 +110,8 @@ def test_slurm_job_whose_time_is_up_is_requeued_and_goes_on_exactly(workshop, sl
     assert newest_step(run) < newest_step(undisturbed / "two")
     assert (workshop / "asked_of_slurm").read_text() == NAMES + REQUEUE
 
-    job = slurm(*arguments)
-    with session_not_outlived(job):
-        stdout, stderr = job.communicate(timeout=120)
-    assert job.returncode == 0, stderr
-    assert "resumes from" in stdout
-    assert (workshop / "asked_of_slurm").read_text() == NAMES + REQUEUE + NAMES
+    # what the job starts when it is there again, as the tests below show
+    finished(command(*TRAIN, "--set", "name=two", cwd=workshop, processes=2), "resumes from")
     assert_equal_runs(run, undisturbed / "two")
 
 
@@ -141,11 +146,6 @@ def agent(*, endpoint: str, address: str, more: tuple[str, ...] = ()) -> tuple[s
     """The torchrun of one node of two, with one process."""
     return ("-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=run",
             f"--rdzv_endpoint={endpoint}", f"--local_addr={address}", *more, *TRAIN, "--set", "name=two")  # fmt: skip
-
-
-def free_endpoint() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def test_two_launchers_that_meet_make_one_run(workshop, launch, undisturbed, two_networks):
@@ -209,8 +209,7 @@ def test_run_of_two_launchers_survives_the_death_of_a_process(workshop, launch, 
     """Two agents on loopback, and a process that is killed: all start again, from the last state."""
     run, endpoint = workshop / "checkpoint/two", free_endpoint()
     words = agent(endpoint=endpoint, address="127.0.0.1", more=("--max-restarts=1",))
-    through = ("env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
-    agents = [launch(*words, cwd=workshop, through=through) for _ in range(2)]
+    agents = [launch(*words, cwd=workshop, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) for _ in range(2)]
     with not_outlived(*agents):
         wait_until(lambda: newest_step(run) > 0, agents[0])
         os.kill(ranks_of(agents[1])[0], signal.SIGKILL)
@@ -224,10 +223,16 @@ def test_run_of_two_launchers_survives_the_death_of_a_process(workshop, launch, 
 
 
 def test_restarts_on_two_launchers_that_would_hang_are_refused(workshop, launch):
-    words = agent(endpoint=free_endpoint(), address="127.0.0.1", more=("--max-restarts=1",))
+    """By train.py in the environment that the launchers give to their processes."""
+    print_environment = ("--max-restarts=1", "--no-python", "sh", "-c", "env")
+    words = agent(endpoint=free_endpoint(), address="127.0.0.1", more=print_environment)
     agents = [launch(*words, cwd=workshop) for _ in range(2)]
     with not_outlived(*agents):
         for process in agents:
-            _, stderr = process.communicate(timeout=120)
-            assert process.returncode != 0
+            stdout, stderr = process.communicate(timeout=120)
+            assert process.returncode == 0, stderr
+            given = dict(line.split("=", 1) for line in stdout.splitlines() if "=" in line)
+            rank = launch(*TRAIN, cwd=workshop, **given)
+            _, stderr = rank.communicate(timeout=60)
+            assert rank.returncode == 2
             assert "train.py: error: torchrun --max-restarts on several nodes needs TORCH_DISABLE_SHARE_" in stderr

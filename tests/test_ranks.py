@@ -2,37 +2,19 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
-import pytest
 import torch
 import yaml
 
 from sed_sr.models.losses import PerceptualLoss
 from sed_sr.utils.weights import checkpoint
-from tests.conftest import TORCHRUN, TRAIN, assert_equal_runs, finished, newest_step, not_outlived
+from tests.conftest import TRAIN, assert_equal_runs, finished, newest_step, not_outlived
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def launch_apart(launch):
-    """Starts each process of a run in a folder of its own, as on machines that share no disk."""
-
-    def start(*words, folders):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        about = f"WORLD_SIZE={len(folders)} MASTER_ADDR=127.0.0.1 MASTER_PORT={port}".split()
-        return [
-            launch(*words, cwd=folder, through=("env", *about, f"RANK={rank}", f"LOCAL_RANK={rank}"))
-            for rank, folder in enumerate(folders)
-        ]
-
-    return start
-
-
-def test_a_process_that_sees_no_state_goes_on_from_that_of_the_main_process(workshop, undisturbed, launch_apart):
+def test_a_process_that_sees_no_state_goes_on_from_that_of_the_main_process(workshop, undisturbed, launch_ranks):
     """Of the second process, the run's folder is empty, on a disk of its own; it reads images and nothing else."""
     shutil.copytree(undisturbed / "two", workshop / "checkpoint/two")
     run, alone = workshop / "checkpoint/two", workshop / "alone"
@@ -43,7 +25,7 @@ def test_a_process_that_sees_no_state_goes_on_from_that_of_the_main_process(work
     images = ("--data_root", workshop / "DF2K", "--data_test_root", workshop / "Evaluation", "--set", "name=two")
     options = workshop / TRAIN[2]
     words = [str(options) if word == TRAIN[2] else word for word in TRAIN]
-    processes = launch_apart(*words, *images, folders=[workshop, alone])
+    processes = launch_ranks(*words, *images, folders=[workshop, alone])
     with not_outlived(*processes):
         said = [process.communicate(timeout=180) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
@@ -66,13 +48,13 @@ def test_start_up_opens_and_reads_nothing_a_second_time_for_a_second_process(wor
     (workshop / "options.yml").write_text(yaml.safe_dump(options))
     finished(command("train.py", "--opt", "options.yml", cwd=workshop))
 
-    def counted(*launcher):
-        done = command(*launcher, ROOT / "tests/scripts/start_up.py", "counts.json", "options.yml",
-                       "train.total_steps=6", cwd=workshop)  # fmt: skip
+    def counted(*, processes):
+        done = command(ROOT / "tests/scripts/start_up.py", "counts.json", "options.yml",
+                       "train.total_steps=6", cwd=workshop, processes=processes)  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads((workshop / "counts.json").read_text())
 
-    (alone,), (main, other) = counted(), counted(*TORCHRUN)
+    (alone,), (main, other) = counted(processes=1), counted(processes=2)
     assert alone["opened"] > 40
     assert main["opened"] == alone["opened"]
     assert other["opened"] == 0
@@ -103,7 +85,7 @@ def test_batch_of_a_step_is_shared_by_the_processes_that_there_are(workshop, com
     assert "6 pairs per step (1 process x batch size 2 x 3 accumulated)" in one
     for total, words in {5: "which 2 processes cannot share evenly: set it to a multiple of 2, such as 6",
                          6: "with dataloader.batch_size 2 and train.accumulate_batches 1 make 4"}.items():  # fmt: skip
-        refused = command(*TORCHRUN, "train.py", "--opt", "rrdb_psnr.yml", "--set", f"train.total_batch_size={total}",
-                          cwd=workshop)  # fmt: skip
+        refused = command("train.py", "--opt", "rrdb_psnr.yml", "--set", f"train.total_batch_size={total}",
+                          cwd=workshop, processes=2)  # fmt: skip
         assert refused.returncode != 0
         assert words in refused.stderr

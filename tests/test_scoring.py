@@ -18,7 +18,6 @@ from sed_sr.utils.weights.checkpoint import save_generator, save_state
 from tests.conftest import ROOT
 
 TEST = "test.py --benchmarks"
-TORCHRUN = "-m torch.distributed.run --nproc_per_node=2 --standalone"
 TINY = {"type": "rrdb", "features": 8, "blocks": 1, "growth": 4}
 
 
@@ -238,7 +237,7 @@ def test_two_processes_score_as_one_does(workshop, command):
     weights_in(workshop, "a.pth")
     words = f"{TEST} Photos --weights bicubic a.pth --metrics psnr --output_path"
     finished(command(*words.split(), "one", cwd=workshop))
-    finished(command(*TORCHRUN.split(), *words.split(), "two", cwd=workshop))
+    finished(command(*words.split(), "two", cwd=workshop, processes=2))
     assert results_of(workshop / "one") == results_of(workshop / "two")
 
 

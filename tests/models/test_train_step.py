@@ -222,11 +222,11 @@ def weights_and_moments(state) -> list:
     if isinstance(state, dict):
         return [
             part
-            for name, part in sorted(state.items(), key=str)
+            for name, part in sorted(state.items(), key=lambda item: str(item[0]))
             if "._" not in str(name)
             for part in weights_and_moments(part)
         ]
-    return state.flatten().tolist() if isinstance(state, torch.Tensor) else [state]
+    return [state.numpy().tobytes() if isinstance(state, torch.Tensor) else state]
 
 
 def test_infinite_gradient_of_a_finite_loss_is_detected(batch):

@@ -53,7 +53,7 @@ class Candidate:
 def find_weights(entries: Sequence[Entry], *, pretrained_root: Path, check_hash: bool = True) -> list[Path | None]:
     """The file of each entry, None for bicubic. Files that can be downloaded are, if they are missing.
 
-    `compare` is passed to `locate`. Raises UserError if a file is missing and cannot be downloaded.
+    `check_hash` is passed to `locate`. Raises UserError if a file is missing and cannot be downloaded.
     """
     find = partial(locate, pretrained_root=pretrained_root, check_hash=check_hash)
     return [None if entry.source == BICUBIC else find(entry.source) for entry in entries]

@@ -189,7 +189,7 @@ def test_damaged_backbone_of_lpips_is_an_error(names, backbone, tmp_path):
 def test_checksum_of_the_backbone_is_verified_by_one_process_per_machine(backbone_paths, monkeypatch):
     compared = []
     monkeypatch.setattr("sed_sr.utils.weights.pretrained.verify", compared.append)
-    for compare in (True, False):
+    for check_hash in (True, False):
         build_metrics(("lpips",), pretrained_root=backbone_paths, device=CPU, check_hash=check_hash)
     assert compared == [backbone_paths / ALEXNET.file]
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -20,18 +21,15 @@ from sed_sr.utils.runtime.distributed import World, _store_of_this_attempt, _wai
 ROOT = Path(__file__).parents[3]
 
 
-def run_script(script: str, *arguments: object, processes: int) -> subprocess.CompletedProcess:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "tests/scripts" / script), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+@pytest.fixture
+def run_script(command, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a script of tests/scripts in one process or several."""
+    return lambda script, *arguments, processes: command(
+        f"tests/scripts/{script}", *arguments, cwd=tmp_path, processes=processes
     )
 
 
-def test_two_ranks_of_two_images_have_the_gradients_of_one_rank_of_four_and_stay_equal(tmp_path):
+def test_two_ranks_of_two_images_have_the_gradients_of_one_rank_of_four_and_stay_equal(tmp_path, run_script):
     results = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}.pth"
@@ -51,14 +49,14 @@ def test_two_ranks_of_two_images_have_the_gradients_of_one_rank_of_four_and_stay
             assert torch.equal(tensor, second[name][key]), f"{name}.{key} differs between the ranks"
 
 
-def test_mistake_of_one_rank_ends_all_of_them_and_is_reported_once():
+def test_mistake_of_one_rank_ends_all_of_them_and_is_reported_once(run_script):
     done = run_script("disagree.py", processes=2)
     assert done.returncode != 0
     assert done.stderr.count("rank 1 found a mistake") == 1
     assert "went on" not in done.stdout
 
 
-def test_ranks_that_differ_are_named():
+def test_ranks_that_differ_are_named(run_script):
     done = run_script("differ.py", processes=3)
     assert done.returncode != 0
     assert "the processes of this run differ: the step is 5 in process 0 but 3 in process 1, 2" in done.stderr
@@ -67,7 +65,7 @@ def test_ranks_that_differ_are_named():
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
-def test_broken_batch_of_one_rank_is_skipped_by_all(tmp_path, broken):
+def test_broken_batch_of_one_rank_is_skipped_by_all(tmp_path, run_script, broken):
     """Networks, optimiser states and the moving average do not change on either rank."""
     done = run_script("guarded_steps.py", tmp_path / "steps.pth", broken, processes=2)
     assert done.returncode == 0, done.stderr
