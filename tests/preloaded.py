@@ -6,7 +6,8 @@ from pathlib import Path
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401
 
+import sed_sr.utils.test_run  # noqa: F401
 import sed_sr.utils.train_run  # noqa: F401
 
-for script in ("test.py", "extract_subimages.py"):
+for script in ("extract_subimages.py",):
     runpy.run_path(str(Path(__file__).parents[1] / script), run_name="preloaded")

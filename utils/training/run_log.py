@@ -1,12 +1,12 @@
 """The log of a run: terminal, files, TensorBoard."""
 
 import json
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -61,8 +61,7 @@ class RunLog(SilentLog):
         from torch.utils.tensorboard import SummaryWriter
 
         self.console = Console(highlight=False, soft_wrap=True)
-        self._lines = logging.FileHandler(folder.log, encoding="utf-8")
-        self._lines.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._lines = folder.log.open("ab", buffering=0)  # a line is one write, from whatever thread
         _drop_values_after(step, validated, folder.metrics)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
@@ -71,11 +70,11 @@ class RunLog(SilentLog):
 
     def info(self, text: str) -> None:
         self._print(text)
-        self._write(logging.INFO, text)
+        self._write("INFO", text)
 
     def warning(self, text: str) -> None:
         self._print(f"warning: {text}", style="yellow")
-        self._write(logging.WARNING, text)
+        self._write("WARNING", text)
 
     def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
         # JSON has no infinity and no NaN
@@ -115,9 +114,9 @@ class RunLog(SilentLog):
         with tqdm.external_write_mode():  # hides the progress bar meanwhile
             self.console.print(text, style=style, markup=False)
 
-    def _write(self, level: int, text: str) -> None:
-        self._lines.handle(logging.LogRecord("train", level, "", 0, text, None, None))
-        self._lines.flush()
+    def _write(self, level: str, text: str) -> None:
+        time = datetime.now().isoformat(sep=" ", timespec="milliseconds")
+        self._lines.write(f"{time} {level} {text}\n".encode())
 
 
 def _drop_values_after(step: int, validated: int, metrics: Path) -> None:
