@@ -23,7 +23,7 @@ LPIPS = "--weights bicubic --metrics lpips"
 UPSCALE = "test.py --opt rrdb_psnr.yml --weights bicubic --output_path out --benchmarks"
 CUT = "extract_subimages.py --n_thread 1 --crop_size 16 --step 16 --output out --input"
 SHRINK = "-m data.imresize --n_thread 1 --output out --input"
-CANARY = "canary"  # a file that payloads create in the working directory
+CANARY = "canary"  # made in the working directory by code that runs
 
 
 class Payload:
