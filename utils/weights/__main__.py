@@ -69,36 +69,24 @@ def main() -> int:
 
 
 def list_files(root: Path) -> int:
+    """Print tables of all published files; SHA-256 and sources through a pipe only, as terminals are too narrow."""
     console = Console(highlight=False, markup=False)
-    states = {file.name: _state(file, root) for file in PUBLISHED.values()}
-    tables = _tables(states, full=True)
-    options = console.options.update_width(UNLIMITED_WIDTH)
-    width = max(console.measure(table, options=options).maximum for table in tables)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = width
-    for table in tables if width <= console.width else _tables(states, full=False):
-        console.print(table)
+    full = not console.is_terminal
+    if full:
+        console.width = UNLIMITED_WIDTH
+    for standard, title in (
+        (True, "Required by the recipes of the paper and the metrics (`fetch all`)"),
+        (False, "For other semantic extractors (fetched by name, as <model>.safetensors of any timm model)"),
+    ):
+        console.print(
+            _table([file for file in PUBLISHED.values() if file.standard is standard], title, root, full=full)
+        )
+    if not full:
+        console.print("`python -m utils.weights list | cat` shows SHA-256 and sources too.")
     return 0
 
 
-def _tables(states: dict[str, str], *, full: bool) -> list[Table]:
-    """`full`: with SHA-256 and sources, which a narrow terminal has no room for."""
-    standard, others = ([file for file in PUBLISHED.values() if file.standard is choice] for choice in (True, False))
-    tables = [
-        _table(standard, states, title="Required by the recipes of the paper and the metrics (`fetch all`)", full=full),
-        _table(
-            others,
-            states,
-            title="For other semantic extractors (fetched by name, as <model>.safetensors of any timm model)",
-            full=full,
-        ),
-    ]
-    if not full:
-        tables[-1].caption = "SHA-256 and sources are shown in a wide terminal or through a pipe"
-    return tables
-
-
-def _table(files: list[WeightFile], states: dict[str, str], *, title: str, full: bool) -> Table:
+def _table(files: list[WeightFile], title: str, root: Path, *, full: bool) -> Table:
     columns = (
         Column("file", no_wrap=True),
         Column("MB", justify="right"),
@@ -110,7 +98,7 @@ def _table(files: list[WeightFile], states: dict[str, str], *, title: str, full:
     for file in files:
         size_mb = "?" if file.size_bytes is None else f"{file.size_bytes / 1e6:.1f}"
         origin = (file.sha256 or "unpublished", file.url) if full else ()
-        table.add_row(file.name, size_mb, file.purpose, states[file.name], *origin)
+        table.add_row(file.name, size_mb, file.purpose, _state(file, root), *origin)
     return table
 
 

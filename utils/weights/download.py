@@ -45,12 +45,19 @@ def download(
     import pooch  # here, because only a download needs it: requests takes 0.2 s to import
     import requests
 
+    terminal = sys.stderr.isatty()
+    pooch.get_logger().setLevel("INFO" if terminal else "WARNING")  # the names of files above the progress bars
     http = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(), chunk_size=CHUNK_BYTES, timeout=TIMEOUT_S, hooks={"response": _check_response}
+        progressbar=terminal, chunk_size=CHUNK_BYTES, timeout=TIMEOUT_S, hooks={"response": _check_response}
     )
 
     def downloader(url: str, temporary: str, fetcher: pooch.Pooch) -> None:
-        http(url, temporary, fetcher)
+        try:
+            http(url, temporary, fetcher)
+        except (requests.ConnectionError, requests.Timeout) as error:
+            if os.path.getsize(temporary) == 0:  # there is no network or no such server
+                raise _Refused(_reason(error)) from error
+            raise
         os.chmod(temporary, 0o644)  # pooch makes it 0600, which others cannot read in a shared folder
         try:
             if check is not None:

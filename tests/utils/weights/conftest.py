@@ -3,11 +3,11 @@
 import http.server
 import threading
 
-import huggingface_hub
 import pooch
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 
 from sed_sr.utils.weights.catalogue import PUBLISHED, WeightFile
 
@@ -37,7 +37,7 @@ def isolated(monkeypatch, tmp_path):
     for name in ("SED_WEIGHTS_MIRROR", "SED_OFFLINE", "HF_HUB_OFFLINE", "TORCH_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(pooch.core.time, "sleep", lambda _: None)
 

@@ -215,19 +215,25 @@ def test_file_can_be_read_by_others(server, path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_server_that_does_not_answer_is_given_up(path, monkeypatch):
+@pytest.fixture
+def no_retries(monkeypatch):
+    monkeypatch.setattr(pooch.core.time, "sleep", lambda _: pytest.fail("it waited for a retry"))
+
+
+def test_server_that_does_not_answer_is_given_up_without_retries(path, monkeypatch, no_retries):
     monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DownloadFailed, match="timed out"):
         fetch(path, f"http://127.0.0.1:{silent.getsockname()[1]}/file")
 
 
-def test_refused_connection_is_reported_in_the_words_of_the_system(path):
+def test_refused_connection_is_reported_without_retries_and_nothing_else_is_printed(path, no_retries, capsys):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
         with pytest.raises(DownloadFailed) as caught:
             fetch(path, url)
     assert str(caught.value) == f"{url}: {os.strerror(errno.ECONNREFUSED)}"
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
