@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed.run
 import torch.utils.tensorboard  # noqa: F401
 
-import sed_sr.utils.test_run  # noqa: F401
+import sed_sr.utils.test_run
 import sed_sr.utils.train_run  # noqa: F401
 
 for script in ("extract_subimages.py",):

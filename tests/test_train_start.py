@@ -19,7 +19,7 @@ def test_mistake_in_the_options_is_reported_before_pytorch_is_imported(command, 
 
 
 def test_ctrl_c_while_pytorch_is_imported_prints_one_line(launch, tmp_path):
-    with launch("train.py", "--opt", SCRIPT.parent / "options/train_rrdb_psnr.yml", cwd=tmp_path) as process:
+    with launch("train.py", "--opt", SCRIPT.parent / "options/train_rrdb_psnr.yml", cwd=tmp_path, new=True) as process:
         while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

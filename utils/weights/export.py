@@ -72,7 +72,7 @@ def _open_weights(path: Path) -> Network:
 
 
 def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
-    try:
+    try:  # optional packages
         import onnx
         import onnxscript  # noqa: F401, required by PyTorch's exporter
     except ImportError as error:
@@ -101,7 +101,7 @@ def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
 
 
 def _open_onnx(path: Path) -> Network:
-    try:
+    try:  # an optional package
         import onnxruntime
     except ImportError:
         raise UserError(
