@@ -14,7 +14,7 @@ from sed_sr.data.degradation.pipeline import degrade_image
 from sed_sr.data.images import read_rgb
 from sed_sr.data.prepare.degrade import RECIPE, degrade_folder, main
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Override, load_options
+from sed_sr.options.recipe import Override, load_options
 
 
 def degrade(hr, rng):
