@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sed_sr.data.image_folders import first_few
 from sed_sr.data.images import IMAGE_SUFFIXES, has_suffix, image_size, list_images
-from sed_sr.data.pairs import find_pairs, near_pairs, pair_sizes
+from sed_sr.data.pairs import find_file_pairs, near_pairs, pair_sizes
 from sed_sr.options.cli import renamed_command
 from sed_sr.options.errors import UserError, did_you_mean
 
@@ -160,7 +160,7 @@ def _check_sizes(hr: Path, lr: Path, scale: int) -> None:
 
 
 def _paired_folders(hr_folder: Path, lr_folder: Path) -> tuple[BenchmarkImage, ...]:
-    return tuple(BenchmarkImage(hr.stem, lr, hr) for hr, lr in find_pairs(hr_folder, lr_folder))
+    return tuple(BenchmarkImage(hr.stem, lr, hr) for hr, lr in find_file_pairs(hr_folder, lr_folder))
 
 
 def _marked_folders(hr_folder: Path, lr_folder: Path) -> tuple[BenchmarkImage, ...]:

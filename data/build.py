@@ -1,7 +1,9 @@
 """From the option tree to the training set, the loader that reads it, and the training pairs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+
+from torch import Tensor
 
 from sed_sr.data.batches import DegradedPairs, GivenPairs
 from sed_sr.data.datasets import HRImages, PairedImages
@@ -10,7 +12,7 @@ from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.sharpen import sharpen
 from sed_sr.data.loader import Loader, make_loader, worker_count
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options
+from sed_sr.options.schema import DegradationOptions, Options
 
 
 def build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
@@ -27,6 +29,7 @@ def build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
     if options.degradation is not None:
         return HRImages(hr_roots, hr_px=options.degradation.hr_px, **random)
     (hr_root,) = hr_roots
+    assert chosen.lr is not None  # options without LR and without a degradation are refused
     lr_root = options.paths.data_root / chosen.lr
     return PairedImages(hr_root, lr_root, scale=scale, lr_patch_px=chosen.lr_patch_px, **random)
 
@@ -53,15 +56,24 @@ def build_training_pairs(options: Options, *, scale: int) -> GivenPairs | Degrad
     chosen = options.degradation
     if chosen is None:
         return GivenPairs()
-    degradation = Degradation(
+    return DegradedPairs(
+        build_degradation(chosen, scale=scale),
+        lr_patch_px=options.dataset.lr_patch_px,
+        sharpening=build_sharpening(chosen),
+        pool_pairs=chosen.pool_pairs,
+    )
+
+
+def build_degradation(chosen: DegradationOptions, *, scale: int) -> Degradation:
+    """The degradation that makes LR from HR."""
+    return Degradation(
         first=Stage(**chosen.first.model_dump()),
         second=Stage(**chosen.second.model_dump()),
         final_sinc_probability=chosen.final_sinc_probability,
         scale=scale,
     )
-    return DegradedPairs(
-        degradation,
-        lr_patch_px=options.dataset.lr_patch_px,
-        sharpening=None if chosen.sharpening is None else partial(sharpen, **chosen.sharpening.model_dump()),
-        pool_pairs=chosen.pool_pairs,
-    )
+
+
+def build_sharpening(chosen: DegradationOptions) -> Callable[[Tensor], Tensor] | None:
+    """The function that sharpens HR before the degradation; None: it is not sharpened."""
+    return None if chosen.sharpening is None else partial(sharpen, **chosen.sharpening.model_dump())

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -20,12 +20,21 @@ from sed_sr.data.workers import exit_with_parent, ignore_stop_signals
 from sed_sr.options.errors import UserError
 
 Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
 
 MIN_SIDE_PX = 32  # a smaller image, padded to a training crop, would show little but its reflections
-MAX_SHOWN = 5  # offenders in an error message
+MAX_SHOWN = 5  # texts of `first_few` in an error message
 READERS = 16  # disks and network file systems serve many requests at once
 IMAGES_PER_TASK = 10_000  # of `find_marked`
 MAX_TASKS = 10_000  # of `check_each`; one for every image of a large set would take more memory than the names
+
+
+class Items(Protocol[Item_co]):
+    """A sequence of which only the length and single items are needed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item_co: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
         UserError: some images are smaller, or a header cannot be read; gives their number and the first few.
     """
 
-    def complaint(path: Path | Tile) -> str | None:
+    def find_problem(path: Path | Tile) -> str | None:
         try:
             height, width = size_of(path)
         except UserError as error:
@@ -107,14 +116,14 @@ def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
             return f"{path} is {width}x{height}, smaller than {MIN_SIDE_PX}x{MIN_SIDE_PX}"
         return None
 
-    def suspects(folder: ImageFolder | Pack) -> list[Path | Tile]:
+    def candidates(folder: ImageFolder | Pack) -> list[Path | Tile]:
         def small(indices: range) -> np.ndarray:
             return folder.sizes(indices).min(axis=1) < MIN_SIDE_PX
 
         return [folder[index] for index in find_marked(small, len(folder))]
 
     images = sum(map(len, folders))
-    check_each(list(map(suspects, folders)), complaint, what=_images_in(folders, images), fault="cannot be used")
+    check_each(list(map(candidates, folders)), find_problem, what=_images_in(folders, images), fault="cannot be used")
 
 
 def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[[], None] = lambda: None) -> None:
@@ -127,7 +136,7 @@ def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[
         UserError: some files cannot be read; gives their number and the first few.
     """
 
-    def complaint(path: Path) -> str | None:
+    def find_problem(path: Path) -> str | None:
         try:
             (check_pixels if path.suffix == PIXELS_SUFFIX else read_rgb)(path)
         except UserError as error:
@@ -137,7 +146,7 @@ def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[
         return None
 
     files = [folder.files for folder in folders]
-    check_each(files, complaint, what=_images_in(folders, sum(map(len, files))), fault="cannot be read")
+    check_each(files, find_problem, what=_images_in(folders, sum(map(len, files))), fault="cannot be read")
 
 
 def find_marked(mark: Callable[[range], np.ndarray], items: int) -> list[int]:
@@ -168,29 +177,29 @@ def _mark_in_reader(indices: range) -> np.ndarray:
 
 
 def check_each(
-    sequences: Sequence[Sequence[Item]], complaint: Callable[[Item], str | None], *, what: str, fault: str
+    sequences: Sequence[Items[Item]], find_problem: Callable[[Item], str | None], *, what: str, fault: str
 ) -> None:
     """Check every item of all sequences, in threads.
 
     Args:
-        complaint: returns what is wrong with an item, or None.
+        find_problem: returns what is wrong with an item, or None.
         what, fault: parts of the error message: "2 of <what> <fault>: ...".
 
     Raises:
-        UserError: there were complaints; gives their number and the first few.
+        UserError: there were problems; gives their number and the first few.
     """
 
-    def complaints(task: tuple[Sequence[Item], int]) -> list[str]:
+    def find_problems(task: tuple[Items[Item], int]) -> list[str]:
         items, start = task
-        found = (complaint(items[index]) for index in range(start, min(start + items_per_task, len(items))))
+        found = (find_problem(items[index]) for index in range(start, min(start + items_per_task, len(items))))
         return [text for text in found if text]
 
     items_per_task = 1 + sum(map(len, sequences)) // MAX_TASKS
     tasks = [(items, start) for items in sequences for start in range(0, len(items), items_per_task)]
     with ThreadPoolExecutor(READERS) as executor:
-        offenders = list(chain.from_iterable(executor.map(complaints, tasks)))
-    if offenders:
-        raise UserError(f"{len(offenders)} of {what} {fault}: {first_few(offenders, separator='; ')}")
+        problems = list(chain.from_iterable(executor.map(find_problems, tasks)))
+    if problems:
+        raise UserError(f"{len(problems)} of {what} {fault}: {first_few(problems, separator='; ')}")
 
 
 def decode_names(names: np.ndarray) -> list[str]:
@@ -198,10 +207,10 @@ def decode_names(names: np.ndarray) -> list[str]:
     return os.fsdecode(b"\0".join(names.tolist())).split("\0")
 
 
-def first_few(offenders: list[str], *, separator: str = ", ") -> str:
-    """Join the first few offenders; an ellipsis stands for further ones."""
-    shown = separator.join(offenders[:MAX_SHOWN])
-    return shown if len(offenders) <= MAX_SHOWN else f"{shown}{separator}..."
+def first_few(texts: list[str], *, separator: str = ", ") -> str:
+    """Join the first few texts; an ellipsis stands for further ones."""
+    shown = separator.join(texts[:MAX_SHOWN])
+    return shown if len(texts) <= MAX_SHOWN else f"{shown}{separator}..."
 
 
 def _images_in(folders: Sequence[ImageFolder | Pack], images: int) -> str:

@@ -132,7 +132,7 @@ def write_unchanged(path: Path, image: np.ndarray, *, compression_level: int = 3
     how = [cv2.IMWRITE_PNG_COMPRESSION, compression_level, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FAST_FILTERS]
     _, encoded = cv2.imencode(".png", image, how)
     with atomic_writer(path, durable=durable) as file:
-        file.write(encoded)
+        file.write(encoded.data)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -51,8 +51,10 @@ def _resize_axis(image: np.ndarray, *, axis: int, scale: float) -> np.ndarray:
     mirrored = np.where(mirrored < size, mirrored, 2 * size - 1 - mirrored)
     shape = [1] * image.ndim
     shape[axis] = -1
-    # Tap by tap, because all taps at once would need one copy of the image each.
-    return sum(image.take(mirrored[:, k], axis) * weights[:, k].reshape(shape) for k in range(taps.shape[1]))
+    resized = np.zeros((*image.shape[:axis], len(taps), *image.shape[axis + 1 :]))
+    for k in range(taps.shape[1]):  # tap by tap: all taps at once would need one copy of the image each
+        resized += image.take(mirrored[:, k], axis) * weights[:, k].reshape(shape)
+    return resized
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Literal
 
@@ -74,16 +75,11 @@ class SampleStream(Sampler):
 
     def keys(self, batches: Iterable[int]) -> Iterator[list[tuple[int, int]]]:
         """The keys of the batches with these numbers, counted from 0."""
-        current_epoch, order = None, None
+        permutation = lru_cache(maxsize=1)(self._permutation)  # of the current epoch
         for batch in batches:
             start = self.first_sample + (batch * self.world_size + self.rank) * self.batch_size
-            keys = []
-            for sample in range(start, start + self.batch_size):
-                epoch, place = divmod(sample, self.length)
-                if epoch != current_epoch:
-                    current_epoch, order = epoch, self._permutation(epoch)
-                keys.append((epoch, int(order[place])))
-            yield keys
+            places = (divmod(sample, self.length) for sample in range(start, start + self.batch_size))
+            yield [(epoch, int(permutation(epoch)[place])) for epoch, place in places]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         # numpy pads seeds with zeros: without a third number, the crop of image 0 would use the same random numbers. No

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
+from typing import Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -186,8 +187,11 @@ def write_table(root: Path, tiles: Iterable[tuple[str, str, int, int, int]]) -> 
     Raises:
         WriteError: the disk is full, or the file cannot be written for another reason.
     """
-    rows = [(os.fsencode(name), os.fsencode(image), *box) for name, image, *box in sorted(tiles)]
-    name_bytes, image_bytes = (max((len(row[column]) for row in rows), default=1) for column in (0, 1))
+    rows = [
+        (os.fsencode(name), os.fsencode(image), top, left, side_px) for name, image, top, left, side_px in sorted(tiles)
+    ]
+    name_bytes = max((len(name) for name, *_ in rows), default=1)
+    image_bytes = max((len(image) for _, image, *_ in rows), default=1)
     formats = (f"S{name_bytes}", f"S{image_bytes}", "<i4", "<i4", "<i4")
     with atomic_writer(root / TABLE) as file:
         np.save(file, np.array(rows, list(zip(COLUMNS, formats, strict=True))))
@@ -195,6 +199,7 @@ def write_table(root: Path, tiles: Iterable[tuple[str, str, int, int, int]]) -> 
 
 def _map(path: Path) -> np.ndarray:
     pixels = _load(path, mmap_mode="r")
+    assert isinstance(pixels, np.memmap)
     if path.stat().st_size != pixels.offset + pixels.nbytes + CHECKSUM_BYTES:
         raise _damaged(path)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -202,7 +207,7 @@ def _map(path: Path) -> np.ndarray:
     return np.asarray(pixels)
 
 
-def _load(path: Path, *, mmap_mode: str | None = None) -> np.ndarray:
+def _load(path: Path, *, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     try:
         return np.load(path, mmap_mode=mmap_mode)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Checks whether LR and HR images of a paired set show the same, which headers cannot tell.
+"""Checks that the LR and HR images of a set show the same content, which their headers do not tell.
 
 They are compared by the detail that survives shrinking, noise, blur and compression: the difference of two Gaussians of
 the luminance on the LR grid, by normalised cross-correlation, which does not depend on brightness and contrast.
@@ -61,14 +61,14 @@ def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
     with ThreadPoolExecutor() as executor:
         found = list(executor.map(compare, sample))
     compared = [(index, values) for index, values in zip(sample, found, strict=True) if values is not None]
-    offenders = []
+    problems = []
     for index, values in compared:
         fault = find_fault(values, scale=scale)
         if fault:
-            offenders.append(f"{pairs[index][1].name} {fault}")
-    if len(offenders) >= max(MIN_WRONG, MIN_WRONG_SHARE * len(compared)):
+            problems.append(f"{pairs[index][1].name} {fault}")
+    if len(problems) >= max(MIN_WRONG, MIN_WRONG_SHARE * len(compared)):
         raise UserError(
-            f"{len(offenders)} of {len(compared)} compared {pairs} do not match: {first_few(offenders, separator='; ')}"
+            f"{len(problems)} of {len(compared)} compared {pairs} do not match: {first_few(problems, separator='; ')}"
         )
     return len(compared)
 

@@ -17,9 +17,10 @@ from sed_sr.data.image_folders import (
     find_images,
     find_marked,
     first_few,
+    image_folder,
     size_of,
 )
-from sed_sr.data.images import strip_scale_suffix
+from sed_sr.data.images import list_image_names, strip_scale_suffix
 from sed_sr.data.pack import Pack, Tile
 from sed_sr.options.errors import UserError
 
@@ -50,7 +51,7 @@ class Pairs:
 
 
 def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
-    """Pair the images of two folders by stem.
+    """Pair the images of two folders, or the sub-images of two packs, by stem.
 
     An LR image has the stem of its HR image, with or without the scale at the end (0001 or 0001x4).
 
@@ -58,6 +59,19 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
         UserError: a folder is missing or empty, an image has no partner, or two images of a folder share a stem.
     """
     hr_images, lr_images = find_images(hr_root), find_images(lr_root)
+    hr_names, lr_names = _pair_names(hr_images, lr_images)
+    return Pairs(hr_images.select(hr_names), lr_images.select(lr_names))
+
+
+def find_file_pairs(hr_root: Path, lr_root: Path) -> list[tuple[Path, Path]]:
+    """Pair the image files of two folders as `find_pairs` does. Packs are not accepted."""
+    hr_images, lr_images = (image_folder(root, list_image_names(root)) for root in (hr_root, lr_root))
+    hr_names, lr_names = _pair_names(hr_images, lr_images)
+    return [(hr_images.root / hr, lr_images.root / lr) for hr, lr in zip(hr_names, lr_names, strict=True)]
+
+
+def _pair_names(hr_images: ImageFolder | Pack, lr_images: ImageFolder | Pack) -> tuple[list[str], list[str]]:
+    """The names of the HR images and of their partners."""
     hr, lr = _by_stem(hr_images, _stem), _by_stem(lr_images, _stem)
     if hr.keys() != lr.keys():  # Only now, because the name of an HR image may end like a scale ("box4").
         lr = _by_stem(lr_images, lambda name: strip_scale_suffix(_stem(name)))
@@ -78,7 +92,7 @@ def find_pairs(hr_root: Path, lr_root: Path) -> Pairs:
             "an LR image is expected to have the name of its HR image, with or without the scale at the end (0001.png "
             "or 0001x4.png for 0001.png)"
         )
-    return Pairs(hr_images.select(hr.values()), lr_images.select(lr[stem] for stem in hr))
+    return list(hr.values()), [lr[stem] for stem in hr]
 
 
 def near_pairs(hr: Mapping[str, str], lr: Mapping[str, str]) -> str:
@@ -124,11 +138,11 @@ def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
 
     def misfit(indices: range) -> np.ndarray:
         hr, lr = pairs.hr.sizes(indices), pairs.lr.sizes(indices)
-        return ~(_fit(hr, lr, scale=scale) & (hr // scale >= lr_patch_px)).all(axis=1)
+        return ~(_fit(hr, lr, scale=scale) & (hr // scale >= lr_patch_px).all(axis=1))
 
-    suspects = [pairs[index] for index in find_marked(misfit, len(pairs))]
-    complaint = functools.partial(_complaint, scale=scale, lr_patch_px=lr_patch_px)
-    check_each([suspects], complaint, what=f"{len(pairs)} {pairs}", fault="cannot be used")
+    candidates = [pairs[index] for index in find_marked(misfit, len(pairs))]
+    find_problem = functools.partial(_find_problem, scale=scale, lr_patch_px=lr_patch_px)
+    check_each([candidates], find_problem, what=f"{len(pairs)} {pairs}", fault="cannot be used")
 
 
 def pair_sizes(hr_path: Path | Tile, lr_path: Path | Tile, *, scale: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -138,7 +152,7 @@ def pair_sizes(hr_path: Path | Tile, lr_path: Path | Tile, *, scale: int) -> tup
         UserError: an LR side is neither floor nor ceil of HR / scale, or a header cannot be read.
     """
     hr_size, lr_size = size_of(hr_path), size_of(lr_path)
-    if not _fit(np.array(hr_size), np.array(lr_size), scale=scale).all():
+    if not _fit(np.array(hr_size), np.array(lr_size), scale=scale):
         raise UserError(
             f"{lr_path} is {lr_size[1]}x{lr_size[0]}, and {hr_path} is {hr_size[1]}x{hr_size[0]}, "
             f"so {hr_size[1] // scale}x{hr_size[0] // scale} is expected at scale {scale}"
@@ -147,10 +161,11 @@ def pair_sizes(hr_path: Path | Tile, lr_path: Path | Tile, *, scale: int) -> tup
 
 
 def _fit(hr_sides: np.ndarray, lr_sides: np.ndarray, *, scale: int) -> np.ndarray:
-    return (lr_sides == hr_sides // scale) | (lr_sides == -(-hr_sides // scale))
+    """Whether both sides of LR are HR / scale, rounded down or up: (..., 2) -> (...)."""
+    return np.all((lr_sides == hr_sides // scale) | (lr_sides == -(-hr_sides // scale)), axis=-1)
 
 
-def _complaint(pair: tuple[Path | Tile, Path | Tile], *, scale: int, lr_patch_px: int) -> str | None:
+def _find_problem(pair: tuple[Path | Tile, Path | Tile], *, scale: int, lr_patch_px: int) -> str | None:
     hr_path, lr_path = pair
     try:
         hr_size, lr_size = pair_sizes(hr_path, lr_path, scale=scale)

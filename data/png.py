@@ -35,7 +35,7 @@ def encode(rgb: np.ndarray, *, compression_level: int) -> Iterator[bytes]:
         filtered = np.full((len(rows), 1 + 3 * width), AVERAGE_FILTER, np.uint8)
         np.subtract(rows, mean, out=filtered[:, 1:])
         above = above[-1:]
-        yield _chunk(b"IDAT", compressor.compress(filtered))
+        yield _chunk(b"IDAT", compressor.compress(filtered.data))
     yield _chunk(b"IDAT", compressor.flush()) + _chunk(b"IEND", b"")
 
 

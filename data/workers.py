@@ -26,5 +26,7 @@ def exit_with_parent() -> None:
 
 
 def _wait_for_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is not a child process"
+    parent.join()
     os._exit(1)

@@ -20,7 +20,7 @@ from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.schedules import cosine, stepwise, warmup
 from sed_sr.models.semantic_extractor import SemanticExtractor
 from sed_sr.models.swinir import SwinIR
-from sed_sr.models.train_step import TrainStep
+from sed_sr.models.train_step import Adversary, TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import GeneratorOptions, Options
 
@@ -141,26 +141,27 @@ def build_train_step(
     if train.deterministic and device.type != "cpu":
         use_deterministic_algorithms()
     if train.gradient_checkpointing:
-        generator.checkpointing = True
+        generator.checkpointing = True  # pyright: ignore[reportArgumentType]: nn.Module is typed for tensors only
     extractor, perceptual = build_extractor(options, extractor_state), build_perceptual_loss(options, vgg_state)
     discriminator = build_discriminator(options, extractor)
     for network in filter(None, (generator, discriminator, extractor, perceptual)):
         # Convolutions are fastest in channels_last, by far in bfloat16.
-        network.to(device=device, memory_format=torch.channels_last).train()
+        network.to(device=device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
     for frozen in filter(None, (extractor, perceptual)):
         keep_in_autocast_type(frozen, precision)
-    adversary = {}
+    adversary = None
     if discriminator is not None:
-        adversary = {
-            "discriminator": discriminator,
-            "discriminator_optimizer": _adam(options, discriminator, options.optimizer.discriminator_learning_rate),
-            "extractor": extractor,
-            "adversarial": GANLoss(options.losses.gan.type),
-        }
+        assert options.losses.gan is not None  # options with a discriminator only are refused
+        adversary = Adversary(
+            discriminator=discriminator,
+            optimizer=_adam(options, discriminator, options.optimizer.discriminator_learning_rate),
+            loss=GANLoss(options.losses.gan.type),
+            extractor=extractor,
+        )
     train_step = TrainStep(
         generator=generator,
         generator_optimizer=_adam(options, generator, options.optimizer.learning_rate),
-        **adversary,
+        adversary=adversary,
         perceptual=perceptual,
         weights={name: term.weight for name, term in options.losses if term is not None},
         batches_per_step=train.accumulate_batches or 1,  # unknown until an automatic batch size is measured

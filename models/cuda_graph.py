@@ -22,9 +22,11 @@ class Recorder(Protocol):
 
     def warm_up(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Any, bool]:
         """Call the function without recording. Return its result, and whether it waited for the device."""
+        ...
 
     def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Callable[[], None], Any]:
         """Record the function on the memory of `inputs`. Return a function that replays it, and the result's memory."""
+        ...
 
 
 class CudaRecorder:

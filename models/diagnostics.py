@@ -55,11 +55,11 @@ def spectral_norms(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _effective_weight(layer: nn.Module) -> Tensor:
+def _effective_weight(layer: nn.Conv2d | nn.Linear) -> Tensor:
     if not is_parametrized(layer, "weight"):
         return layer.weight
     # By a copy in evaluation mode: reading the weight in training mode would advance the power iteration.
-    return copy.deepcopy(layer.parametrizations.weight).eval()()
+    return copy.deepcopy(layer.get_submodule("parametrizations.weight")).eval()()
 
 
 def _largest_singular_value(matrix: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def _fusion_and_merge(
 
 
 def _fuse(x: Tensor, semantic: Tensor | None, fusion: nn.Module | None, merge: nn.Module | None) -> Tensor:
-    return x if fusion is None else merge(torch.cat((x, fusion(semantic, x)), dim=1))
+    return x if fusion is None or merge is None else merge(torch.cat((x, fusion(semantic, x)), dim=1))
 
 
 def _check_inputs(image: Tensor, semantic: Tensor | None, semantic_channels: int | None, *, min_px: int) -> None:

@@ -9,6 +9,7 @@ models/build.py. To add a kind of GAN loss, add a line to `GAN_LOSSES` and its n
 """
 
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,9 @@ class PerceptualLoss(nn.Module):
         UserError: a layer is unknown or none is given, or a weight in `state` is missing or has another shape.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, *, layer_weights: Mapping[str, float] = SED_LAYER_WEIGHTS, state: dict[str, Tensor] | None = None
     ):
@@ -87,7 +91,9 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             hr_features = self._extract(hr)
         sr_features = self._extract(sr)
-        return sum(weight * l1_loss(sr_features[i], hr_features[i]) for i, weight in self.weights.items())
+        return reduce(
+            torch.add, (weight * l1_loss(sr_features[i], hr_features[i]) for i, weight in self.weights.items())
+        )
 
     def _extract(self, image: Tensor) -> dict[int, Tensor]:
         x = (image - self.mean) / self.std
@@ -102,7 +108,9 @@ class PerceptualLoss(nn.Module):
 def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequential:
     """The first `depth` layers of VGG19's convolutional part, with ReLUs that are not in place."""
     with torch.device("meta"):  # torchvision builds the whole network, whose classifier takes half a gigabyte
-        features = torchvision.models.vgg19(weights=None).features[:depth]
+        features = torchvision.models.vgg19(weights=None).features
+    assert isinstance(features, nn.Sequential)
+    features = features[:depth]
     features.to_empty(device="cpu")
     # The global generator of random numbers is restored afterwards. Only the CPU's is used.
     with torch.random.fork_rng(devices=[]):
@@ -110,6 +118,7 @@ def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequentia
         for i, layer in enumerate(features):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
             elif isinstance(layer, nn.ReLU):
                 features[i] = nn.ReLU()  # torchvision's ReLUs would overwrite the features
@@ -155,6 +164,7 @@ def _hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 def _relativistic_generator(fake: Tensor, real: Tensor | None) -> Tensor:
     """Relativistic average: Jolicoeur-Martineau 2018; ESRGAN, equation 2. D's loss with real and fake exchanged."""
+    assert real is not None, "the generator's loss needs the logits of real images"
     return _relativistic_discriminator(real=fake, fake=real)
 
 
@@ -193,7 +203,6 @@ class GANLoss:
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
         """Logits of fake, and of real if `needs_real` -> G's loss, a scalar."""
-        assert real is not None or not self.needs_real, "the generator's loss needs the logits of real images"
         return self._generator(fake.float(), None if real is None else real.float())
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,8 +45,10 @@ def without_tf32() -> Iterator[None]:
 
     Autocast, which is set per thread, is not changed.
     """
-    # What is off already is not written: PyTorch would note it as chosen, and compiled code is compiled again for that.
-    allowed = [backend for backend in (torch.backends.cudnn, torch.backends.cuda.matmul) if backend.allow_tf32]
+    # A setting that is off already is not written: PyTorch would compile compiled code again.
+    allowed: list[Any] = [
+        backend for backend in (torch.backends.cudnn, torch.backends.cuda.matmul) if backend.allow_tf32
+    ]
     for backend in allowed:
         backend.allow_tf32 = False
     try:
@@ -59,9 +62,8 @@ def use_deterministic_algorithms() -> None:
     """Make all GPU computation of this process bit-exactly reproducible from now on."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at the first matrix product
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # takes time, and nothing here reads uninitialised memory
-    )
+    # Filling takes time, and nothing here reads uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def keep_in_autocast_type(frozen: nn.Module, precision: str) -> None:

@@ -81,7 +81,8 @@ class DenseBlock(nn.Module):
         self.conv4 = nn.Conv2d(features + 3 * growth, growth, 3, padding=1)
         self.conv5 = nn.Conv2d(features + 4 * growth, features, 3, padding=1)
         # Small initial weights, as published: every block starts close to the identity.
-        for conv in self.children():
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+            assert conv.bias is not None
             nn.init.kaiming_normal_(conv.weight)
             conv.weight.data.mul_(0.1)
             nn.init.zeros_(conv.bias)

@@ -10,11 +10,13 @@ import difflib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import open_clip
 import timm
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +46,9 @@ class SemanticExtractor(nn.Module):
         channels: of the feature map.
         stride: pixels of the image per position of the map, in each direction.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -126,6 +131,7 @@ class ClipResNet(nn.Module):
     def __init__(self, tower: str):
         super().__init__()
         config = open_clip.get_model_config(tower)
+        assert config is not None, tower
         vision = config["vision_cfg"]
         self.network = ModifiedResNet(
             layers=vision["layers"],
@@ -158,6 +164,8 @@ class ClipResNet(nn.Module):
 class TimmModel(nn.Module):
     """A timm model with random weights."""
 
+    network: Any  # an nn.Module with attributes and methods of timm's models
+
     def __init__(self, name: str):
         super().__init__()
         try:  # transformers: interpolate positional embeddings to the image's size
@@ -166,7 +174,7 @@ class TimmModel(nn.Module):
             self.network = timm.create_model(name)
         self.layers = [Layer(info["module"], info["num_chs"], info["reduction"]) for info in self.network.feature_info]
         self.index = len(self.layers) - 1
-        config = timm.data.resolve_model_data_config(self.network)
+        config = resolve_model_data_config(self.network)
         self.mean, self.std = config["mean"], config["std"]
 
     def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

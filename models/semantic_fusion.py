@@ -141,6 +141,7 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 def _zero_init(layer: nn.Conv2d) -> None:
     """Initialise with zeros, so that a block does not influence the discriminator at first."""
+    assert layer.bias is not None
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
 

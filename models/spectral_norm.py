@@ -33,6 +33,9 @@ class SpectralNorm(nn.Module):
         _v: (in * k * k,), right singular vector.
     """
 
+    _u: Tensor
+    _v: Tensor
+
     def __init__(self, weight: Tensor):
         super().__init__()
         out_channels, *rest = weight.shape

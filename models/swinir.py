@@ -8,6 +8,8 @@ strictly, and files saved here load in other projects.
 No branch of the forward pass depends on the size of the image, so that an exported program works for all sizes.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +50,8 @@ class SwinIR(nn.Module):
     """
 
     scale = 4
+    mean: Tensor
+    keep_probability: Tensor
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class SwinIR(nn.Module):
     @property
     def repeated_blocks(self) -> list[nn.Module]:
         """The blocks that are equal except for their weights and whether their windows are shifted."""
-        return [block for group in self.layers for block in group.residual_group.blocks]
+        return [module for module in self.modules() if isinstance(module, SwinBlock)]
 
     def forward(self, lr: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
@@ -159,13 +163,10 @@ class ResidualGroup(nn.Module):
 
     def __init__(self, dim: int, *, depth: int, heads: int, window: int, mlp_ratio: float):
         super().__init__()
-        self.residual_group = nn.Module()  # a level of the released names
-        self.residual_group.blocks = nn.Sequential(
-            *(
-                # Every second block shifts its windows by half, so that neighbouring windows exchange information.
-                SwinBlock(dim, heads=heads, window=window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio)
-                for i in range(depth)
-            )
+        self.residual_group = SwinBlocks(
+            # Every second block shifts its windows by half, so that neighbouring windows exchange information.
+            SwinBlock(dim, heads=heads, window=window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio)
+            for i in range(depth)
         )
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
@@ -178,6 +179,14 @@ class ResidualGroup(nn.Module):
             else:
                 body = block(*inputs)
         return x + self.conv(body.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class SwinBlocks(nn.Module):
+    """The blocks of a group: a level of the released names, `residual_group.blocks`."""
+
+    def __init__(self, blocks: Iterable["SwinBlock"]):
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
 
 
 class SwinBlock(nn.Module):
@@ -220,6 +229,8 @@ class SwinBlock(nn.Module):
 
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with a learned bias for each relative position."""
+
+    relative_position_index: Tensor
 
     def __init__(self, dim: int, heads: int, window: int):
         super().__init__()

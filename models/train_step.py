@@ -14,7 +14,8 @@ device, so both can be recorded as CUDA graphs (models/cuda_graph.py). To add a 
 
 import copy
 from collections.abc import Callable, Collection
-from functools import partial
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -29,20 +30,35 @@ from sed_sr.models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
 from sed_sr.models.step_memory import SCALARS, FlatGradients, Outcome
 
 
+@dataclass(frozen=True)
+class Adversary:
+    """The discriminator and all that its objective needs.
+
+    Attributes:
+        discriminator: D(image, semantic) -> logits.
+        optimizer: over the parameters of D; as the generator's.
+        loss: formulas of the adversarial loss.
+        extractor: frozen; (B, 3, 4H, 4W) in [0, 1] -> semantic features; None for a plain discriminator.
+    """
+
+    discriminator: nn.Module
+    optimizer: Optimizer
+    loss: GANLoss
+    extractor: nn.Module | None = None
+
+
 class TrainStep:
     """Both networks, their objectives and optimisers, and the step that updates them.
 
     Args:
         generator: G, maps (B, 3, H, W) in [0, 1] to (B, 3, 4H, 4W).
-        generator_optimizer, discriminator_optimizer: over the parameters of G and of D; PyTorch's with `fused=True`,
-            which skip an update by their attribute `found_inf` without waiting for the device.
+        generator_optimizer: over the parameters of G; one of PyTorch's with `fused=True`, which skip an update by
+            their attribute `found_inf` without waiting for the device.
         batches_per_step: batches of this process per step.
         schedule: steps done -> factor of both learning rates.
         clip_grad_norm: maximum L2 norm of a network's gradient over all its parameters; None: no clipping.
-        discriminator: D(image, semantic) -> logits; None for PSNR-oriented training.
-        extractor: frozen; (B, 3, 4H, 4W) in [0, 1] -> semantic features; None for a plain discriminator.
+        adversary: the discriminator; None for PSNR-oriented training.
         perceptual: L_VGG(sr, hr), if it is one of the terms.
-        adversarial: formulas of the adversarial loss, if there is a discriminator.
         weights: factor of each term of L_G, among pixel, perceptual and gan; the others are not computed.
         sharpened: the terms that compare with sharpened HR (Real-ESRGAN). Semantic features are always those of HR.
         ema_decay: decay of the exponential moving average of G's weights, which starts from G's initial weights; None:
@@ -59,11 +75,8 @@ class TrainStep:
         weights: dict[str, float],
         batches_per_step: int = 1,
         sharpened: Collection[str] = (),
-        discriminator: nn.Module | None = None,
-        discriminator_optimizer: Optimizer | None = None,
-        extractor: nn.Module | None = None,
+        adversary: Adversary | None = None,
         perceptual: PerceptualLoss | None = None,
-        adversarial: GANLoss | None = None,
         schedule: Callable[[int], float] = lambda steps_done: 1.0,
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
@@ -71,23 +84,33 @@ class TrainStep:
         deterministic: bool = False,
     ) -> None:
         self.step = 0  # optimisation steps done
-        self.generator, self.discriminator = generator, discriminator
-        self.extractor, self.perceptual, self.adversarial, self.weights = extractor, perceptual, adversarial, weights
+        self.generator, self.adversary, self.perceptual, self.weights = generator, adversary, perceptual, weights
         self.batches_per_step, self.sharpened = batches_per_step, sharpened
         self.schedule, self.clip_grad_norm = schedule, clip_grad_norm
         self.ema, self.ema_decay = (copy.deepcopy(generator) if ema_decay is not None else None), ema_decay
         self.optimizers = {"generator": generator_optimizer}
-        if discriminator is not None:
-            self.optimizers["discriminator"] = discriminator_optimizer
-        self._losses = (*weights, *(["d_loss"] if discriminator is not None else ()))
+        if adversary is not None:
+            self.optimizers["discriminator"] = adversary.optimizer
+        self._losses = (*weights, *(["d_loss"] if adversary is not None else ()))
         self._norms = tuple(f"{name}_gradient" for name in self.optimizers)
         device = next(generator.parameters()).device
         self._set_up_precision(precision, device, deterministic=deterministic)
         self._set_up_optimizers(device)
         self._report = torch.zeros(2 * SCALARS + len(self._norms) + 1, device=device)
         self._terms = {}  # value of `watch` -> names of the terms, in the order of the scalars
-        self._run_backward, self._run_update, self._new_recorder = self._backward, self._update, None
+        self._run_backward: Callable[..., None] = self._backward
+        self._run_update: Callable[[], None] = self._update
+        self._recorded: list[GraphedFunction] = []
+        self._new_recorder: Callable[[], Recorder] | None = None
         self.distribute(all_reduce=lambda values: values, processes=1)
+
+    @property
+    def discriminator(self) -> nn.Module | None:
+        return None if self.adversary is None else self.adversary.discriminator
+
+    @property
+    def extractor(self) -> nn.Module | None:
+        return None if self.adversary is None else self.adversary.extractor
 
     def _set_up_precision(self, precision: str, device: torch.device, *, deterministic: bool) -> None:
         dtype = AUTOCAST_DTYPE[precision]
@@ -154,12 +177,14 @@ class TrainStep:
         """Add this process's share of the gradients of both objectives on a batch, and of their terms."""
         batch = Batch(lr, hr, sharp)
         with self._convolutions():
+            extractor = self.extractor
             with self.autocast():
-                semantic = self.extractor(hr) if self.extractor is not None else None
+                semantic = extractor(hr) if extractor is not None else None
             sr, terms = self._generator_backward(batch, semantic, watch=watch)
             terms |= colour_drift(sr, hr)
-            if self.discriminator is not None:
-                terms |= self._discriminator_backward(sr, self._target("gan", batch), semantic)
+            if self.adversary is not None:
+                real = self._target("gan", batch)
+                terms |= self._discriminator_backward(sr, real, semantic, self.adversary.loss)
         names = (*self._losses, *(name for name in terms if name not in self._losses))
         self._terms[watch] = names
         values = torch.stack([terms[name].detach().float() for name in names])
@@ -175,30 +200,37 @@ class TrainStep:
             if "pixel" in self.weights:
                 terms["pixel"] = l1_loss(sr, self._target("pixel", batch))
             if "perceptual" in self.weights:
+                assert self.perceptual is not None
                 terms["perceptual"] = self.perceptual(sr, self._target("perceptual", batch))
             if "gan" in self.weights:
-                discriminator = self._working["discriminator"].network.requires_grad_(False)
-                real = discriminator(self._target("gan", batch), semantic) if self.adversarial.needs_real else None
-                terms["gan"] = self.adversarial.generator(discriminator(sr, semantic), real)
+                assert self.adversary is not None
+                loss, discriminator = self.adversary.loss, self._working["discriminator"].network.requires_grad_(False)
+                real = discriminator(self._target("gan", batch), semantic) if loss.needs_real else None
+                terms["gan"] = loss.generator(discriminator(sr, semantic), real)
         weighted = {name: self.scaler.scale(self.weights[name] * term * self._share) for name, term in terms.items()}
         shares = gradient_shares(weighted, self._leaves["generator"]) if watch and len(weighted) > 1 else {}
-        self._gradients.add("generator", sum(weighted.values()), self._leaves["generator"])
+        self._gradients.add("generator", reduce(torch.add, weighted.values()), self._leaves["generator"])
         return sr.detach(), {**terms, **{f"share_{name}": share for name, share in shares.items()}}
 
-    def _discriminator_backward(self, sr: Tensor, hr: Tensor, semantic: Tensor | None) -> dict[str, Tensor]:
+    def _discriminator_backward(
+        self, sr: Tensor, hr: Tensor, semantic: Tensor | None, gan_loss: GANLoss
+    ) -> dict[str, Tensor]:
         """Add the gradient of L_D. Returns the loss and statistics of the logits."""
         discriminator = self._working["discriminator"].network.requires_grad_(True)
         with self.autocast():
             # Real and fake in one batch, which share their semantic features.
             real, fake = discriminator(torch.cat((hr, sr)), semantic).chunk(2)
-            loss = self.adversarial.discriminator(real, fake)
+            loss = gan_loss.discriminator(real, fake)
         self._gradients.add("discriminator", self.scaler.scale(loss * self._share), self._leaves["discriminator"])
         means = {"d_loss": loss, "d_real": real.float().mean(), "d_fake": fake.float().mean()}
-        return {**means, **accuracy(real.detach(), fake.detach(), self.adversarial.boundary)}
+        return {**means, **accuracy(real.detach(), fake.detach(), gan_loss.boundary)}
 
     def _target(self, term: str, batch: Batch) -> Tensor:
         """What a term compares SR with."""
-        return batch.sharp if term in self.sharpened else batch.hr
+        if term not in self.sharpened:
+            return batch.hr
+        assert batch.sharp is not None
+        return batch.sharp
 
     def _update(self) -> None:
         """Update both networks and the average, unless a loss or a gradient is not finite. Write the report."""
@@ -214,19 +246,21 @@ class TrainStep:
         for (name, optimizer), norm in zip(self.optimizers.items(), norms, strict=True):
             if self.clip_grad_norm is not None:
                 gradients.scale(name, (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1))
-            optimizer.grad_scale, optimizer.found_inf = None, skip
+            # Attributes of fused optimisers.
+            optimizer.grad_scale, optimizer.found_inf = None, skip  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
-        if self.ema is not None:
-            self._update_average(skip)
+        if self.ema is not None and self.ema_decay is not None:
+            self._update_average(self.ema, self.ema_decay, skip)
         self.scaler.update()
 
     @torch.no_grad()
-    def _update_average(self, skip: Tensor) -> None:
-        average, weights = list(self.ema.parameters()), list(self.generator.parameters())
+    def _update_average(self, ema: nn.Module, decay: float, skip: Tensor) -> None:
+        average: list[Tensor] = list(ema.parameters())
+        weights: list[Tensor] = list(self.generator.parameters())
         change = torch._foreach_sub(weights, average)
-        torch._foreach_mul_(change, (1 - self.ema_decay) * (1 - skip))
+        torch._foreach_mul_(change, (1 - decay) * (1 - skip))
         torch._foreach_add_(average, change)
-        for averaged, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+        for averaged, buffer in zip(ema.buffers(), self.generator.buffers(), strict=True):
             averaged.copy_(buffer)
 
     def learning_rate(self, name: str = "generator") -> float:
@@ -261,15 +295,16 @@ class TrainStep:
             warn: called with a message if a part cannot be recorded.
         """
         self._new_recorder, recorder = new_recorder, new_recorder()
-        self._run_backward = GraphedFunction(self._backward, name="the backward pass", recorder=recorder, warn=warn)
-        self._run_update = GraphedFunction(self._update, name="the optimisers' update", recorder=recorder, warn=warn)
+        backward = GraphedFunction(self._backward, name="the backward pass", recorder=recorder, warn=warn)
+        update = GraphedFunction(self._update, name="the optimisers' update", recorder=recorder, warn=warn)
+        self._run_backward, self._run_update, self._recorded = backward, update, [backward, update]
 
     def forget_recordings(self) -> None:
         """Free the memory of recorded steps. The next steps are recorded again."""
         if self._new_recorder is not None:
             recorder = self._new_recorder()
-            self._run_backward.forget(recorder)
-            self._run_update.forget(recorder)
+            for function in self._recorded:
+                function.forget(recorder)
 
     @property
     def deployed_generator(self) -> nn.Module:

@@ -27,6 +27,7 @@ class _HelpOptions(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
+        assert values is None or isinstance(values, str)  # nargs is "?"
         console = Console()
         text = Text(commented_options(values, width=min(console.width, 120)).rstrip())
         text.highlight_regex(r"(?m)^ *#.*$", "dim")
@@ -35,7 +36,9 @@ class _HelpOptions(argparse.Action):
         parser.exit()
 
 
-def option_parser(description: str, *, folders: tuple[str, ...], opt_required: bool = True) -> argparse.ArgumentParser:
+def option_parser(
+    description: str | None, *, folders: tuple[str, ...], opt_required: bool = True
+) -> argparse.ArgumentParser:
     """A parser with --opt, --set, --help-options, and a flag for each of these folders of `paths`."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument(
@@ -74,4 +77,6 @@ def options_from(arguments: argparse.Namespace, *more: Override, default: dict[s
         value = getattr(arguments, folder, None)
         if value is not None:
             overrides.append(Override(f"paths.{folder}", value, f"--{folder} {value}"))
-    return load_options(default if arguments.opt is None else arguments.opt, [*overrides, *more])
+    recipe = default if arguments.opt is None else arguments.opt
+    assert recipe is not None, "an optional --opt needs a default"
+    return load_options(recipe, [*overrides, *more])

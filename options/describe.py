@@ -145,7 +145,8 @@ def _kind(option: dict[str, Any]) -> str:
     if option["type"] == "object":
         return f"keys with {_kind(option['additionalProperties'])}"
     limits = [f"{word} {option[limit]}" for limit, word in LIMITS.items() if option.get(limit, 2**63) < 2**63]
-    return " ".join([TYPES.get(option["type"], option["type"]), *limits])
+    kind: str = option["type"]
+    return " ".join([TYPES.get(kind, kind), *limits])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Turns pydantic's validation errors into sentences in the words of a recipe."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from sed_sr.options.errors import did_you_mean, short_repr
@@ -10,7 +11,7 @@ _GENERATORS = get_args(get_args(GeneratorOptions)[0])  # the classes of the unio
 _GENERATOR_TYPES = [get_args(net.model_fields["type"].annotation)[0] for net in _GENERATORS]
 
 
-def explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+def explain(problem: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
     """(key path, what is wrong with it) for an item of `ValidationError.errors()`."""
     path = tuple(
         str(part)
@@ -46,7 +47,7 @@ def explain(problem: dict[str, Any]) -> tuple[tuple[str, ...], str]:
 def _section_at(location: tuple[str | int, ...]) -> type[Section]:
     """The option class at a pydantic location."""
     section: type[Section] = Options
-    parts = iter(location)
+    parts = map(str, location)
     for part in parts:
         field = section.model_fields[part]
         classes = [c for c in (field.annotation, *get_args(field.annotation)) if isinstance(c, type)]

@@ -43,35 +43,39 @@ class Section(BaseModel):
 class Paths(Section):
     """Folders. Relative paths start at the working directory."""
 
-    data_root: Location = Field(Path("DF2K"), description="parent of the training folders named in `dataset`")
-    data_test_root: Location = Field(Path("Evaluation"), description="parent of the benchmarks Set5, Set14, ...")
-    out_root: Location = Field(Path("checkpoint"), description="runs are written to <out_root>/<name>")
-    pretrained_root: Location = Field(Path("pretrained"), description="folder of the pretrained weights")
+    data_root: Location = Field(default=Path("DF2K"), description="parent of the training folders named in `dataset`")
+    data_test_root: Location = Field(
+        default=Path("Evaluation"), description="parent of the benchmarks Set5, Set14, ..."
+    )
+    out_root: Location = Field(default=Path("checkpoint"), description="runs are written to <out_root>/<name>")
+    pretrained_root: Location = Field(default=Path("pretrained"), description="folder of the pretrained weights")
 
 
 class RRDBOptions(Section):
     """The generator of ESRGAN (Wang et al. 2018). The defaults are the published network of 16.70 M parameters."""
 
     type: Literal["rrdb"] = Field(description="convolutions in residual-in-residual dense blocks")
-    features: Positive = Field(64, description="channels between the blocks")
-    blocks: Positive = Field(23, description="number of residual-in-residual dense blocks")
-    growth: Positive = Field(32, description="channels added by each convolution of a dense block")
+    features: Positive = Field(default=64, description="channels between the blocks")
+    blocks: Positive = Field(default=23, description="number of residual-in-residual dense blocks")
+    growth: Positive = Field(default=32, description="channels added by each convolution of a dense block")
 
 
 class SwinIROptions(Section):
     """SwinIR (Liang et al. 2021). The defaults are SwinIR-M for classical SR."""
 
     type: Literal["swinir"] = Field(description="Swin transformer blocks: attention in shifted windows")
-    embed_dim: Positive = Field(180, description="channels of the transformer blocks")
-    depths: tuple[Positive, ...] = Field((6,) * 6, description="transformer blocks in each residual group")
-    heads: tuple[Positive, ...] = Field((6,) * 6, description="attention heads in each residual group")
-    window: Positive = Field(8, description="side of an attention window in LR pixels")
-    mlp_ratio: PositiveFloat = Field(2.0, le=100, description="hidden channels of the MLP, as a multiple of embed_dim")
+    embed_dim: Positive = Field(default=180, description="channels of the transformer blocks")
+    depths: tuple[Positive, ...] = Field(default=(6,) * 6, description="transformer blocks in each residual group")
+    heads: tuple[Positive, ...] = Field(default=(6,) * 6, description="attention heads in each residual group")
+    window: Positive = Field(default=8, description="side of an attention window in LR pixels")
+    mlp_ratio: PositiveFloat = Field(
+        default=2.0, le=100, description="hidden channels of the MLP, as a multiple of embed_dim"
+    )
     drop_path: Fraction = Field(
-        0.1, description="stochastic depth rate of the last block in training; it increases linearly from 0"
+        default=0.1, description="stochastic depth rate of the last block in training; it increases linearly from 0"
     )
     upsampler: Literal["pixelshuffle", "nearest+conv"] = Field(
-        "pixelshuffle",
+        default="pixelshuffle",
         description="pixelshuffle: as published for classical SR; nearest+conv: as published for Real SR",
     )
 
@@ -84,84 +88,90 @@ class DiscriminatorOptions(Section):
 
     type: Literal["patch", "unet"] = Field(description="patch: PatchGAN; unet: the per-pixel U-Net of Real-ESRGAN")
     fusion: Literal["cross-attention", "concatenation", "none"] = Field(
-        "cross-attention",
+        default="cross-attention",
         description="how semantic features enter; cross-attention: the fusion blocks of SeD; concatenation: stacked "
         "with its own features, without attention; none: no semantics, the plain baseline",
     )
-    features: Positive = Field(64, description="channels after the first convolution")
+    features: Positive = Field(default=64, description="channels after the first convolution")
 
 
 class SemanticExtractorOptions(Section):
     """The frozen vision model whose features condition the discriminator. The default is layer3 of CLIP RN50."""
 
     model: str = Field(
-        "clip/RN50",
+        default="clip/RN50",
         description="clip/<vision tower of OpenAI's CLIP, as named by open_clip>, or timm/<model of timm>, such as "
         "timm/vit_small_patch14_dinov2.lvd142m",
     )
     layer: Layer = Field(
-        "16", description="layer whose output is used: its name, or its stride (the deepest layer of that stride)"
+        default="16",
+        description="layer whose output is used: its name, or its stride (the deepest layer of that stride)",
     )
     weights: FileName | None = Field(
-        None,
+        default=None,
         description="null: the published weights, downloaded to pretrained_root if missing; or a path, or `random`",
     )
     batch_statistics: bool = Field(
-        False, description="run BatchNorm in training mode as the released code did (only to reproduce its results)"
+        default=False,
+        description="run BatchNorm in training mode as the released code did (only to reproduce its results)",
     )
 
 
 class PixelLossOptions(Section):
     """L1 between SR and HR."""
 
-    weight: PositiveFloat = Field(1.0, description="factor in the generator's objective")
+    weight: PositiveFloat = Field(default=1.0, description="factor in the generator's objective")
 
 
 class PerceptualLossOptions(Section):
     """L1 between VGG19 features of SR and HR, taken before the ReLU."""
 
-    weight: PositiveFloat = Field(0.1, description="factor in the generator's objective; 0.1 with patch, 1.0 with unet")
+    weight: PositiveFloat = Field(
+        default=0.1, description="factor in the generator's objective; 0.1 with patch, 1.0 with unet"
+    )
     layers: dict[str, NonNegativeFloat] = Field(
-        {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0},
+        default={"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0},
         description="weight of each layer, at least one",
         min_length=1,
     )
     vgg_weights: FileName = Field(
-        "vgg19-dcbb9e9d.pth", description="a known file (downloaded if missing), a path, or `random`"
+        default="vgg19-dcbb9e9d.pth", description="a known file (downloaded if missing), a path, or `random`"
     )
 
 
 class GANLossOptions(Section):
     """The adversarial loss of generator and discriminator."""
 
-    type: Literal["vanilla", "lsgan", "hinge", "relativistic"] = Field("vanilla", description="formula of the loss")
+    type: Literal["vanilla", "lsgan", "hinge", "relativistic"] = Field(
+        default="vanilla", description="formula of the loss"
+    )
     weight: PositiveFloat = Field(
-        0.01, description="factor in the generator's objective; the loss of the discriminator is not scaled"
+        default=0.01, description="factor in the generator's objective; the loss of the discriminator is not scaled"
     )
 
 
 class LossOptions(Section):
     """The terms of the generator's objective; `null` omits one."""
 
-    pixel: PixelLossOptions | None = Field(PixelLossOptions(), description="L1 loss")
-    perceptual: PerceptualLossOptions | None = Field(PerceptualLossOptions(), description="VGG19 loss")
-    gan: GANLossOptions | None = Field(GANLossOptions(), description="adversarial loss")
+    pixel: PixelLossOptions | None = Field(default=PixelLossOptions(), description="L1 loss")
+    perceptual: PerceptualLossOptions | None = Field(default=PerceptualLossOptions(), description="VGG19 loss")
+    gan: GANLossOptions | None = Field(default=GANLossOptions(), description="adversarial loss")
 
 
 class DatasetOptions(Section):
     """The training set: folders in `paths.data_root` with HR and LR images of equal names, or with HR images only."""
 
     hr: Folders = Field(
-        {"train_sub": 1.0},
+        default={"train_sub": 1.0},
         description="folder of the HR images; if LR is null, also several with weights, {DF2K_sub: 1, OST_sub: 0.5}: "
         "an image of weight 0.5 is drawn half as often as one of weight 1",
         min_length=1,
     )
     lr: FileName | None = Field(
-        "train_sub_x4", description="folder of the LR images; null: LR is made from HR, see `degradation`"
+        default="train_sub_x4", description="folder of the LR images; null: LR is made from HR, see `degradation`"
     )
-    lr_patch_px: Positive = Field(64, description="side of the random LR crop; the HR crop is 4 times as large")
-    augment: bool = Field(True, description="random flips and 90-degree rotations (8 variants)")
+    lr_patch_px: Positive = Field(default=64, description="side of the random LR crop; the HR crop is 4 times as large")
+    augment: bool = Field(default=True, description="random flips and 90-degree rotations (8 variants)")
 
 
 class KernelKindOptions(Section):
@@ -237,12 +247,12 @@ class DataLoaderOptions(Section):
     """How batches are loaded."""
 
     batch_size: BatchSize = Field(
-        None,
+        default=None,
         description="pairs per forward pass of a process; null: follows from train.total_batch_size, at most 12; "
         "auto: as many as fit into memory",
     )
     num_workers: NaturalOrAuto = Field(
-        "auto",
+        default="auto",
         description="loader workers of each training process; auto: the machine's CPU cores divided by its training "
         "processes, at most 8; 0: load in the training process",
     )
@@ -251,19 +261,21 @@ class DataLoaderOptions(Section):
 class OptimizerOptions(Section):
     """Adam and the learning rate schedule, for both networks."""
 
-    learning_rate: PositiveFloat = Field(1e-4, description="of the generator")
-    discriminator_learning_rate: PositiveFloat = Field(1e-4, description="of the discriminator")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.99), description="Adam's decay rates of the two moments")
+    learning_rate: PositiveFloat = Field(default=1e-4, description="of the generator")
+    discriminator_learning_rate: PositiveFloat = Field(default=1e-4, description="of the discriminator")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.99), description="Adam's decay rates of the two moments")
     schedule: Literal["stepwise", "cosine"] = Field(
-        "stepwise", description="stepwise: multiply by `decay` at each of `milestones`; cosine: to 0 at the last step"
+        default="stepwise",
+        description="stepwise: multiply by `decay` at each of `milestones`; cosine: to 0 at the last step",
     )
     milestones: tuple[Positive, ...] = Field(
-        (100_000, 200_000), description="steps at which the stepwise schedule multiplies both learning rates by `decay`"
+        default=(100_000, 200_000),
+        description="steps at which the stepwise schedule multiplies both learning rates by `decay`",
     )
-    decay: PositiveFloat = Field(0.5, description="factor at each milestone")
-    warmup_steps: Natural = Field(0, description="steps of linear warm-up of both learning rates; 0: none")
+    decay: PositiveFloat = Field(default=0.5, description="factor at each milestone")
+    warmup_steps: Natural = Field(default=0, description="steps of linear warm-up of both learning rates; 0: none")
     clip_grad_norm: PositiveFloat | None = Field(
-        None, description="maximum gradient norm, over all parameters of a network; null: no clipping"
+        default=None, description="maximum gradient norm, over all parameters of a network; null: no clipping"
     )
 
 
@@ -271,66 +283,75 @@ class TrainOptions(Section):
     """Length, precision, logging and saving of a training run."""
 
     start_from: FileName | None = Field(
-        None, description="generator weights from which a new run starts, in any released format; null: random ones"
+        default=None,
+        description="generator weights from which a new run starts, in any released format; null: random ones",
     )
-    total_steps: Positive = Field(300_000, description="optimisation steps of the whole run")
+    total_steps: Positive = Field(default=300_000, description="optimisation steps of the whole run")
     total_batch_size: Positive | None = Field(
-        32,
+        default=32,
         description="pairs per optimisation step over all processes (the paper: 4 processes of 8); null: follows from "
         "dataloader.batch_size, train.accumulate_batches and the number of processes",
     )
     accumulate_batches: Positive | None = Field(
-        None,
+        default=None,
         description="batches of each process accumulated into one step; null: follows from train.total_batch_size",
     )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
-        "auto",
+        default="auto",
         description="arithmetic of the networks; auto: tf32 on a GPU that has it, else fp32; tf32: fp32 with "
         "convolution inputs rounded to 10 bits, PyTorch's default on such GPUs",
     )
     cuda_graph: SwitchOrAuto = Field(
-        "auto", description="capture the training step as a CUDA graph, which saves kernel launches; auto: on a GPU"
+        default="auto",
+        description="capture the training step as a CUDA graph, which saves kernel launches; auto: on a GPU",
     )
     compile: Annotated[bool, expect("true or false; CUDA graphs have their own option, train.cuda_graph")] = Field(
-        False, description="torch.compile the generator's repeated block and the discriminator; useful on a GPU"
+        default=False, description="torch.compile the generator's repeated block and the discriminator; useful on a GPU"
     )
     deterministic: bool = Field(
-        False, description="use deterministic algorithms on a GPU: a resumed run equals an uninterrupted one"
+        default=False, description="use deterministic algorithms on a GPU: a resumed run equals an uninterrupted one"
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute the generator's blocks in the backward pass: less memory, more time"
+        default=False, description="recompute the generator's blocks in the backward pass: less memory, more time"
     )
     ema_decay: Fraction | None = Field(
-        None, description="decay of the exponential moving average of the generator's weights; null: no average"
+        default=None, description="decay of the exponential moving average of the generator's weights; null: no average"
     )
     max_bad_steps: Positive = Field(
-        20, description="stop after this many steps in a row without a finite loss and gradient"
+        default=20, description="stop after this many steps in a row without a finite loss and gradient"
     )
-    log_every_steps: Positive = Field(100, description="steps between two lines of the log")
+    log_every_steps: Positive = Field(default=100, description="steps between two lines of the log")
     watch_every_steps: Positive = Field(
-        1_000,
+        default=1_000,
         description="steps between two measurements of each loss term's share in the generator's gradient and of the "
         "discriminator's spectral norms",
     )
-    save_every_steps: Positive = Field(5_000, description="steps between two saves of weights and training state")
-    keep_states: Positive = Field(3, description="newest training states to keep, in addition to the best")
+    save_every_steps: Positive = Field(
+        default=5_000, description="steps between two saves of weights and training state"
+    )
+    keep_states: Positive = Field(default=3, description="newest training states to keep, in addition to the best")
     keep_weights: Positive = Field(
-        50_000, description="steps between generator weights that are kept, in addition to the latest and the best"
+        default=50_000,
+        description="steps between generator weights that are kept, in addition to the latest and the best",
     )
 
 
 class ValidationOptions(Section):
     """Scores during training."""
 
-    every_steps: Positive = Field(5_000, description="steps between validations; the last step is validated too")
-    benchmarks: tuple[FileName, ...] = Field(("Set5",), description="benchmarks in paths.data_test_root; []: none")
+    every_steps: Positive = Field(
+        default=5_000, description="steps between validations; the last step is validated too"
+    )
+    benchmarks: tuple[FileName, ...] = Field(
+        default=("Set5",), description="benchmarks in paths.data_test_root; []: none"
+    )
     metrics: tuple[str, ...] = Field(
-        ("psnr", "ssim"),
+        default=("psnr", "ssim"),
         description="psnr, ssim, lpips, lpips-vgg, or a metric of pyiqa by its name there; all must be available",
         min_length=1,
     )
     best_by: str | None = Field(
-        None,
+        default=None,
         description="one of validation.metrics; the weights with the best mean over the images of the first benchmark "
         "are kept separately; null: none",
     )
@@ -342,27 +363,34 @@ class TestOptions(Section):
     __test__ = False  # pytest would collect a class of this name
 
     weights: tuple[FileName, ...] = Field(
-        (), description="generator weights in any released format, or `bicubic`, to compare; LABEL=FILE sets a label"
+        default=(),
+        description="generator weights in any released format, or `bicubic`, to compare; LABEL=FILE sets a label",
     )
     benchmarks: tuple[FileName, ...] = Field(
-        ("Set5", "Set14", "Urban100", "Manga109", "DIV2K"),
+        default=("Set5", "Set14", "Urban100", "Manga109", "DIV2K"),
         description="names in paths.data_test_root, or folders; a folder without HR images is only upscaled",
         min_length=1,
     )
     metrics: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         description="psnr, ssim, lpips, lpips-vgg, or a metric of pyiqa by its name there; all must be available; "
         "null: psnr, ssim, and lpips if its backbone is available",
     )
-    paper_row: str | None = Field(None, description="row of the paper's Table 1 to compare with, e.g. RRDB+P+SeD")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic of the generator")
-    batch_size: Positive = Field(1, description="images per forward pass, where consecutive images are of equal size")
+    paper_row: str | None = Field(
+        default=None, description="row of the paper's Table 1 to compare with, e.g. RRDB+P+SeD"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="arithmetic of the generator")
+    batch_size: Positive = Field(
+        default=1, description="images per forward pass, where consecutive images are of equal size"
+    )
     tile_px: TileSide | None = Field(
-        None,
+        default=None,
         description="largest side of the generator's input in LR pixels; larger images are upscaled in overlapping "
         "tiles; null: chosen by free memory",
     )
-    self_ensemble: bool = Field(False, description="average over 8 flips and rotations (EDSR+); 8 times as slow")
+    self_ensemble: bool = Field(
+        default=False, description="average over 8 flips and rotations (EDSR+); 8 times as slow"
+    )
 
 
 class Options(Section):
@@ -371,8 +399,8 @@ class Options(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]*$", max_length=200)] = Field(
         description="name of the run and of its folder: letters, digits, and . _ + -"
     )
-    seed: Natural = Field(1, description="seed of all random numbers")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if available, else cpu")
+    seed: Natural = Field(default=1, description="seed of all random numbers")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda if available, else cpu")
     paths: Paths = Paths()
     generator: GeneratorOptions = Field(description="the network to train")
     discriminator: DiscriminatorOptions | None = Field(
@@ -382,7 +410,7 @@ class Options(Section):
     losses: LossOptions = LossOptions()
     dataset: DatasetOptions = DatasetOptions()
     degradation: DegradationOptions | None = Field(
-        None, description="how LR is made from HR; null: LR images are read from dataset.lr"
+        default=None, description="how LR is made from HR; null: LR images are read from dataset.lr"
     )
     dataloader: DataLoaderOptions = DataLoaderOptions()
     optimizer: OptimizerOptions = OptimizerOptions()

@@ -39,7 +39,7 @@ def _layer_name(value: Any) -> Any:
 
 
 def _possible_path(value: str | Path) -> str | Path:
-    """Refuses what no file can be called; file system calls would fail on it later, each in its own way."""
+    """Refuses what cannot be a path. File system calls would fail on it later, with various errors."""
     encoded = os.fsencode(value)
     if b"\0" in encoded or len(encoded) > 2000 or any(len(name) > 255 for name in encoded.split(b"/")):
         raise ValueError("should be a path, of names of at most 255 bytes")

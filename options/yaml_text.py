@@ -1,7 +1,7 @@
 """YAML text to plain values, with the place of every key for messages, and back to text.
 
-PyYAML, not ruamel.yaml (line numbers, YAML 1.2): that reads `yes` and `no` as text, accepts an anchor inside
-itself as null, and would need a walk as long as the one below to report places and refuse endless aliases.
+PyYAML instead of ruamel.yaml (line numbers, YAML 1.2), which reads `yes` and `no` as text and accepts an anchor inside
+itself as null. It would need as much code as below to report places and to limit aliases.
 """
 
 import re

@@ -19,7 +19,7 @@ from sed_sr.data.prepare.jobs import check_unique_names
 from sed_sr.options.arguments import option_parser, options_from
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options
+from sed_sr.options.schema import DegradationOptions
 
 RECIPE = Path(__file__).parents[2] / "options" / "train_rrdb_P+SeD_real.yml"
 SCALE = 4
@@ -77,7 +77,7 @@ def _cut(image: np.ndarray, path: Path, scale: int) -> np.ndarray:
     return image[:height, :width]
 
 
-def degradation_parser(description: str, *, command: str) -> argparse.ArgumentParser:
+def degradation_parser(description: str | None, *, command: str) -> argparse.ArgumentParser:
     """A parser of a command that degrades images as a recipe does, with the options and --seed."""
     parser = option_parser(description, folders=(), opt_required=False)
     parser.prog = f"python -m {command}"
@@ -86,14 +86,14 @@ def degradation_parser(description: str, *, command: str) -> argparse.ArgumentPa
     return parser
 
 
-def degradation_options(args: argparse.Namespace) -> Options:
-    """The options of a recipe with a degradation. Raises UserError when the seed or the recipe cannot be used."""
+def degradation_options(args: argparse.Namespace) -> DegradationOptions:
+    """The degradation of a recipe. Raises UserError when the seed or the recipe cannot be used."""
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; 0 or more is expected")
     options = options_from(args)
     if options.degradation is None:
         raise UserError(f"{args.opt} has no degradation: it trains on existing LR images")
-    return options
+    return options.degradation
 
 
 def main() -> int:
@@ -103,10 +103,10 @@ def main() -> int:
     args = parser.parse_args()
     options = degradation_options(args)
     # Imported here, because PyTorch takes two seconds, which --help and a mistake in the arguments do not need.
-    from sed_sr.data.build import build_training_pairs
+    from sed_sr.data.build import build_degradation
     from sed_sr.data.degradation.pipeline import degrade_image
 
-    degradation = build_training_pairs(options, scale=SCALE).degradation
+    degradation = build_degradation(options, scale=SCALE)
     return degrade_folder(args.input, args.output, partial(degrade_image, degradation), scale=SCALE, seed=args.seed)
 
 

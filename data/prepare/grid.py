@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sed_sr.data import images
-from sed_sr.data.pairs import find_pairs, pair_sizes
+from sed_sr.data.pairs import find_file_pairs, pair_sizes
 from sed_sr.data.prepare.jobs import check_unique_names
 from sed_sr.options.errors import UserError
 
@@ -135,7 +135,7 @@ def paired_jobs(hr: Path, hr_output: Path, *, lr: Path, lr_output: Path, scale: 
     """
     return [
         Job(hr_path.stem, (Cut(hr_path, hr_output), Cut(lr_path, lr_output, shrink=scale)), multiple_of=scale)
-        for hr_path, lr_path in find_pairs(hr, lr)
+        for hr_path, lr_path in find_file_pairs(hr, lr)
     ]
 
 

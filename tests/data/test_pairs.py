@@ -85,7 +85,7 @@ def test_names_that_have_nothing_in_common_get_no_hint(tmp_path, write):
         find_pairs(tmp_path / "hr", tmp_path / "lr")
 
 
-def test_only_the_first_five_offenders_are_shown(tmp_path, write):
+def test_only_the_first_five_problems_are_shown(tmp_path, write):
     for number in range(9):
         write(f"hr/{number}.png")
     write("lr/0.png")

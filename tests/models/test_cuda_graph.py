@@ -16,7 +16,7 @@ from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.losses import GANLoss
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
-from sed_sr.models.train_step import TrainStep
+from sed_sr.models.train_step import Adversary, TrainStep
 from tests.conftest import same
 
 
@@ -142,10 +142,12 @@ def make_step(generator, discriminator, kind="vanilla", **more) -> TrainStep:
     return TrainStep(
         generator=generator,
         generator_optimizer=torch.optim.Adam(generator.parameters(), lr=1e-3, fused=True),
-        discriminator=adversary,
-        discriminator_optimizer=torch.optim.Adam(adversary.parameters(), lr=1e-3, fused=True),
-        extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 8, 1, 1),
-        adversarial=GANLoss(kind),
+        adversary=Adversary(
+            adversary,
+            torch.optim.Adam(adversary.parameters(), lr=1e-3, fused=True),
+            GANLoss(kind),
+            extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 8, 1, 1),
+        ),
         weights={"pixel": 1.0, "gan": 0.5},
         ema_decay=0.5,
         clip_grad_norm=0.1,

@@ -12,7 +12,7 @@ from sed_sr.models.precision import WorkingCopy, convolutions, keep_in_autocast_
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.spectral_norm import spectral_norm
 from sed_sr.models.swinir import SwinIR
-from sed_sr.models.train_step import TrainStep
+from sed_sr.models.train_step import Adversary, TrainStep
 from tests.conftest import same
 
 
@@ -58,9 +58,9 @@ def test_tf32_applies_only_to_the_convolutions_of_the_networks(monkeypatch, prec
     step = TrainStep(
         generator=generator,
         generator_optimizer=optimizer,
-        discriminator=discriminator,
-        discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), fused=True),
-        adversarial=GANLoss("vanilla"),
+        adversary=Adversary(
+            discriminator, torch.optim.Adam(discriminator.parameters(), fused=True), GANLoss("vanilla")
+        ),
         weights={"pixel": 1.0, "gan": 0.1},
         precision=precision,
         deterministic=deterministic,
@@ -135,10 +135,12 @@ def test_step_with_weights_cast_once_equals_the_step_under_autocast(generator, m
         step = TrainStep(
             generator=network,
             generator_optimizer=torch.optim.Adam(network.parameters(), fused=True),
-            discriminator=discriminator,
-            discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), fused=True),
-            extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 8, 1, 1),
-            adversarial=GANLoss("vanilla"),
+            adversary=Adversary(
+                discriminator,
+                torch.optim.Adam(discriminator.parameters(), fused=True),
+                GANLoss("vanilla"),
+                extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 8, 1, 1),
+            ),
             weights={"pixel": 1.0, "gan": 0.1},
             precision="bf16",
         )

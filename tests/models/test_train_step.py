@@ -13,7 +13,7 @@ from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.losses import GANLoss, PerceptualLoss
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.models.train_step import TrainStep
+from sed_sr.models.train_step import Adversary, TrainStep
 
 CHANNELS = 64  # of the stand-in for semantic features
 
@@ -33,10 +33,9 @@ def make(discriminator=PatchDiscriminator, *, kind="vanilla", optimizer=torch.op
     return TrainStep(
         generator=generator,
         generator_optimizer=optimizer(generator.parameters(), lr=lr, fused=True),
-        discriminator=adversary,
-        discriminator_optimizer=optimizer(adversary.parameters(), lr=lr, fused=True),
-        extractor=Extractor(),
-        adversarial=GANLoss(kind),
+        adversary=Adversary(
+            adversary, optimizer(adversary.parameters(), lr=lr, fused=True), GANLoss(kind), extractor=Extractor()
+        ),
         weights={"pixel": 1.0, "gan": 0.5},
         **more,
     )

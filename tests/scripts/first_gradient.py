@@ -13,7 +13,7 @@ from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import UNetDiscriminator
 from sed_sr.models.losses import GANLoss
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.models.train_step import TrainStep
+from sed_sr.models.train_step import Adversary, TrainStep
 from sed_sr.options.cli import run
 from sed_sr.utils.runtime.distributed import joined_world
 from sed_sr.utils.train_run import synchronize
@@ -34,10 +34,12 @@ def main() -> int:
         step = TrainStep(
             generator=generator,
             generator_optimizer=torch.optim.SGD(generator.parameters(), lr=0.1, fused=True),
-            discriminator=discriminator,
-            discriminator_optimizer=torch.optim.SGD(discriminator.parameters(), lr=0.1, fused=True),
-            extractor=Extractor(),
-            adversarial=GANLoss("vanilla"),
+            adversary=Adversary(
+                discriminator,
+                torch.optim.SGD(discriminator.parameters(), lr=0.1, fused=True),
+                GANLoss("vanilla"),
+                extractor=Extractor(),
+            ),
             weights={"pixel": 1.0, "gan": 1.0},
         )
         synchronize(step, world)

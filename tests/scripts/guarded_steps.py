@@ -12,7 +12,7 @@ from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import PatchDiscriminator
 from sed_sr.models.losses import GANLoss
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.models.train_step import TrainStep
+from sed_sr.models.train_step import Adversary, TrainStep
 from sed_sr.options.cli import run
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.train_run import synchronize
@@ -26,9 +26,9 @@ def make_step(world: World, **more) -> TrainStep:
     step = TrainStep(
         generator=generator,
         generator_optimizer=torch.optim.Adam(generator.parameters(), fused=True),
-        discriminator=discriminator,
-        discriminator_optimizer=torch.optim.Adam(discriminator.parameters(), fused=True),
-        adversarial=GANLoss("vanilla"),
+        adversary=Adversary(
+            discriminator, torch.optim.Adam(discriminator.parameters(), fused=True), GANLoss("vanilla")
+        ),
         weights={"pixel": 1.0, "gan": 0.1},
         ema_decay=0.9,
         **more,

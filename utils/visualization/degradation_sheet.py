@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sed_sr.data.build import build_training_pairs
+from sed_sr.data.build import build_degradation, build_sharpening
 from sed_sr.data.degradation.draws import Stage, draw_kernel
 from sed_sr.data.degradation.kernels import stack_kernels
 from sed_sr.data.degradation.pipeline import Degradation
@@ -201,9 +201,9 @@ def main() -> int:
         raise UserError(f"--output is {args.output}; a file name that ends in .png is expected")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise UserError(f"--output {args.output} is the photograph itself; give another --output")
-    pairs = build_training_pairs(options, scale=SCALE)
-    hr = crop_hr(args.input, hr_px=options.degradation.hr_px)
-    sheet = contact_sheet(hr, pairs.degradation, sharpening=pairs.sharpening, seed=args.seed, samples=args.samples)
+    hr = crop_hr(args.input, hr_px=options.hr_px)
+    degradation, sharpening = build_degradation(options, scale=SCALE), build_sharpening(options)
+    sheet = contact_sheet(hr, degradation, sharpening=sharpening, seed=args.seed, samples=args.samples)
     write_image(args.output, sheet)
     print(f"{args.samples} draw{'s' * (args.samples > 1)} of {args.input}: {args.output}")
     return 0

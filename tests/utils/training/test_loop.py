@@ -21,7 +21,7 @@ from sed_sr.models.discriminators import PatchDiscriminator
 from sed_sr.models.losses import GANLoss
 from sed_sr.models.precision import resolved
 from sed_sr.models.rrdb import RRDBNet
-from sed_sr.models.train_step import TrainStep
+from sed_sr.models.train_step import Adversary, TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.evaluation.metrics import Metric
@@ -98,13 +98,10 @@ def make_loop(tmp_path):
         options = with_batches(options, resolve_batches(batches_of(options), processes=1))
         torch.manual_seed(0)
         generator = RRDBNet(features=4, blocks=1, growth=2)
-        against = {}
+        against = None
         if adversary is not None:
-            against = {
-                "discriminator": adversary,
-                "discriminator_optimizer": torch.optim.SGD(adversary.parameters(), lr=0.0, fused=True),
-                "adversarial": GANLoss("vanilla"),
-            }
+            optimizer = torch.optim.SGD(adversary.parameters(), lr=0.0, fused=True)
+            against = Adversary(adversary, optimizer, GANLoss("vanilla"))
         weights = {"pixel": 1.0, **({"gan": 0.1} if adversary is not None else {})}
         train_step = TrainStep(
             generator=generator,
@@ -112,7 +109,7 @@ def make_loop(tmp_path):
             weights=weights,
             batches_per_step=options.train.accumulate_batches,
             precision=resolved(options.train.precision, torch.device("cpu")),
-            **against,
+            adversary=against,
         )
         if state is not None:
             train_step.load_state_dict(state["train_step"])
