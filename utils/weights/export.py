@@ -73,7 +73,7 @@ def _open_weights(path: Path) -> Network:
 
 def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
     try:
-        import onnx
+        import onnx  # here, because it is optional
         import onnxscript  # noqa: F401, required by PyTorch's exporter
     except ImportError as error:
         raise UserError(f"an export to ONNX needs {error.name}, which is not installed: {ONNX_NEEDS}") from None
@@ -103,7 +103,7 @@ def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
 
 def _open_onnx(path: Path) -> Network:
     try:
-        import onnxruntime
+        import onnxruntime  # here, because it is optional
     except ImportError:
         raise UserError(
             f"an export to ONNX is checked with onnxruntime, which is not installed: {ONNX_NEEDS}"

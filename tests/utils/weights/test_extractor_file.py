@@ -154,7 +154,7 @@ def test_unknown_model_raises(model, tmp_path):
 def test_sha256_of_clip_archives_is_the_one_that_openai_published(tower):
     url = open_clip.get_pretrained_url(tower, "openai")
     file = PUBLISHED[published_weights(f"clip/{tower}")]
-    assert file.urls == (url,)
+    assert file.url == url
     assert url.split("/")[-2:] == [file.sha256, file.name]
 
 
