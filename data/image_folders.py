@@ -126,7 +126,7 @@ def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
     check_each(list(map(candidates, folders)), find_problem, what=_images_in(folders, images), fault="cannot be used")
 
 
-def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[[], None] = lambda: None) -> None:
+def check_readable(folders: Sequence[ImageFolder | Pack], *, on_image: Callable[[], object] = lambda: None) -> None:
     """Read every file: decode the images of folders, and verify the checksums of packs.
 
     Args:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
+from sed_sr.models.generator import Generator
 from sed_sr.models.losses import GANLoss, PerceptualLoss
 from sed_sr.models.precision import keep_in_autocast_type, resolved, use_deterministic_algorithms
 from sed_sr.models.rrdb import RRDBNet
@@ -28,14 +29,14 @@ GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
 DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
 
 
-def build_generator(options: Options) -> nn.Module:
+def build_generator(options: Options) -> Generator:
     """Build the generator, with random weights drawn from `options.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         return _generator(options.generator)
 
 
-def generator_from_dict(options: dict[str, Any]) -> nn.Module:
+def generator_from_dict(options: dict[str, Any]) -> Generator:
     """Build a generator from a `generator:` section as plain data, such as the one stored in a weight file.
 
     Raises UserError for an unknown type, an unknown option or an invalid value.
@@ -48,7 +49,7 @@ def generator_from_dict(options: dict[str, Any]) -> nn.Module:
         raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
-def _generator(options: GeneratorOptions) -> nn.Module:
+def _generator(options: GeneratorOptions) -> Generator:
     return GENERATORS[options.type](**options.model_dump(exclude={"type"}))
 
 
@@ -121,7 +122,7 @@ def build_schedule(options: Options) -> Callable[[int], float]:
 def build_train_step(
     options: Options,
     *,
-    generator: nn.Module,
+    generator: Generator,
     device: torch.device,
     extractor_state: dict[str, Tensor] | None,
     vgg_state: dict[str, Tensor] | None,

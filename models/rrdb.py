@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sed_sr.models.generator import Generator
+
 # Residuals are scaled down before they are added, so that 23 blocks without normalisation train stably (section 3.1).
 RESIDUAL_SCALE = 0.2
 
 
-class RRDBNet(nn.Module):
+class RRDBNet(Generator):
     """x4 generator. The defaults are the published network, 16.70 M parameters.
 
     Attributes:

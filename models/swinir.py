@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
@@ -23,7 +24,7 @@ UPSAMPLER_FEATURES = 64
 TRAINING_PX = 64  # side of the LR patches for which the released file has the shift mask
 
 
-class SwinIR(nn.Module):
+class SwinIR(Generator):
     """x4 generator. The defaults are SwinIR-M, 11.90 M parameters.
 
     The buffers `attn_mask` and `relative_position_index` depend on the window only. They are in the state dict because

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from sed_sr.data.batches import Batch
 from sed_sr.models.cuda_graph import GraphedFunction, Recorder
 from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares
+from sed_sr.models.generator import Generator
 from sed_sr.models.losses import GANLoss, PerceptualLoss, l1_loss
 from sed_sr.models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
 from sed_sr.models.step_memory import SCALARS, FlatGradients, Outcome
@@ -70,7 +71,7 @@ class TrainStep:
     def __init__(
         self,
         *,
-        generator: nn.Module,
+        generator: Generator,
         generator_optimizer: Optimizer,
         weights: dict[str, float],
         batches_per_step: int = 1,
@@ -307,7 +308,7 @@ class TrainStep:
                 function.forget(recorder)
 
     @property
-    def deployed_generator(self) -> nn.Module:
+    def deployed_generator(self) -> Generator:
         """The generator to validate and to publish: the averaged one if there is one."""
         return self.ema if self.ema is not None else self.generator
 

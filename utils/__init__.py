@@ -1,1 +1,1 @@
-"""What training and evaluation stand on: files, processes, logs, scores."""
+"""Processes, weight files, evaluation, pictures, reports and training."""

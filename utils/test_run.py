@@ -10,6 +10,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from sed_sr.data.benchmarks import Benchmark, find_benchmark, find_inputs
+from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.candidates import SCALE, Candidate, Entry, find_weights, load_candidates
@@ -159,9 +160,9 @@ def load_all_weights(
     """Load the candidates on every process; missing files are downloaded by one process of each machine."""
     chosen, pretrained_root = options.test, options.paths.pretrained_root
 
-    def upscaler(generator: torch.nn.Module) -> Upscaler:
+    def upscaler(generator: Generator) -> Upscaler:
         return Upscaler(
-            generator.to(device, memory_format=torch.channels_last),
+            generator.to(device).to(memory_format=torch.channels_last),
             device,
             precision=chosen.precision,
             tile_px=chosen.tile_px,

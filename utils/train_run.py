@@ -21,6 +21,7 @@ from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World, joined_world
+from sed_sr.utils.training.checklist import Checklist
 from sed_sr.utils.training.frozen_weights import pretrained_weights
 from sed_sr.utils.training.loop import TrainLoop
 from sed_sr.utils.training.run_log import RunLog, SilentLog
@@ -45,18 +46,20 @@ def run_training(
     """
     with joined_world(local_rank) as world:
         options = world.from_main(read_options)
-        setup = prepare(options, resume=resume, thorough=only_check, world=world)
+        checks = Checklist()
+        setup = prepare(options, checks, resume=resume, thorough=only_check, world=world)
         if only_check:
-            check(setup, world=world)
+            check(setup, checks, name=options.name, world=world)
+        elif setup is None:
+            with world.raise_together():
+                checks.raise_if_failed()
         else:
-            train(setup, world=world)
+            train(setup, checks.notes, world=world)
 
 
-def check(setup: TrainingSetup, *, world: World) -> None:
-    """Take one trial step, and print the results of all checks of all processes."""
-    options, checks = setup.options, setup.checks
-    checks.gather(world)
-    if not checks.failures:
+def check(setup: TrainingSetup | None, checks: Checklist, *, name: str, world: World) -> None:
+    """Take one trial step if no check has failed so far, and print the results of all checks of all processes."""
+    if setup is not None:
         synchronize(setup.train_step, world)
         check_synchronized(setup, world)
         checks.check(f"memory, process {world.rank}", build_loop(setup, world=world, log=SilentLog()).dry_step)
@@ -64,16 +67,18 @@ def check(setup: TrainingSetup, *, world: World) -> None:
     Console(quiet=not world.main, highlight=False, soft_wrap=True).print(checks.table())
     with world.raise_together():
         if checks.failures:
-            raise UserError(f"{options.name} cannot start: fix what is marked FAILED above")
+            raise UserError(f"{name} cannot start: fix what is marked FAILED above")
     if world.main:
-        print(f"{options.name} can start")
+        print(f"{name} can start")
 
 
-def train(setup: TrainingSetup, *, world: World) -> None:
-    """Train, if no check has failed."""
+def train(setup: TrainingSetup, notes: dict[str, str], *, world: World) -> None:
+    """Train.
+
+    Args:
+        notes: what the checks have found, for the log.
+    """
     options, start, folder = setup.options, setup.start, setup.folder
-    with world.raise_together():
-        setup.checks.raise_if_failed()
     with world.raise_together():
         if world.main:
             folder.lock(in_place=start.in_place, damaged=start.damaged)
@@ -85,7 +90,7 @@ def train(setup: TrainingSetup, *, world: World) -> None:
     if records_graphs(options, setup.device):
         setup.train_step.record(CudaRecorder, warn=log.warning)
     try:
-        log_header(log, setup, world=world)
+        log_header(log, setup, notes, world=world)
         build_loop(setup, world=world, log=log).run()
     except KeyboardInterrupt:
         step = setup.train_step.step
@@ -137,19 +142,19 @@ def build_loop(setup: TrainingSetup, *, world: World, log: SilentLog) -> TrainLo
     stream = partial(
         SampleStream,
         len(dataset),
-        batch_size=options.dataloader.batch_size,
+        batch_size=setup.batches.size,
         rank=world.rank,
         world_size=world.size,
         seed=options.seed,
     )
     pairs = build_training_pairs(options, scale=setup.train_step.generator.scale)
-    if pairs.mixes_batches and start.step > 0:
+    if isinstance(pairs, DegradedPairs) and pairs.mixes_batches and start.step > 0:
         with world.raise_together():
             refill_pool(pairs, setup, stream=stream, load=load, world=world, log=log)
     loop = TrainLoop(
         options=options,
         train_step=setup.train_step,
-        batches=load(stream(first_sample=start.samples, batches=steps_left * options.train.accumulate_batches)),
+        batches=load(stream(first_sample=start.samples, batches=steps_left * setup.batches.per_step)),
         pairs=pairs,
         benchmarks=setup.benchmarks,
         metrics=setup.metrics,
@@ -174,7 +179,7 @@ def refill_pool(
 ) -> None:
     """Restore the pool of degraded pairs by degrading the same images again."""
     options, start, started_s = setup.options, setup.start, time.perf_counter()
-    size, per_step = options.dataloader.batch_size, options.train.accumulate_batches
+    size, per_step = setup.batches.size, setup.batches.per_step
     # All batches that the run has seen, provided that batch size and processes were always as they are now.
     batches = min(start.step * per_step, start.samples // (size * world.size))
     before = stream(first_sample=start.samples - batches * size * world.size, batches=batches)
@@ -193,20 +198,20 @@ def refill_pool(
     log.info(f"the pool of pairs is restored from {made} batches in {time.perf_counter() - started_s:.2g} s")
 
 
-def log_header(log: SilentLog, setup: TrainingSetup, *, world: World) -> None:
+def log_header(log: SilentLog, setup: TrainingSetup, notes: dict[str, str], *, world: World) -> None:
     """The first lines of the log: what is trained on what, and where the results are."""
     options, folder, device, start = setup.options, setup.folder, setup.device, setup.start
-    train = options.train
+    train, batches = options.train, setup.batches
     log.info(f"run: {options.name} in {folder.root}, all options in {folder.options.name}")
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     processes = f"{world.size} process{'es' * (world.size > 1)}"
     log.info(f"device: {device}{gpu}, {resolved(train.precision, device)}, {processes}")
-    for name, note in setup.checks.notes.items():
+    for name, note in notes.items():
         if name not in ("device", "start", "run folder"):
             log.info(f"{name}: {note}")
     log.info(
-        f"batch: {train.total_batch_size} pairs per step ({processes} x batch size {options.dataloader.batch_size} x "
-        f"{train.accumulate_batches} accumulated)"
+        f"batch: {batches.total} pairs per step ({processes} x batch size {batches.size} x {batches.per_step} "
+        "accumulated)"
     )
     log.info(
         f"steps: {start.step:,} of {train.total_steps:,} done; validation every {options.validation.every_steps:,}, "

@@ -11,6 +11,7 @@ from sed_sr.options.cli import run
 from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.train_run import check_synchronized, synchronize
+from sed_sr.utils.training.checklist import Checklist
 from sed_sr.utils.training.setup import prepare
 
 
@@ -29,8 +30,9 @@ def get_ready(world: World) -> dict[str, int]:
     sys.addaudithook(note)
     before = read_bytes()
     options = world.from_main(lambda: load_options(sys.argv[2], list(map(Override.parse, sys.argv[3:]))))
-    ready = prepare(options, resume="auto", thorough=False, world=world)
-    ready.checks.raise_if_failed()
+    checks = Checklist()
+    ready = prepare(options, checks, resume="auto", thorough=False, world=world)
+    checks.raise_if_failed()
     synchronize(ready.train_step, world)
     check_synchronized(ready, world)
     return {"opened": len(opened), "bytes": read_bytes() - before}

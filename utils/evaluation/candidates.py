@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import nn
-
+from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.paper_scores import PAPER
 from sed_sr.utils.evaluation.upscaler import Upscale, bicubic
@@ -65,7 +64,7 @@ def load_candidates(
     pretrained_root: Path,
     generator: dict | None,
     paper_row: str | None,
-    upscaler: Callable[[nn.Module], Upscale],
+    upscaler: Callable[[Generator], Upscale],
     check_hash: bool = True,
 ) -> list[Candidate]:
     """Load all weights.

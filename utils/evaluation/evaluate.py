@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from threading import Event
@@ -37,7 +36,7 @@ def evaluate(
     device: torch.device,
     world: World,
     output: Path | None = None,
-    on_image: Callable[[BenchmarkImage, np.ndarray], None] = lambda image, sr: None,
+    on_image: Callable[[BenchmarkImage, np.ndarray], object] = lambda image, sr: None,
     stop: Callable[[], bool] = lambda: False,
     batch_size: int = 1,
 ) -> BenchmarkScores | None:
@@ -166,8 +165,11 @@ def _read_ahead(images: Sequence[BenchmarkImage]) -> Iterator[tuple[BenchmarkIma
     """Read the LR images. While the caller processes one, the next one is read, and no further ones."""
     with _worker_thread() as (worker, _):
         started = ((image, worker.submit(read_rgb, image.lr)) for image in images)
-        for (image, reading), _ in pairwise(chain(started, [None])):
-            yield image, reading
+        current = next(started, None)
+        while current is not None:
+            following = next(started, None)
+            yield current
+            current = following
 
 
 def _batches(
@@ -202,7 +204,7 @@ def _write_and_score(
     wanted = {name: metric for name, metric in metrics.items() if image.hr is not None or not metric.needs_ground_truth}
     hr, scores, missing = None, {}, []
     need_hr = [name for name, metric in wanted.items() if metric.needs_ground_truth]
-    if need_hr:
+    if image.hr is not None and need_hr:
         try:
             hr = read_rgb(image.hr)
         except UserError as error:

@@ -30,7 +30,7 @@ class Metric:
 
     name: str  # in options and data files
     title: str  # in tables
-    compute: Callable[[Tensor, Tensor | None], float]  # SR and HR, (3, H, W) uint8 RGB
+    compute: Callable[..., float]  # of SR and HR, (3, H, W) uint8 RGB
     lower_is_better: bool = False
     needs_ground_truth: bool = True  # False: HR is not used, and may be None
     decimals: int = 4  # in tables

@@ -9,16 +9,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
+from torch import Tensor, nn
 
 from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import is_out_of_memory, unless_out_of_memory
 
 TRIAL_SIDE_PX = 256
+
+
+class _Model(Protocol):
+    """What is used of the metrics that pyiqa creates."""
+
+    net: nn.Module
+    lower_better: bool
+    metric_mode: str
 
 
 class PyiqaMetric:
@@ -54,8 +63,8 @@ class PyiqaMetric:
             metric = _create(pyiqa, name, device)
             # Not `metric` itself, which turns TF32 of cuDNN on for the whole process.
             self._network, self._device = metric.net, device
-            self.lower_is_better: bool = metric.lower_better
-            self.needs_ground_truth: bool = metric.metric_mode == "FR"
+            self.lower_is_better = metric.lower_better
+            self.needs_ground_truth = metric.metric_mode == "FR"
             noise = torch.Generator().manual_seed(0)
             sr, hr = torch.randint(256, (2, 3, TRIAL_SIDE_PX, TRIAL_SIDE_PX), generator=noise, dtype=torch.uint8)
             if unless_out_of_memory(partial(self, sr, hr)) is None:
@@ -68,7 +77,10 @@ class PyiqaMetric:
         Raises:
             UserError: the metric cannot score it, for instance because it is too small.
         """
-        images = (sr, hr) if self.needs_ground_truth else (sr,)
+        images = [sr]
+        if self.needs_ground_truth:
+            assert hr is not None
+            images.append(hr)
         try:
             output = self._network(*(image[None].to(self._device).float() / 255 for image in images))
             return (output[0] if isinstance(output, tuple) else output).item()
@@ -92,7 +104,7 @@ def _import_pyiqa(name: str, built_in: Sequence[str]) -> ModuleType:
     return pyiqa
 
 
-def _create(pyiqa: ModuleType, name: str, device: torch.device) -> torch.nn.Module:
+def _create(pyiqa: ModuleType, name: str, device: torch.device) -> _Model:
     try:
         return pyiqa.create_metric(name, device=device)
     except OSError as error:  # includes those of urllib and of the Hugging Face Hub

@@ -76,7 +76,7 @@ def upscale_in_tiles(
     results = [np.empty((scale * height, scale * width, 3), np.uint8) for _ in images]
     ramp_down = torch.empty(len(images), ramp_px, scale * width, 3)  # below the previous row of tiles
     for row in rows:
-        ramp_right = None
+        ramp_right = torch.empty(0)  # of the previous tile in the row
         for column in columns:
             tile = upscale_tile(np.stack([image[row.start : row.stop, column.start : column.stop] for image in images]))
             top, bottom = row.used(scale, ramp_px, side_px=height)

@@ -7,11 +7,12 @@ from functools import cached_property, partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sed_sr.data.imresize import imresize
 from sed_sr.data.tensors import to_float, to_uint8
 from sed_sr.models.cuda_graph import CudaRecorder, GraphedFunction, Recorder
+from sed_sr.models.generator import Generator
 from sed_sr.models.precision import AUTOCAST_DTYPE, keep_in_autocast_type
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.tiles import TILE_MULTIPLE_PX, halved, spans, upscale_in_tiles
@@ -55,7 +56,7 @@ class Upscaler:
 
     def __init__(
         self,
-        generator: nn.Module,
+        generator: Generator,
         device: torch.device,
         *,
         precision: str = "fp32",
@@ -80,10 +81,10 @@ class Upscaler:
             autocast=partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None),
         )
         self._new_recorder = new_recorder
-        self._warnings = []  # of failed recordings
+        self._warnings: list[str] = []  # of failed recordings
         self._forget_graphs()
         self._tile_px = tile_px  # given, or the size that fitted after running out of memory
-        self._bytes_per_px = None  # per LR pixel; measured when needed
+        self._bytes_per_px: float | None = None  # per LR pixel; measured when needed
 
     @torch.inference_mode()
     def __call__(self, images: list[np.ndarray], note: Note) -> list[np.ndarray]:
@@ -187,7 +188,7 @@ def self_ensembled(generator: Callable[[Tensor], Tensor], lr: Tensor) -> Tensor:
 
     (N, 3, H, W) -> (N, 3, scale * H, scale * W). Source: EDSR+ (Lim et al. 2017, section 4.3).
     """
-    total = 0
+    total = torch.zeros((), device=lr.device)
     for turns in range(4):
         for flips in ((), (3,)):
             sr = generator(lr.rot90(turns, (2, 3)).flip(flips))

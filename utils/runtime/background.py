@@ -1,7 +1,7 @@
 """A job on a thread beside the main one, whose errors are raised and whose end is waited for."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 
@@ -18,7 +18,7 @@ class BackgroundJob:
     def __init__(self, *, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._job = None  # its future
+        self._job: Future[None] | None = None
         self._cancelled = False
 
     def start(self, job: Iterator[None]) -> None:
@@ -29,7 +29,10 @@ class BackgroundJob:
     @property
     def failed(self) -> bool:
         """Whether `wait` would raise. Does not wait."""
-        return self._job is not None and self._job.done() and self._job.exception() is not None
+        return self._error() is not None
+
+    def _error(self) -> BaseException | None:
+        return self._job.exception() if self._job is not None and self._job.done() else None
 
     def wait(self) -> None:
         """Wait for the running job, if there is one, and raise what it raised."""
@@ -52,5 +55,5 @@ class BackgroundJob:
         self._thread.shutdown()
         if error is None:
             self.wait()
-        elif self.failed:
-            self._warn(str(self._job.exception()))
+        elif (failure := self._error()) is not None:
+            self._warn(str(failure))

@@ -135,8 +135,10 @@ class World:
 
         A UserError that it raises ends all ranks, as in `raise_together`.
         """
+        value: Any = None  # of the other processes, which broadcast ignores
         with self.raise_together():
-            value = function() if self.main else None
+            if self.main:
+                value = function()
         return self.broadcast(value)
 
     def check_equal(self, values: dict[str, Any]) -> None:

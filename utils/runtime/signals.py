@@ -26,7 +26,7 @@ class StopSignal:
 
     def __init__(self, *, announce: bool) -> None:
         self.name: str | None = None
-        self._announce, self._first_s = announce, None
+        self._announce, self._first_s = announce, 0.0  # when the first signal arrived
 
     @property
     def requested(self) -> bool:

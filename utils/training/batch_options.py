@@ -9,15 +9,15 @@ from sed_sr.models.train_step import TrainStep
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import free_bytes
-from sed_sr.utils.training.batch_size import Batches, largest_batch_size
+from sed_sr.utils.training.batch_size import Batches, GivenBatches, largest_batch_size
 
 
-def batches_of(options: Options) -> Batches:
-    """The batches of a step, as the options give them."""
-    return Batches(options.dataloader.batch_size, options.train.accumulate_batches, options.train.total_batch_size)
+def batches_of(options: Options) -> GivenBatches:
+    """What the options say of the batches of a step."""
+    return GivenBatches(options.dataloader.batch_size, options.train.accumulate_batches, options.train.total_batch_size)
 
 
-def with_batches(options: Options, batches: Batches) -> Options:
+def with_batches(options: Options, batches: Batches | GivenBatches) -> Options:
     """A copy of the options with these batches."""
     train = {"accumulate_batches": batches.per_step, "total_batch_size": batches.total}
     return options.model_copy(

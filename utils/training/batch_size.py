@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import TensorBytes, unless_out_of_memory
 
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 DEFAULT_SIZE = 8  # where no size is given; the paper's
 MAX_DERIVED_SIZE = 12  # of a size that follows from the total batch size; Real-ESRGAN's
 SMALL, LARGE = 2, 4  # measured batch sizes; with one pair, what does not grow with the batch may be the peak
@@ -22,23 +22,34 @@ USED_SHARE = 0.85  # of the free memory; fragmentation, kernels and communicatio
 SHRINK = 0.95  # factor of a batch size that turns out not to fit
 
 
+class GivenBatches(NamedTuple):
+    """What the options say of the batches of a step; None: not given."""
+
+    size: int | Literal["auto"] | None
+    per_step: int | None
+    total: int | None
+
+
 class Batches(NamedTuple):
-    """The batches of a step; None: not given."""
+    """The batches of a step."""
 
-    size: int | str | None  # pairs in a batch of one process, or `auto`
-    per_step: int | None  # batches of each process, whose gradients are accumulated
-    total: int | None  # pairs of all processes in a step
+    size: int  # pairs in a batch of one process
+    per_step: int  # batches of each process, whose gradients are accumulated
+    total: int  # pairs of all processes in a step
 
 
-def resolve_batches(wanted: Batches, *, processes: int) -> Batches:
-    """Derive the values that are not given from those that are. If the size is `auto`, this is up to `resolve_auto`.
+def resolve_batches(given: GivenBatches, *, processes: int) -> Batches | GivenBatches:
+    """Derive the values that are not given from those that are.
+
+    Returns:
+        The batches; `given` itself if the size is `auto`, which is up to `resolve_auto`.
 
     Raises:
         UserError: the given values contradict each other.
     """
-    size, per_step, total = wanted
+    size, per_step, total = given
     if total is None:
-        return wanted if size == AUTO else _batches(size or DEFAULT_SIZE, per_step or 1, processes)
+        return given if size == AUTO else _batches(size or DEFAULT_SIZE, per_step or 1, processes)
     share, rest = divmod(total, processes)
     if rest or not share:
         raise UserError(
@@ -51,7 +62,7 @@ def resolve_batches(wanted: Batches, *, processes: int) -> Batches:
                 f"dataloader.batch_size is auto and train.total_batch_size is {total}, from which "
                 f"train.accumulate_batches follows; it is {per_step} and must be null"
             )
-        return wanted
+        return given
     if size is None:
         size = share // per_step if per_step else _largest_divisor(share, MAX_DERIVED_SIZE)
     per_step = per_step or max(1, share // size)
@@ -64,11 +75,11 @@ def resolve_batches(wanted: Batches, *, processes: int) -> Batches:
     return _batches(size, per_step, processes)
 
 
-def resolve_auto(wanted: Batches, largest: int, *, processes: int) -> Batches:
+def resolve_auto(given: GivenBatches, largest: int, *, processes: int) -> Batches:
     """The batches of a step where the size is `auto` and `largest` is the largest batch that fits on every process."""
-    if wanted.total is None:
-        return _batches(largest, wanted.per_step or 1, processes)
-    share = wanted.total // processes
+    if given.total is None:
+        return _batches(largest, given.per_step or 1, processes)
+    share = given.total // processes
     size = _largest_divisor(share, largest)
     return _batches(size, share // size, processes)
 
@@ -121,7 +132,7 @@ def largest_batch_size(
         measured(1)  # the first step creates the moments of the optimisers
         small, large = measured(SMALL), measured(LARGE)
         size = LARGE - 1
-        if large is not None:
+        if small is not None and large is not None:
             pair_bytes = (large - small) / (LARGE - SMALL)
             size = int((USED_SHARE * free_bytes - small + SMALL * pair_bytes) / (pair_bytes + waiting_bytes))
         size = min(size, most)

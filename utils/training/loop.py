@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from sed_sr.data.batches import Batch, DegradedPairs, GivenPairs, batch_seed, mixed_seed
 from sed_sr.data.benchmarks import Benchmark
@@ -62,7 +63,7 @@ class TrainLoop:
         self.folder, self.log, self.world, self.device = folder, log, world, device
         self.samples = 0  # training pairs that all processes together have seen: the position in the data
         self.bad_steps = 0  # skipped in a row; meanwhile nothing is saved
-        self.saved = None  # (step, validated step) of the newest state
+        self.saved: tuple[int, int] | None = None  # (step, validated step) of the newest state
         self.stopping = False  # a process was asked to stop, or could not save
         # On a GPU a step is read after the next one has been launched, so that the GPU never waits for the loop.
         self.steps_behind = 1 if device.type == "cuda" else 0
@@ -122,7 +123,7 @@ class TrainLoop:
                     save_due = not self._save()
                 if self.stopping or self.step >= train.total_steps:
                     break
-                batches = [next(loaded) for _ in range(train.accumulate_batches)]
+                batches = [next(loaded) for _ in range(self.train_step.batches_per_step)]
                 self._train(batches, stop=stop_signal.requested or self.saving.failed)
                 show_step(self.step)
             self._wait_for_save()
@@ -140,7 +141,7 @@ class TrainLoop:
         """
         batches = iter(self.batches)
         try:
-            outcome = self._take_step([next(batches) for _ in range(self.options.train.accumulate_batches)], watch=True)
+            outcome = self._take_step([next(batches) for _ in range(self.train_step.batches_per_step)], watch=True)
         except StopIteration:
             return "no step is left to take"
         if outcome.broken:
@@ -159,14 +160,15 @@ class TrainLoop:
         with self.clock.measure("step"):
             outcome = self._take_step(batches, watch=watch, stop=stop)
         names = [name for batch in batches for name in batch["name"]]
-        self.samples += len(names) * self.world.size
+        pairs = len(names) * self.world.size
+        self.samples += pairs
         self.pending.append(PendingStep(self.step, outcome, names))
         self._read_outcomes(leave=self.steps_behind)
         if watch or self._due(self.options.train.log_every_steps):
             self._read_outcomes()
-            self._log_step(outcome.terms)
+            self._log_step(outcome.terms, pairs_per_step=pairs)
         if watch and self.train_step.discriminator is not None:
-            self._log_spectral_norms()
+            self._log_spectral_norms(self.train_step.discriminator)
 
     def _take_step(self, batches: list[dict], *, watch: bool, stop: bool = False) -> Outcome:
         try:
@@ -219,11 +221,10 @@ class TrainLoop:
                     "optimizer.learning_rate or with optimizer.clip_grad_norm, or check the images named above"
                 )
 
-    def _log_step(self, terms: dict[str, float]) -> None:
+    def _log_step(self, terms: dict[str, float], *, pairs_per_step: int) -> None:
         train = self.options.train
         steps_per_s, spent_s = self.clock.lap(self.step)
         spent_s = self.world.mean(spent_s)
-        pairs_per_step = self.options.dataloader.batch_size * train.accumulate_batches * self.world.size
         learning_rate, images_per_s = self.train_step.learning_rate(), steps_per_s * pairs_per_step
         line = format_step(
             self.step,
@@ -241,9 +242,9 @@ class TrainLoop:
         for warning in self.monitor.update(self.step, terms):
             self.log.warning(warning)
 
-    def _log_spectral_norms(self) -> None:
-        norms = {name: norm.item() for name, norm in spectral_norms(self.train_step.discriminator).items()}
-        largest = max(norms, key=norms.get)
+    def _log_spectral_norms(self, discriminator: nn.Module) -> None:
+        norms = {name: norm.item() for name, norm in spectral_norms(discriminator).items()}
+        largest = max(norms, key=lambda name: norms[name])
         self.log.info(f"step {self.step:,}  spectral norms of D: largest {norms[largest]:.3g} ({largest})")
         self.log.scalars("spectral_norm", self.step, norms)
 

@@ -1,7 +1,7 @@
 """How fast a run is and where its time goes, and the line that the log has for a step."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -22,7 +22,7 @@ class Clock:
     def restart(self, step: int) -> None:
         """Start a new lap at this step."""
         self._start_s, self._start_step = time.perf_counter(), step
-        self._spent_s = dict.fromkeys(("data_wait", "step", "validation", "save"), 0.0)
+        self._spent_s: dict[str, float] = dict.fromkeys(("data_wait", "step", "validation", "save"), 0.0)
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
@@ -31,7 +31,7 @@ class Clock:
         yield
         self._spent_s[part] += time.perf_counter() - entered_s
 
-    def measure_waiting(self, batches: Iterable[dict]) -> Iterator[dict]:
+    def measure_waiting(self, batches: Iterable[dict]) -> Generator[dict, None, None]:
         """Yield from `batches`, and add the time until each of them arrives to `data_wait`."""
         iterator = iter(batches)
         while True:

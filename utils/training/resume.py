@@ -107,7 +107,7 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         return Start((*before, f"starts from {path}: {weights.kind}"), path, weights=weights)
     in_place = path.resolve().parent == folder.states.resolve()
     newest = next(iter(checkpoint.states(folder.states)), None)
-    if in_place and path.resolve() != newest.resolve():
+    if in_place and newest is not None and path.resolve() != newest.resolve():
         raise UserError(
             f"{folder.root} has a newer state, {newest.name}, which would be overwritten; to branch off at "
             f"{path.name}, choose another name (--set name=...)"
@@ -121,7 +121,7 @@ def with_changed_images(start: Start, images: str) -> Start:
     Args:
         images: list of the training set's images, as in `RunFolder.training_set`.
     """
-    if start.loop is None:
+    if start.loop is None or start.path is None:
         return start
     try:
         before = set(RunFolder(start.path.parent.parent).training_set.read_text("utf-8").splitlines())
@@ -189,7 +189,7 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
     """A message for each option that differs from the state's. Raises a UserError if it is one of ARCHITECTURE."""
     # A state of an earlier version lacks newer options of a network; their defaults are what it was trained with.
     defaults = {
-        "generator": type(options.generator)(type=options.generator.type).model_dump(mode="json"),
+        "generator": type(options.generator).model_validate({"type": options.generator.type}).model_dump(mode="json"),
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
     }
     before, now = _leaves(defaults) | _leaves(state["options"]), _leaves(options.model_dump(mode="json"))

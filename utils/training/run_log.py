@@ -37,7 +37,7 @@ class SilentLog:
         """Flush metrics.jsonl to the disk."""
 
     @contextmanager
-    def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, done: int, total: int) -> Iterator[Callable[[int], object]]:
         """Show a progress bar while the block runs. Yields a function that sets its step."""
         yield lambda step: None
 
@@ -91,7 +91,7 @@ class RunLog(SilentLog):
         os.fsync(self._metrics.fileno())
 
     @contextmanager
-    def progress(self, done: int, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, done: int, total: int) -> Iterator[Callable[[int], object]]:
         # disable=None: only on a terminal
         with tqdm(desc="step", initial=done, total=total, leave=False, dynamic_ncols=True, disable=None) as bar:
             yield lambda step: bar.update(step - bar.n)

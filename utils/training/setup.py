@@ -1,17 +1,17 @@
 """Build everything that a training run needs from its options, and check all of it before anything is written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from sed_sr.data.benchmarks import Benchmark, find_benchmark
 from sed_sr.data.build import build_dataset
 from sed_sr.data.datasets import HRImages, PairedImages
 from sed_sr.data.image_folders import image_list
 from sed_sr.models.build import build_generator, build_train_step
+from sed_sr.models.generator import Generator
 from sed_sr.models.train_step import TrainStep
 from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.evaluate import check_best_by
@@ -19,7 +19,7 @@ from sed_sr.utils.evaluation.metrics import Metric, build_metrics, metric_weight
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import disable_malloc_trim
 from sed_sr.utils.training.batch_options import batches_of, measure_batch_size, with_batches
-from sed_sr.utils.training.batch_size import AUTO, resolve_auto, resolve_batches
+from sed_sr.utils.training.batch_size import Batches, GivenBatches, resolve_auto, resolve_batches
 from sed_sr.utils.training.checklist import Checklist, check_disk
 from sed_sr.utils.training.frozen_weights import FrozenStates, load_frozen_states, pretrained_weights
 from sed_sr.utils.training.image_checks import check_training_images, format_dataset
@@ -30,22 +30,37 @@ from sed_sr.utils.weights.formats import load_into
 from sed_sr.utils.weights.pretrained import locate, verify
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainingSetup:
-    """Everything that a training run consists of. What could not be built is None, and `checks` has the reason."""
+    """Everything that a training run consists of, after all checks have passed."""
 
-    options: Options
+    options: Options  # with the batches of a step
+    batches: Batches
     folder: RunFolder
-    checks: Checklist
-    device: torch.device | None
-    dataset: PairedImages | HRImages | None = None
-    benchmarks: list[Benchmark | None] | None = None
-    start: Start | None = None
-    metrics: dict[str, Metric] | None = None
-    train_step: TrainStep | None = None
+    device: torch.device
+    dataset: PairedImages | HRImages
+    benchmarks: list[Benchmark]
+    start: Start  # without its tensors, which the training step has
+    metrics: dict[str, Metric]
+    train_step: TrainStep
 
 
-def prepare(options: Options, *, resume: str | None, thorough: bool, world: World) -> TrainingSetup:
+@dataclass(frozen=True)
+class FoundFiles:
+    """What the main process has found for a run."""
+
+    dataset: PairedImages | HRImages
+    benchmarks: list[Benchmark]
+    start: Start
+
+    def without_tensors(self) -> "FoundFiles":
+        """A copy that is small enough to be sent to other processes."""
+        return replace(self, start=self.start.without_tensors())
+
+
+def prepare(
+    options: Options, checks: Checklist, *, resume: str | None, thorough: bool, world: World
+) -> TrainingSetup | None:
     """Find the data and the weights, build the networks, and check all of it. Nothing is written.
 
     Only the main process lists folders, opens images, reads weights and decides what the run starts from. It shares the
@@ -53,56 +68,78 @@ def prepare(options: Options, *, resume: str | None, thorough: bool, world: Worl
     later (`utils.train_run.synchronize`).
 
     Args:
+        checks: receives the results of the checks of all processes.
         resume: the argument of `train.py`.
         thorough: decode every image.
+
+    Returns:
+        None on every process if a check has failed on one of them.
     """
     with world.raise_together():
-        options = with_batches(options, resolve_batches(batches_of(options), processes=world.size))
+        batches = resolve_batches(batches_of(options), processes=world.size)
+        options = with_batches(options, batches)
         generator = build_generator(options)
-    checks, folder = Checklist(), RunFolder(options.paths.out_root / options.name)
-    setup = TrainingSetup(options, folder, checks, checks.check("device", partial(world.device, options.device)))
-    start = None
+    folder = RunFolder(options.paths.out_root / options.name)
+    device = checks.check("device", partial(world.device, options.device))
+    found = None
     if world.main:
-        _find_images(setup, scale=generator.scale, thorough=thorough)
-        start = _find_start(setup, resume, thorough=thorough, processes=world.size)
-    # Without the tensors of `start`, which the other processes receive with those of the training step.
-    found = (setup.dataset, setup.benchmarks, start.without_tensors() if start is not None else None)
-    setup.dataset, setup.benchmarks, setup.start = world.broadcast(found)
+        dataset = _find_dataset(options, checks, scale=generator.scale, thorough=thorough)
+        benchmarks = _find_benchmarks(options, checks, scale=generator.scale)
+        start = _find_start(options, checks, folder, dataset, resume, thorough=thorough, processes=world.size)
+        if dataset is not None and benchmarks is not None and start is not None:
+            found = FoundFiles(dataset, benchmarks, start)
+    # The other processes receive the tensors of `start` with those of the training step.
+    shared = world.broadcast(found.without_tensors() if found is not None else None)
     checks.gather(world)
+    setup = None
     if not checks.failures:
-        _build_metrics(setup, world)
-        _build_networks(setup, start, generator, world)
-        checks.gather(world)
-    if checks.failures:
+        assert device is not None  # otherwise a check would have failed
+        assert shared is not None
+        setup = _build(options, batches, folder, generator, device, found or shared, checks=checks, world=world)
+    if setup is None:
         checks.not_checked += [name for name in ("scores", "networks", "disk", "memory") if name not in checks.notes]
     return setup
 
 
-def _find_images(setup: TrainingSetup, *, scale: int, thorough: bool) -> None:
-    """Find the training set and the benchmarks."""
-    options, checks = setup.options, setup.checks
-    setup.dataset = checks.check("training set", partial(build_dataset, options, scale=scale), format_dataset)
-    if setup.dataset is None:
+def _find_dataset(options: Options, checks: Checklist, *, scale: int, thorough: bool) -> PairedImages | HRImages | None:
+    dataset = checks.check("training set", partial(build_dataset, options, scale=scale), format_dataset)
+    if dataset is None:
         checks.not_checked.append("content of the images")
     else:
-        check_training_images(setup.dataset, checks, seed=options.seed, thorough=thorough)
-    setup.benchmarks = [
+        check_training_images(dataset, checks, seed=options.seed, thorough=thorough)
+    return dataset
+
+
+def _find_benchmarks(options: Options, checks: Checklist, *, scale: int) -> list[Benchmark] | None:
+    """Find all benchmarks of the validation; None if one of them was not found."""
+    names = options.validation.benchmarks
+    found = [
         checks.check(
             f"benchmark {name}",
             partial(find_benchmark, options.paths.data_test_root, name, scale=scale),
             lambda benchmark: f"{len(benchmark.images)} images",
         )
-        for name in options.validation.benchmarks
+        for name in names
     ]
+    benchmarks = [benchmark for benchmark in found if benchmark is not None]
+    return benchmarks if len(benchmarks) == len(names) else None
 
 
-def _find_start(setup: TrainingSetup, resume: str | None, *, thorough: bool, processes: int) -> Start | None:
+def _find_start(
+    options: Options,
+    checks: Checklist,
+    folder: RunFolder,
+    dataset: PairedImages | HRImages | None,
+    resume: str | None,
+    *,
+    thorough: bool,
+    processes: int,
+) -> Start | None:
     """Find the state or the weights that the run starts from, and download missing pretrained weights."""
-    options, checks, folder = setup.options, setup.checks, setup.folder
     find = partial(locate, pretrained_root=options.paths.pretrained_root)
     given = file_to_start_from(resume, options, folder)
     for name in (*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)):
-        if name not in (RANDOM, None):
+        if name is not None and name != RANDOM:
             checks.check(name, partial(find, name), _format_checksum if thorough else str)
     if given in checks.failures:
         return None
@@ -110,7 +147,7 @@ def _find_start(setup: TrainingSetup, resume: str | None, *, thorough: bool, pro
     def start() -> Start:
         path = find(given) if given is not None else None
         found = find_start(resume, options, folder, path=path, processes=processes)
-        return found if setup.dataset is None else with_changed_images(found, image_list(setup.dataset.hr_folders))
+        return found if dataset is None else with_changed_images(found, image_list(dataset.hr_folders))
 
     found = checks.check("start", start, lambda start: "\n".join(start.messages))
     if found is not None:
@@ -118,77 +155,118 @@ def _find_start(setup: TrainingSetup, resume: str | None, *, thorough: bool, pro
     return found
 
 
-def _build_metrics(setup: TrainingSetup, world: World) -> None:
+def _build(
+    options: Options,
+    given: Batches | GivenBatches,
+    folder: RunFolder,
+    generator: Generator,
+    device: torch.device,
+    found: FoundFiles,
+    *,
+    checks: Checklist,
+    world: World,
+) -> TrainingSetup | None:
+    """Build metrics and training step, and load the weights or the state that the run starts from.
+
+    Args:
+        found: on the main process, with the tensors of `start`.
+    """
+    start, benchmarks = found.start, found.benchmarks
+    metrics = _build_metrics(options, checks, device, world)
+    best_by = options.validation.best_by
+    if best_by is not None and metrics is not None and world.main:
+        check = partial(check_best_by, metrics[best_by], benchmarks[0], scale=generator.scale)
+        checks.check("best weights", check)
+    build = partial(_build_train_step, options, generator, device, start, pretrained=world.main)
+    train_step = checks.check("networks", build, _format_networks)
+    if isinstance(given, GivenBatches):
+        batches = _choose_batches(options, given, train_step, found, checks=checks, device=device, world=world)
+    else:
+        batches = given
+    if train_step is not None and world.main:
+        steps_left = max(0, options.train.total_steps - start.step)
+        checks.check("disk", partial(check_disk, options, folder, train_step, benchmarks, steps_left=steps_left))
+    checks.gather(world)
+    if checks.failures:
+        return None
+    assert metrics is not None  # otherwise a check would have failed
+    assert train_step is not None
+    assert batches is not None
+    train_step.batches_per_step = batches.per_step
+    return TrainingSetup(
+        options=with_batches(options, batches),
+        batches=batches,
+        folder=folder,
+        device=device,
+        dataset=found.dataset,
+        benchmarks=benchmarks,
+        start=start.without_tensors(),
+        metrics=metrics,
+        train_step=train_step,
+    )
+
+
+def _build_metrics(options: Options, checks: Checklist, device: torch.device, world: World) -> dict[str, Metric] | None:
     """Build the metrics, first on one process of each machine, which downloads and verifies their weights for all."""
     build = partial(
         build_metrics,
-        setup.options.validation.metrics,
-        pretrained_root=setup.options.paths.pretrained_root,
-        device=setup.device,
+        options.validation.metrics,
+        pretrained_root=options.paths.pretrained_root,
+        device=device,
         check_hash=world.local_rank == 0,
     )
+    metrics = None
     for first in (True, False):
         if (world.local_rank == 0) is first:
-            setup.metrics = setup.checks.check("scores", build, ", ".join)
+            metrics = checks.check("scores", build, ", ".join)
         world.gather(None)  # a barrier
+    return metrics
 
 
-def _build_networks(setup: TrainingSetup, start: Start | None, generator: nn.Module, world: World) -> None:
-    """Build the training step, and load the weights or the state that the run starts from.
+def _build_train_step(
+    options: Options, generator: Generator, device: torch.device, start: Start, *, pretrained: bool
+) -> TrainStep:
+    """Build the training step, with what `start` holds.
 
     Args:
-        start: on the main process, with its tensors.
+        pretrained: load the weights of the frozen networks; otherwise they are random.
     """
-    options, checks = setup.options, setup.checks
-    best_by = options.validation.best_by
-    if best_by is not None and setup.metrics is not None and world.main:
-        check = partial(check_best_by, setup.metrics[best_by], setup.benchmarks[0], scale=generator.scale)
-        checks.check("best weights", check)
-
-    def build() -> TrainStep:
-        if world.main and start.weights is not None:
-            load_into(generator, start.weights, start.path)
-        if setup.device.type == "cpu":
-            disable_malloc_trim()
-        states = load_frozen_states(options) if world.main else FrozenStates()
-        train_step = build_train_step(
-            options, generator=generator, device=setup.device, extractor_state=states.extractor, vgg_state=states.vgg
-        )
-        if world.main and start.train_step is not None:
-            train_step.load_state_dict(start.train_step)
-        return train_step
-
-    setup.train_step = checks.check("networks", build, _format_networks)
-    if options.dataloader.batch_size == AUTO:
-        _resolve_batch_size(setup, world)
-    if setup.train_step is not None and world.main:
-        steps_left = max(0, options.train.total_steps - setup.start.step)
-        check = partial(check_disk, options, setup.folder, setup.train_step, setup.benchmarks)
-        checks.check("disk", partial(check, steps_left=steps_left))
+    if start.weights is not None:
+        assert start.path is not None
+        load_into(generator, start.weights, start.path)
+    if device.type == "cpu":
+        disable_malloc_trim()
+    states = load_frozen_states(options) if pretrained else FrozenStates()
+    train_step = build_train_step(
+        options, generator=generator, device=device, extractor_state=states.extractor, vgg_state=states.vgg
+    )
+    if start.train_step is not None:
+        train_step.load_state_dict(start.train_step)
+    return train_step
 
 
-def _resolve_batch_size(setup: TrainingSetup, world: World) -> None:
-    """Replace the batch size `auto` by that of the resumed run, or by the largest that fits on every process."""
-    options, size, reason = setup.options, setup.start.batch_size, "as before"
-    if size is None and setup.train_step is not None:
-        measure = partial(
-            measure_batch_size,
-            options,
-            setup.train_step,
-            setup.dataset,
-            device=setup.device,
-            world=world,
-        )
-        size = setup.checks.check("batch size", measure)
-        reason = f"the largest that fits, of {len(setup.dataset):,} images"
+def _choose_batches(
+    options: Options,
+    given: GivenBatches,
+    train_step: TrainStep | None,
+    found: FoundFiles,
+    *,
+    checks: Checklist,
+    device: torch.device,
+    world: World,
+) -> Batches | None:
+    """The batch size of the resumed run, or the largest that fits on every process; None if a check has failed."""
+    size, reason = found.start.batch_size, "as before"
+    if size is None and train_step is not None:
+        measure = partial(measure_batch_size, options, train_step, found.dataset, device=device, world=world)
+        size = checks.check("batch size", measure)
+        reason = f"the largest that fits, of {len(found.dataset):,} images"
     sizes = world.gather(size)
     if None in sizes:
-        return  # a process failed, and `checks` has the reason
-    batches = resolve_auto(batches_of(options), min(sizes), processes=world.size)
-    setup.options = with_batches(options, batches)
-    setup.checks.notes["batch size"] = f"{batches.size}, {reason}"
-    if setup.train_step is not None:
-        setup.train_step.batches_per_step = batches.per_step
+        return None
+    batches = resolve_auto(given, min(sizes), processes=world.size)
+    checks.notes["batch size"] = f"{batches.size}, {reason}"
+    return batches
 
 
 def _format_checksum(path: Path) -> str:

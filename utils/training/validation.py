@@ -116,7 +116,7 @@ class Validator:
         incomplete = {name: count for name, count in scores.counts.items() if count < scores.total}
         suffixes = {name: f" ({count} of {scores.total} images)" for name, count in incomplete.items()}
         text = "  ".join(f"{name} {value:.4f}{suffixes.get(name, '')}" for name, value in scores.mean.items())
-        if self._update_best(benchmark, scores):
+        if self._update_best(benchmark, scores) and self.best is not None:
             text += f"  (the best {self.best['metric']} so far)"
         if scores.mean:
             self.log.info(f"step {step:,}  {benchmark.name}: {text}")

@@ -103,8 +103,10 @@ def _trace(
 def _detail(title: str, image: np.ndarray, box: tuple[int, ...], *, hr_px: int) -> Image.Image:
     """The part of an image that corresponds to a box of HR; a title like "noise (Gaussian)" is split on two lines."""
     height, width = image.shape[:2]
-    box = tuple(side * width / hr_px for side in box)
-    picture = Image.fromarray(image).resize((CELL_PX, CELL_PX), Image.Resampling.NEAREST, box=box)
+    left, top, right, bottom = (side * width / hr_px for side in box)
+    picture = Image.fromarray(image).resize(
+        (CELL_PX, CELL_PX), Image.Resampling.NEAREST, box=(left, top, right, bottom)
+    )
     title, _, details = title.partition(" (")
     return _captioned(picture, title, details.removesuffix(")") or f"{height}x{width}")
 

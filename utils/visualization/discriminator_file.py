@@ -45,13 +45,16 @@ def load_discriminator(
     options = _load_options(state, path, pretrained_root)
     extractor = build_extractor(options, _extractor_state(options))
     discriminator = build_discriminator(options, extractor)
+    misfit = UserError(f"the discriminator in {path} does not fit the options stored with it")
+    if discriminator is None:
+        raise misfit
     try:
         tensors, wrappers = unwrap(tensors, path, markers=[discriminator.state_dict()])
         discriminator.load_state_dict(tensors)
     except (RuntimeError, TypeError, AttributeError):  # wrong names or shapes, or values that are not tensors
-        raise UserError(f"the discriminator in {path} does not fit the options stored with it") from None
+        raise misfit from None
     for network in filter(None, (discriminator, extractor)):
-        network.to(device=device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     about = ", ".join(filter(None, (_describe(state, options), wrappers)))
     return TrainedDiscriminator(discriminator, extractor, about)
 
@@ -86,6 +89,7 @@ def _extractor_state(options: Options) -> dict[str, Tensor] | None:
 
 def _describe(state: dict[str, Any], options: Options) -> str:
     chosen = options.discriminator
+    assert chosen is not None  # it has been built
     text = f"{chosen.type} discriminator of {options.name}"
     if isinstance(state.get("step"), int):
         text += f" at step {state['step']:,}"

@@ -153,13 +153,13 @@ def attention_rows(attention: Attention, query: Tensor, context: Tensor) -> Tens
     return (q @ k.T / q.shape[-1] ** 0.5).float().softmax(dim=-1)
 
 
-def _token_at(point: Point, size: tuple[int, int], grid: tuple[int, int]) -> int:
+def _token_at(point: Point, size: Sequence[int], grid: Sequence[int]) -> int:
     """Index of the semantic position that covers a point of an image of this size (height, width)."""
     (x, y), (height, width), (rows, columns) = point, size, grid
     return y * rows // height * columns + x * columns // width
 
 
-def distinct_points(semantic: Tensor, size: tuple[int, int], count: int) -> list[Point]:
+def distinct_points(semantic: Tensor, size: Sequence[int], count: int) -> list[Point]:
     """Points whose semantics differ most, by farthest point sampling in feature space, from the mean on.
 
     Positions at the border, where padding prevails, are left out if there are others.

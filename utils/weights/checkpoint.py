@@ -217,7 +217,7 @@ def digest(state: Any) -> str:
     whole = hashlib.sha256()
     for leaf in tree_leaves(state):
         if isinstance(leaf, Tensor):
-            whole.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            whole.update(leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             whole.update(repr(leaf).encode())
     return whole.hexdigest()
@@ -259,7 +259,9 @@ def states(folder: str | Path) -> list[Path]:
 
 def step_of(state: Path) -> int:
     """The step of a training state, from its name."""
-    return int(STATE_NAME.fullmatch(state.name)[1])
+    name = STATE_NAME.fullmatch(state.name)
+    assert name is not None, state
+    return int(name[1])
 
 
 def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) -> None:

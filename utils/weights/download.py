@@ -73,7 +73,8 @@ def download(
         try:
             _require_https(url)
             fetcher = pooch.create(path=path.parent, base_url="", retry_if_failed=RETRIES, **registry)
-            fetcher.fetch(path.name, downloader=downloader)
+            # The type of pooch is too narrow: it passes the arguments by position.
+            fetcher.fetch(path.name, downloader=downloader)  # pyright: ignore[reportArgumentType]
         except (UserError, ValueError, requests.RequestException) as error:
             failures.append(f"{url}: {_reason(error)}")
         except OSError as error:  # without a strerror, it is pooch's own PermissionError

@@ -39,7 +39,7 @@ class Format:
 
     suffix: str  # of the output's name, if the user gives none
     about: str
-    write: Callable[[GeneratorFile, nn.Module], bytes]
+    write: Callable[[GeneratorFile, nn.Module], bytes | memoryview]
     open: Callable[[Path], Network]
 
 
@@ -52,11 +52,11 @@ def _write_safetensors(file: GeneratorFile, generator: nn.Module) -> bytes:
     return checkpoint.as_safetensors(generator.state_dict(), entry=_entry(file), record=file.record)
 
 
-def _write_basicsr(file: GeneratorFile, generator: nn.Module) -> bytes:
+def _write_basicsr(file: GeneratorFile, generator: nn.Module) -> memoryview:
     return checkpoint.as_torch({_entry(file): in_basicsr_names(generator.state_dict()), **file.record})
 
 
-def _write_esrgan(file: GeneratorFile, generator: nn.Module) -> bytes:
+def _write_esrgan(file: GeneratorFile, generator: nn.Module) -> memoryview:
     if detect_architecture(file.weights.state) is None:
         raise UserError(
             f"the network of {file.path} cannot be detected from its tensors alone, as the pth-esrgan format requires; "
@@ -72,8 +72,8 @@ def _open_weights(path: Path) -> Network:
 
 
 def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
-    try:  # optional packages
-        import onnx
+    try:
+        import onnx  # here, because it is optional
         import onnxscript  # noqa: F401, required by PyTorch's exporter
     except ImportError as error:
         raise UserError(f"an export to ONNX needs {error.name}, which is not installed: {ONNX_NEEDS}") from None
@@ -93,6 +93,7 @@ def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
         raise UserError(
             f"PyTorch {torch.__version__} cannot export {file.path} to ONNX for images of any size: use a newer version"
         ) from error
+    assert program is not None  # it is without dynamo=True
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]  # contains source lines and paths of this machine
@@ -101,8 +102,8 @@ def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
 
 
 def _open_onnx(path: Path) -> Network:
-    try:  # an optional package
-        import onnxruntime
+    try:
+        import onnxruntime  # here, because it is optional
     except ImportError:
         raise UserError(
             f"an export to ONNX is checked with onnxruntime, which is not installed: {ONNX_NEEDS}"

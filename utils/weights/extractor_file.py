@@ -29,7 +29,8 @@ def published_weights(model: str) -> str:
     if source == "clip":
         return open_clip.get_pretrained_url(name, "openai").rpartition("/")[2]
     config = timm.get_pretrained_cfg(name)
-    owner, _, repository = (config.hf_hub_id or "").partition("/")
+    hub_id = config.hf_hub_id if config is not None else None
+    owner, _, repository = (hub_id or "").partition("/")
     if owner != "timm":
         raise UserError(
             f"no weights of {model} can be downloaded: give a file, or choose a model of timm.list_pretrained()"

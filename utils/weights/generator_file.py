@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from torch import nn
 
 from sed_sr.models.build import generator_from_dict
+from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.architecture import TYPES, detect_architecture, traits_of
@@ -110,7 +110,7 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
     )
 
 
-def load_generator(file: GeneratorFile, options: dict[str, Any] | None = None) -> nn.Module:
+def load_generator(file: GeneratorFile, options: dict[str, Any] | None = None) -> Generator:
     """Build the generator of a file and load its weights.
 
     Args:

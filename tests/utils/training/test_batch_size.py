@@ -18,11 +18,13 @@ from sed_sr.utils.training.batch_size import (
     AUTO,
     USED_SHARE,
     Batches,
+    GivenBatches,
     largest_batch_size,
     resolve_auto,
     resolve_batches,
     shrink_until,
 )
+from sed_sr.utils.training.checklist import Checklist
 from sed_sr.utils.training.setup import prepare
 from sed_sr.utils.weights import checkpoint
 
@@ -141,21 +143,22 @@ def auto(workshop, monkeypatch) -> Options:
 
 
 def with_batch_size(options, size):
-    return with_batches(options, Batches(size, None, None))
+    return with_batches(options, GivenBatches(size, None, None))
 
 
 def test_run_gets_a_size_that_fits_on_every_process(auto):
-    alone, pair = (prepare(auto, resume=None, thorough=False, world=world) for world in (World(), Two(size=2)))
-    assert not alone.checks.failures
+    checks = Checklist()
+    alone = prepare(auto, Checklist(), resume=None, thorough=False, world=World())
+    pair = prepare(auto, checks, resume=None, thorough=False, world=Two(size=2))
     images = len(alone.dataset)
     assert alone.options == with_batches(auto, Batches(images, 1, images))  # limited by the training set, not by memory
     size = images // 2 - 3
     assert pair.options == with_batches(auto, Batches(size, 1, 2 * size))
-    assert pair.checks.notes["batch size"] == f"{images // 2 - 3}, the largest that fits, of {images} images"
+    assert checks.notes["batch size"] == f"{images // 2 - 3}, the largest that fits, of {images} images"
 
 
 def test_resumed_run_keeps_its_size(auto):
-    begun = prepare(with_batch_size(auto, 5), resume=None, thorough=False, world=World())
+    begun = prepare(with_batch_size(auto, 5), Checklist(), resume=None, thorough=False, world=World())
     state = {
         "step": 1,
         "params": begun.train_step.generator.state_dict(),
@@ -164,7 +167,7 @@ def test_resumed_run_keeps_its_size(auto):
         "loop": {"samples": 5, "validated": 0, "processes": 1},
     }
     checkpoint.save_state(checkpoint.state_path(begun.folder.states, 1), state)
-    ready = prepare(auto, resume="auto", thorough=False, world=World())
+    ready = prepare(auto, Checklist(), resume="auto", thorough=False, world=World())
     assert ready.options == begun.options
     assert len(ready.start.messages) == 1  # no option has changed
 
@@ -187,7 +190,7 @@ def test_resumed_run_keeps_its_size(auto):
     ],
 )
 def test_missing_values_follow_from_the_given_ones(processes, given, found):
-    assert resolve_batches(Batches(*given), processes=processes) == Batches(*found)
+    assert resolve_batches(GivenBatches(*given), processes=processes) == Batches(*found)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +206,11 @@ def test_missing_values_follow_from_the_given_ones(processes, given, found):
 )
 def test_contradicting_values_are_refused(processes, given, reason):
     with pytest.raises(UserError, match=reason):
-        resolve_batches(Batches(*given), processes=processes)
+        resolve_batches(GivenBatches(*given), processes=processes)
 
 
 def test_size_that_was_found_divides_the_pairs_of_a_process():
-    wanted = Batches(AUTO, None, 32)
-    assert resolve_batches(wanted, processes=2) == wanted
-    assert resolve_auto(wanted, 11, processes=2) == Batches(8, 2, 32)
-    assert resolve_auto(Batches(AUTO, None, None), 11, processes=2) == Batches(11, 1, 22)
+    given = GivenBatches(AUTO, None, 32)
+    assert resolve_batches(given, processes=2) == given
+    assert resolve_auto(given, 11, processes=2) == Batches(8, 2, 32)
+    assert resolve_auto(GivenBatches(AUTO, None, None), 11, processes=2) == Batches(11, 1, 22)

@@ -307,7 +307,7 @@ def test_time_is_assigned_to_the_parts_of_a_step(make_loop, benchmark_of_two, mo
     line_of = {step: line for step in (1, 5) for line in log.lines if line.startswith(f"step {step}/6")}
     assert "  data 37.5% step 62.5%  ETA 0:00:40" in line_of[1]
     assert "  data 10.0% step 16.7% validation 46.7% save 26.7%  ETA 0:00:08" in line_of[5]
-    pairs = loop.options.dataloader.batch_size
+    pairs = 2  # in each of the batches
     assert all(log.values["train", step]["images_per_s"] == pairs / 8 for step in range(1, 7))
 
 
