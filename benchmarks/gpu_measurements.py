@@ -30,7 +30,7 @@ from sed_sr.models.build import records_graphs
 from sed_sr.models.cuda_graph import WARM_UP_CALLS, CudaRecorder
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.memory import peak_bytes
-from sed_sr.utils.weights.checkpoint import state_path
+from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.weights.extractor_file import RANDOM
 
 READY_STEPS = WARM_UP_CALLS + 1  # in the last one, a step is recorded
@@ -157,10 +157,10 @@ def resumed_run(plan: Plan, device: torch.device, *, scratch: Path) -> Row:
     saved = total - plan.log_every_steps
     chosen = {"train.deterministic": True, "train.save_every_steps": saved}
     train(plan, device, recipe_name=name, scratch=scratch, settings={**chosen, "name": "whole"})
-    start = state_path(scratch / "whole/states", saved)
+    start = RunFolder(scratch / "whole").state(saved)
     more = {**chosen, "name": "resumed"}
     train(plan, device, recipe_name=name, scratch=scratch, settings=more, resume=start)
-    ends = (torch.load(state_path(scratch / run / "states", total), weights_only=True) for run in ("whole", "resumed"))
+    ends = (torch.load(RunFolder(scratch / run).state(total), weights_only=True) for run in ("whole", "resumed"))
     whole, resumed = (tree_flatten(end["train_step"]) for end in ends)
     return {
         "recipe": name,

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from sed_sr.models.losses import PerceptualLoss
-from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.training.run_folder import RunFolder
 from tests.conftest import TRAIN, assert_equal_runs, finished, newest_step, not_outlived
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ def test_a_process_that_sees_no_state_goes_on_from_that_of_the_main_process(work
     shutil.copytree(undisturbed / "two", workshop / "checkpoint/two")
     run, alone = workshop / "checkpoint/two", workshop / "alone"
     for step in (5, 6):
-        checkpoint.state_path(run / "states", step).unlink()
+        RunFolder(run).state(step).unlink()
     assert newest_step(run) == 4
     alone.mkdir()
     images = ("--data_root", workshop / "DF2K", "--data_test_root", workshop / "Evaluation", "--set", "name=two")

@@ -16,7 +16,6 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.training.run_folder import RunFolder
-from sed_sr.utils.weights import checkpoint
 
 Found = TypeVar("Found")
 
@@ -102,7 +101,7 @@ def check_disk(
     best = options.validation.best_by is not None
     # One more than are kept: the oldest is deleted after the newest has been written.
     states = min(saves, options.train.keep_states) + best + (saves > 0)
-    present_bytes = sum(path.stat().st_size for path in checkpoint.states(folder.states))  # will be deleted
+    present_bytes = sum(path.stat().st_size for path in folder.saved_states())  # will be deleted
     # The latest weights count twice: the old file is replaced after the new one has been written.
     weights_files = steps_left // options.train.keep_weights + 2 * (saves > 0) + best
     images_bytes = sum(_sr_bytes(benchmark, train_step.generator.scale) for benchmark in benchmarks)

@@ -297,5 +297,5 @@ class TrainLoop:
                 self._wait_for_save()
 
     def _newest_state(self) -> str:
-        newest = next(iter(checkpoint.states(self.folder.states)), None)
+        newest = next(iter(self.folder.saved_states()), None)
         return newest.name if newest else "none: nothing was saved before"

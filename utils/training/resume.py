@@ -75,7 +75,7 @@ def file_to_start_from(resume: str | None, options: Options, folder: RunFolder) 
     """The name or path of the file that a run with this `--resume` starts from; None if it needs none."""
     if resume not in (None, AUTO):
         return resume
-    continues = resume == AUTO and checkpoint.states(folder.states)
+    continues = resume == AUTO and folder.saved_states()
     return None if continues else options.train.start_from
 
 
@@ -91,7 +91,7 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         UserError: the file cannot be read, or its networks differ from those of the options.
     """
     auto = resume == AUTO
-    if auto and checkpoint.states(folder.states):
+    if auto and folder.saved_states():
         return _newest_readable(options, folder, processes)
     before = (f"{folder.root} has no training state yet",) if auto else ()
     if path is None:
@@ -106,7 +106,7 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         weights = generator_weights(found, path)
         return Start((*before, f"starts from {path}: {weights.kind}"), path, weights=weights)
     in_place = path.resolve().parent == folder.states.resolve()
-    newest = next(iter(checkpoint.states(folder.states)), None)
+    newest = next(iter(folder.saved_states()), None)
     if in_place and newest is not None and path.resolve() != newest.resolve():
         raise UserError(
             f"{folder.root} has a newer state, {newest.name}, which would be overwritten; to branch off at "
@@ -144,7 +144,7 @@ def with_changed_images(start: Start, images: str) -> Start:
 
 def _newest_readable(options: Options, folder: RunFolder, processes: int) -> Start:
     damaged = {}
-    for path in checkpoint.states(folder.states):
+    for path in folder.saved_states():
         try:
             state = _load_with_retry(path)
         except UserError as error:

@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from sed_sr.data.files import TEMPORARY_SUFFIX, nearest_existing
 from sed_sr.options.errors import UserError
-from sed_sr.utils.weights import checkpoint
+
+STATE_NAME = re.compile(r"state_(\d{9})\.pth")
+WEIGHTS_NAME = re.compile(r"generator_(\d{9})\.pth")
 
 
 class RunFolder:
@@ -38,7 +41,37 @@ class RunFolder:
 
     def weights(self, step: int) -> Path:
         """The generator weights of one save."""
-        return checkpoint.weights_path(self.root, step)
+        return self.root / f"generator_{step:09d}.pth"
+
+    def state(self, step: int) -> Path:
+        """The training state of one save."""
+        return self.states / f"state_{step:09d}.pth"
+
+    def saved_states(self) -> list[Path]:
+        """The training states, the newest first."""
+        if not self.states.is_dir():
+            return []
+        # Nine digits sort like their numbers. Temporary files have other names.
+        names = sorted(filter(STATE_NAME.fullmatch, os.listdir(self.states)), reverse=True)
+        return [self.states / name for name in names]
+
+    def delete_states(self, *, keep: int, best: Path | None = None) -> None:
+        """Delete all training states but the newest `keep` (at least 1) and that of the best weights."""
+        assert keep >= 1
+        for path in self.saved_states()[keep:]:
+            if path != best:
+                path.unlink(missing_ok=True)
+
+    def delete_weights(self, state: Path, *, kept_every_steps: int) -> None:
+        """Delete the generator weights that were saved with a training state, unless they are to be kept.
+
+        For each multiple of `kept_every_steps`, the first weights that were saved at or after it are kept.
+        """
+        step = int(state.stem.removeprefix("state_"))
+        found = (WEIGHTS_NAME.fullmatch(path.name) for path in self.root.glob("generator_*.pth"))
+        since = step - step % kept_every_steps
+        if since == 0 or any(since <= int(name[1]) < step for name in found if name):
+            self.weights(step).unlink(missing_ok=True)
 
     @property
     def existing_parent(self) -> Path:
@@ -51,7 +84,7 @@ class RunFolder:
             raise UserError(
                 f"the run's folder {self.root} cannot be used: {self.existing_parent} is not a writable folder"
             )
-        if not in_place and checkpoint.states(self.states):
+        if not in_place and self.saved_states():
             raise UserError(
                 f"{self.root} already contains a run; resume it (--resume auto), choose another name (--set name=...), "
                 "or delete that folder"

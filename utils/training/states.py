@@ -47,7 +47,7 @@ def write_files(
     started_s = time.perf_counter()
     log.flush()  # so that the figures on disk are never older than the newest state
     step, best = state["step"], state["loop"]["best"]
-    path = checkpoint.state_path(folder.states, step)
+    path = folder.state(step)
     checkpoint.save_state(path, state)
     yield
     weights = {key: value for key, value in state.items() if key not in STATE_ONLY}
@@ -56,9 +56,9 @@ def write_files(
     if best is not None and best["step"] == step:
         link_file(folder.latest_weights, folder.best_weights)
     link_file(folder.latest_weights, folder.weights(step))  # the last one: it shows that the save is complete
-    for older in checkpoint.states(folder.states)[1:]:  # several if a process was killed before it deleted them
-        checkpoint.drop_weights(folder.root, checkpoint.step_of(older), kept_every_steps=keep_weights)
-    best_state = checkpoint.state_path(folder.states, best["step"]) if best is not None else None
-    checkpoint.keep_states(folder.states, keep_states, beside=best_state)
+    for older in folder.saved_states()[1:]:  # several if a process was killed before it deleted them
+        folder.delete_weights(older, kept_every_steps=keep_weights)
+    best_state = folder.state(best["step"]) if best is not None else None
+    folder.delete_states(keep=keep_states, best=best_state)
     size_mb, took_s = path.stat().st_size / 1e6, time.perf_counter() - started_s
     log.info(f"step {step:,}  saved {folder.latest_weights} and {path.name} ({size_mb:.3g} MB, {took_s:.2g} s)")

@@ -9,7 +9,6 @@ import copy
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
 import string
@@ -30,8 +29,6 @@ from sed_sr.options.errors import UserError
 STATE_FORMAT = "sed-training-state"
 RECORD, ENTRY = "sed_record", "sed_entry"  # keys in safetensors metadata: for what is beside the weights, their entry
 ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x3a]")  # starts with the version, then the producer or the graph
-STATE_NAME = re.compile(r"state_(\d{9})\.pth")
-WEIGHTS_NAME = re.compile(r"generator_(\d{9})\.pth")
 DOS_DIRECTORY = 0x10  # attribute of a member of a zip archive
 
 
@@ -240,53 +237,3 @@ def save_state(path: str | Path, state: dict) -> None:
 def is_training_state(payload: dict) -> bool:
     """Whether a loaded file was written by `save_state`."""
     return payload.get("format") == STATE_FORMAT
-
-
-def state_path(folder: str | Path, step: int) -> Path:
-    """The file of the training state of `step` in `folder`."""
-    return Path(folder) / f"state_{step:09d}.pth"
-
-
-def states(folder: str | Path) -> list[Path]:
-    """The training states in `folder`, the newest first."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    # Nine digits sort like their numbers. Temporary files have other names.
-    return [Path(folder, name) for name in sorted(filter(STATE_NAME.fullmatch, names), reverse=True)]
-
-
-def step_of(state: Path) -> int:
-    """The step of a training state, from its name."""
-    name = STATE_NAME.fullmatch(state.name)
-    assert name is not None, state
-    return int(name[1])
-
-
-def keep_states(folder: str | Path, newest: int, *, beside: Path | None = None) -> None:
-    """Delete all training states in `folder` but the `newest` ones (at least 1) and `beside`."""
-    assert newest >= 1
-    for path in states(folder)[newest:]:
-        if path != beside:
-            path.unlink(missing_ok=True)
-
-
-def weights_path(folder: str | Path, step: int) -> Path:
-    """The file of the generator weights of `step` in `folder`."""
-    return Path(folder) / f"generator_{step:09d}.pth"
-
-
-def drop_weights(folder: str | Path, step: int, *, kept_every_steps: int) -> None:
-    """Delete the generator weights of `step` in `folder`, unless they are to be kept.
-
-    For each multiple of `kept_every_steps`, the first weights that were saved at or after it are kept.
-    """
-    since = step - step % kept_every_steps
-    if since == 0 or any(since <= earlier < step for earlier in _weights_steps(folder)):
-        weights_path(folder, step).unlink(missing_ok=True)
-
-
-def _weights_steps(folder: str | Path) -> list[int]:
-    found = (WEIGHTS_NAME.fullmatch(path.name) for path in Path(folder).glob("generator_*.pth"))
-    return [int(name[1]) for name in found if name]

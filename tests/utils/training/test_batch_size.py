@@ -166,7 +166,7 @@ def test_resumed_run_keeps_its_size(auto):
         "train_step": begun.train_step.state_dict(),
         "loop": {"samples": 5, "validated": 0, "processes": 1},
     }
-    checkpoint.save_state(checkpoint.state_path(begun.folder.states, 1), state)
+    checkpoint.save_state(begun.folder.state(1), state)
     ready = prepare(auto, Checklist(), resume="auto", thorough=False, world=World())
     assert ready.options == begun.options
     assert len(ready.start.messages) == 1  # no option has changed

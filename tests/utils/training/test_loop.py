@@ -151,7 +151,7 @@ def wait_until(condition) -> None:
 
 
 def steps_of_states(loop: TrainLoop) -> list[int]:
-    return [int(path.stem[-9:]) for path in checkpoint.states(loop.folder.states)]
+    return [int(path.stem[-9:]) for path in loop.folder.saved_states()]
 
 
 # On a GPU the loop reads a step while the next one runs.
@@ -235,7 +235,7 @@ def test_save_beside_running_steps_equals_that_of_a_run_that_ends_there(make_loo
         late = run("late", train__save_every_steps=2)
     for step in (2, 4, 6):
         ended = run(f"ended_{step}", train__total_steps=step)
-        ours, theirs = (checkpoint.load(checkpoint.state_path(folder.states, step)) for folder in (late, ended))
+        ours, theirs = (checkpoint.load(folder.state(step)) for folder in (late, ended))
         assert same(ours["train_step"], theirs["train_step"])
         assert same(ours["params"], theirs["params"])
     ours, theirs = (checkpoint.load(folder.weights(6)) for folder in (late, ended))
@@ -315,7 +315,7 @@ def test_weights_that_are_missing_after_a_kill_are_written_on_resume(make_loop):
     settings = {"train__save_every_steps": 3, "train__keep_weights": 3}
     loop, _ = make_loop(**settings)
     loop.run()
-    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 3))
+    state = checkpoint.load(loop.folder.state(3))
     loop.folder.weights(3).unlink()
     make_loop(**settings, state=state)[0].run()
     written = checkpoint.load(loop.folder.weights(3))
@@ -341,7 +341,7 @@ def test_best_weights_are_kept_beside_the_newest_states(make_loop, benchmark_of_
     assert steps_of_states(loop) == sorted({6, best}, reverse=True)
     kept = checkpoint.load(loop.folder.best_weights)
     assert kept["step"] == best
-    state = checkpoint.load(checkpoint.state_path(loop.folder.states, best))
+    state = checkpoint.load(loop.folder.state(best))
     assert all(torch.equal(kept["params"][name], value) for name, value in state["params"].items())
     assert state["loop"]["best"]["score"] == scores[best // 2 - 1]
 
@@ -371,7 +371,7 @@ def test_mean_over_some_of_the_images_is_reported_and_never_the_best(make_loop, 
     assert "1 of 2 images have a psnr score, so these weights are not compared with the best ones" in not_compared
     assert "step 4  Two: psnr 30.0000 (1 of 2 images)" in log.lines
     assert [log.values["validation/Two", step] for step in (4, 6)] == [{"psnr": 30.0, "psnr_images": 1}, {"psnr": 22.0}]
-    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 4))
+    state = checkpoint.load(loop.folder.state(4))
     assert state["loop"]["scores"] == {"Two": {}}  # no incomplete score
 
 
@@ -434,7 +434,7 @@ def test_weights_contain_the_last_scores_before_them_also_after_a_resume(make_lo
     assert [known[step]["scored_step"] for step in known] == [0, 3, 6]
     assert known[6]["scale"] == 4
 
-    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 4))
+    state = checkpoint.load(loop.folder.state(4))
     again, _ = make_loop("again", **settings(22.0), state=state)
     again.run()
     for step in (4, 6):
@@ -459,7 +459,7 @@ def test_signal_during_validation_saves_at_once_and_the_validation_is_repeated_o
     loop.run()
     assert loop.step == 3
     assert ("validation/Two", 3) not in log.keys
-    state = checkpoint.load(checkpoint.states(loop.folder.states)[0])
+    state = checkpoint.load(loop.folder.saved_states()[0])
     again, resumed = make_loop(**more, state=state)
     again.run()
     assert again.step == 6
@@ -502,7 +502,7 @@ def test_every_batch_has_its_own_seed_also_after_a_resume(make_loop):
     seeds, loop = seeds_of("whole", **twice)
     assert len(seeds) == len(set(seeds)) == 6
     assert not set(seeds) & set(seeds_of("other", seed=2, **twice)[0])
-    state = checkpoint.load(checkpoint.state_path(loop.folder.states, 1))
+    state = checkpoint.load(loop.folder.state(1))
     assert seeds_of("resumed", state=state, **twice)[0] == seeds[2:]
 
 

@@ -31,7 +31,7 @@ def save(folder):
     """Saves a state of a step, as a run of these options does."""
 
     def save(step, options, **loop):
-        path = checkpoint.state_path(folder.states, step)
+        path = folder.state(step)
         state = {
             "step": step,
             "params": build_generator(options).state_dict(),

@@ -75,3 +75,24 @@ def test_folder_that_cannot_be_created_is_reported(tmp_path):
     for method in (folder.check, folder.lock):
         with pytest.raises(UserError, match="cannot be used"):
             method(in_place=False)
+
+
+def test_oldest_states_are_deleted_and_other_files_are_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert folder.saved_states() == []
+    folder.states.mkdir()
+    assert folder.saved_states() == []
+    for step in (5, 300_000_000, 90_000, 100_000):
+        folder.state(step).touch()
+    others = ["state_000000001.pth.tmp", ".state_999999999.pth.1a2b.tmp", "state_9.pth", "generator_000000001.pth"]
+    for name in others:
+        (folder.states / name).touch()
+
+    newest, second, third, _ = [folder.state(step) for step in (300_000_000, 100_000, 90_000, 5)]
+    assert folder.saved_states()[:3] == [newest, second, third]
+    folder.delete_states(keep=1, best=third)
+    assert folder.saved_states() == [newest, third]
+    folder.delete_states(keep=5)
+    assert folder.saved_states() == [newest, third]
+    folder.delete_states(keep=1)
+    assert {path.name for path in folder.states.iterdir()} == {newest.name, *others}

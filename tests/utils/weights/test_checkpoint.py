@@ -18,14 +18,11 @@ from sed_sr.options.errors import UserError
 from sed_sr.utils.weights.checkpoint import (
     as_safetensors,
     is_training_state,
-    keep_states,
     load,
     save,
     save_generator,
     save_state,
     snapshot,
-    state_path,
-    states,
 )
 
 FORMATS = {
@@ -115,7 +112,7 @@ def equal(a, b):
 
 def test_every_flipped_bit_is_detected_or_harmless(tmp_path):
     """Two bits of every byte of a small file, one by one: of tensors, of the zip archive around them, of padding."""
-    path = state_path(tmp_path, 7)
+    path = tmp_path / "state.pth"
     save_state(path, {"step": 7, "params": {"weight": torch.randn(4, 4)}})
     state, whole = load(path), path.read_bytes()
     refused = 0
@@ -209,7 +206,7 @@ def test_damaged_metadata_is_rejected_in_a_sentence(record, tmp_path):
 
 
 def test_training_state_is_loaded_as_it_was_saved(training_state, tmp_path):
-    path = state_path(tmp_path, 12)
+    path = tmp_path / "state.pth"
     save_state(path, training_state)
     loaded = load(path)
     assert is_training_state(loaded)
@@ -238,21 +235,3 @@ def test_snapshot_does_not_change_and_is_no_larger_than_its_original(tmp_path):
 def test_generator_weights_are_not_a_training_state(tmp_path):
     torch.save({"params": small_rrdb().state_dict()}, tmp_path / "net.pth")
     assert not is_training_state(load(tmp_path / "net.pth"))
-
-
-def test_oldest_states_are_deleted_and_other_files_are_kept(tmp_path):
-    assert states(tmp_path / "absent") == states(tmp_path) == []
-    for step in (5, 300_000_000, 90_000, 100_000):
-        state_path(tmp_path, step).touch()
-    others = ["state_000000001.pth.tmp", ".state_999999999.pth.1a2b.tmp", "state_9.pth", "generator_000000001.pth"]
-    for name in others:
-        (tmp_path / name).touch()
-
-    newest, second, third, _ = [state_path(tmp_path, step) for step in (300_000_000, 100_000, 90_000, 5)]
-    assert states(tmp_path)[:3] == [newest, second, third]
-    keep_states(tmp_path, 1, beside=third)
-    assert states(tmp_path) == [newest, third]
-    keep_states(tmp_path, 5)
-    assert states(tmp_path) == [newest, third]
-    keep_states(tmp_path, 1)
-    assert {path.name for path in tmp_path.iterdir()} == {newest.name, *others}
