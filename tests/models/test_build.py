@@ -92,8 +92,6 @@ SMALL = {
 
 COMPILED = {
     "train_rrdb_P+SeD": {"generator__blocks": 3, "generator__features": 8, "generator__growth": 4},
-    "train_rrdb_U": {"generator__blocks": 3, "generator__features": 8, "generator__growth": 4},
-    "train_swinir_P_real": {"generator__embed_dim": 12, "generator__depths": (2, 2), "generator__heads": (2, 2)},
     "train_swinir_U+SeD": {"generator__embed_dim": 12, "generator__depths": (2, 2), "generator__heads": (2, 2)},
 }
 
