@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 MIN_IMAGES = 5  # for an interval; fewer say too little about the spread of the differences
@@ -30,7 +29,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     """The standard error of the mean; None for a single value, and if one is infinite (PSNR of identical images)."""
     if len(values) < 2 or not np.isfinite(values).all():
         return None
-    return float(stats.sem(values))
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def compare(baseline: Sequence[float], other: Sequence[float]) -> Comparison:
@@ -55,7 +54,9 @@ def _bootstrap_interval(differences: np.ndarray) -> tuple[float, float] | None:
         return None
     if np.ptp(differences) == 0:  # BCa is not defined for equal values
         return float(differences[0]), float(differences[0])
-    result = stats.bootstrap(
+    from scipy.stats import bootstrap  # takes 0.6 s, which test.py needs only at its end
+
+    result = bootstrap(
         (differences,),
         np.mean,
         confidence_level=CONFIDENCE,
