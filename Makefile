@@ -23,7 +23,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
-# At most 8 minutes a call; goes on where it was stopped. results/gpu.jsonl keeps what was measured.
+# At most 8 minutes per call; the next call continues where it stopped. results/gpu.jsonl keeps what was measured.
 benchmark-gpu: $(READY)
 	$(VENV)/bin/python benchmarks/gpu.py
 

@@ -42,7 +42,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--batch_size", type=int, metavar="N", help="images of the same size per batch (test.batch_size)"
     )
-    parser.add_argument("--self_ensemble", action="store_true", default=None, help="x8 (test.self_ensemble)")
+    parser.add_argument(
+        "--self_ensemble",
+        action="store_true",
+        default=None,
+        help="average over 8 flips and rotations (test.self_ensemble)",
+    )
     parser.add_argument(
         "--weights_d",
         type=Path,

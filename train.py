@@ -14,12 +14,13 @@ def parse_arguments() -> argparse.Namespace:
         "--resume",
         metavar="FILE",
         help="generator weights in any supported format to start from, or a training state to resume; "
-        "`auto`: resume the newest intact state of this run, or start anew if there is none",
+        "`auto`: resume the newest intact state of this run, or start a new run if there is none",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check everything that the run needs, read every image, take one step, and write nothing",
+        help="check everything that the run needs, read every image, take one step, and write nothing but missing "
+        "pretrained weights",
     )
     # Launchers set LOCAL_RANK; torch.distributed.launch also passes this argument, with `-` or `_` by its version.
     parser.add_argument("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)

@@ -228,7 +228,7 @@ def train(
 
 
 def last_figures(run: Path) -> dict[str, Row]:
-    """What a run told last of each kind of figures."""
+    """The last values that a run logged, for each kind."""
     return {line["kind"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
 
 

@@ -4,9 +4,9 @@
 
 Prints one line of JSON for each way. The networks are those published (RRDB of 23 blocks, SwinIR-M) with the same
 random weights, which do not change the time. spandrel's is called as its users call it, `model(x)` in float32 (on a GPU
-with TF32); ours by `utils.upscaler.Upscaler`, from 8 bits to 8 bits, in each precision that the device has. They
-take turns, and the figures are medians. `psnr_to_fp32` compares the SR with that of our network in float32, in dB over
-RGB; null: equal.
+with TF32); ours by `utils.evaluation.upscaler.Upscaler`, from 8 bits to 8 bits, in each precision that the device has.
+They take turns, and the figures are medians. `psnr_to_fp32` compares the SR with that of our network in float32, in dB
+over RGB; null: equal.
 """
 
 import argparse

@@ -159,6 +159,6 @@ def _start_worker(worker: int) -> None:
 
 
 def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    # The thread that sends tensors fails when the main process exits while receiving one; that is no error.
+    # The thread that sends tensors fails when the main process exits while receiving one; this is harmless.
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)

@@ -127,7 +127,7 @@ def build_train_step(
     extractor_state: dict[str, Tensor] | None,
     vgg_state: dict[str, Tensor] | None,
 ) -> TrainStep:
-    """Build the training step and everything in it on `device`, around a generator that has its weights already.
+    """Build the training step and everything in it on `device`, for a generator whose weights are loaded.
 
     Args:
         extractor_state, vgg_state: weights of the semantic extractor and of the perceptual loss; None gives random

@@ -199,7 +199,7 @@ class GANLoss:
         if kind not in GAN_LOSSES:
             raise UserError(f"the GAN loss {kind!r} was given, but only {', '.join(GAN_LOSSES)} are known")
         self._generator, self._discriminator, self.boundary = GAN_LOSSES[kind]
-        self.needs_real = kind == "relativistic"
+        self.needs_real = self.boundary is None  # G's loss compares logits of fake with those of real
 
     def generator(self, fake: Tensor, real: Tensor | None = None) -> Tensor:
         """Logits of fake, and of real if `needs_real` -> G's loss, a scalar."""

@@ -37,7 +37,7 @@ class Adversary:
 
     Attributes:
         discriminator: D(image, semantic) -> logits.
-        optimizer: over the parameters of D; as the generator's.
+        optimizer: of the parameters of D; same requirements as generator_optimizer.
         loss: formulas of the adversarial loss.
         extractor: frozen; (B, 3, 4H, 4W) in [0, 1] -> semantic features; None for a plain discriminator.
     """

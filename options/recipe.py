@@ -107,7 +107,7 @@ def _apply(override: Override, tree: dict[str, Any], sources: Sources) -> None:
 
 
 def _merge(tree: dict[str, Any], changes: dict[str, Any], *, at: tuple[str, ...] = ()) -> None:
-    """Lay `changes`, of the section at this path, over `tree`: mappings are merged, everything else is replaced."""
+    """Merge `changes` into the section of `tree` at this path: mappings are merged, everything else is replaced."""
     for key, value in changes.items():
         here = (*at, key)
         if isinstance(value, dict) and isinstance(tree.get(key), dict) and here not in REPLACED_AS_A_WHOLE:

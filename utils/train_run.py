@@ -35,7 +35,7 @@ DIGITS = 12  # of a digest in a message
 def run_training(
     read_options: Callable[[], Options], *, resume: str | None, only_check: bool, local_rank: int | None
 ) -> None:
-    """Train; or check everything that the run needs, take one step, and write nothing.
+    """Train; or check everything that the run needs, take one step, and write nothing but missing pretrained weights.
 
     Args:
         read_options: called on the main process after all processes have joined, so that a mistake is reported once.

@@ -38,7 +38,7 @@ def make_step(world: World, **more) -> TrainStep:
 
 
 def updated(step: TrainStep) -> dict:
-    """All that an update changes; the power iteration of D's spectral norm goes on with every look at D."""
+    """All that an update changes; the power iteration of D's spectral norm changes with every forward pass of D."""
     state = copy.deepcopy(step.state_dict())
     discriminator = {name: value for name, value in state["discriminator"].items() if "._" not in name}
     return {**state, "discriminator": discriminator, "step": 0}

@@ -71,7 +71,7 @@ class GanMonitor:
             f"of {_last(self._accuracies)}; G then learns artefacts from it, or nothing. "
             "Usually D learns too fast for G, or SR and HR differ in something besides texture, such as noise or "
             "compression in HR. Try a lower optimizer.discriminator_learning_rate or a higher losses.gan.weight, and "
-            "look at the validation images"
+            "check the validation images"
         )
 
     def _colours_drift(self, step: int, values: Mapping[str, float]) -> str | None:

@@ -204,9 +204,9 @@ class TrainLoop:
         self.bad_steps += 1
         limit, broken = self.options.train.max_bad_steps, ", ".join(skipped.outcome.broken)
         # Gradients are averaged over the processes: one that is not finite is so on all of them. A loss is not.
-        shares = self.world.gather((skipped.outcome.broken_here, skipped.names))
-        culprits = [share for share in shares if share[0]] or shares
-        files = ", ".join(name for _, share in culprits for name in share)
+        reports = self.world.gather((skipped.outcome.broken_here, skipped.names))
+        affected = [report for report in reports if report[0]] or reports
+        files = ", ".join(name for _, names in affected for name in names)
         files += " or earlier ones, from the pool of pairs" * self.pairs.mixes_batches
         self.log.warning(
             f"step {skipped.number:,} was skipped: {broken} not finite, with the images {files} "
@@ -217,8 +217,8 @@ class TrainLoop:
             with self.world.raise_together():
                 raise UserError(
                     f"{limit} steps in a row were skipped (not finite: {broken}): the weights have probably diverged. "
-                    f"The last good state is {self._newest_state()}; resume from it with a lower "
-                    "optimizer.learning_rate or with optimizer.clip_grad_norm, or check the images named above"
+                    f"The last good state is {self._newest_state()}. Use a lower optimizer.learning_rate, or "
+                    "optimizer.clip_grad_norm, or check the images named above"
                 )
 
     def _log_step(self, terms: dict[str, float], *, pairs_per_step: int) -> None:
@@ -298,4 +298,4 @@ class TrainLoop:
 
     def _newest_state(self) -> str:
         newest = next(iter(self.folder.saved_states()), None)
-        return newest.name if newest else "none: nothing was saved before"
+        return newest.name if newest else "none (nothing was saved before)"

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+DIAGNOSTICS = ("d_real", "d_fake", "share_", "drift_")  # starts of the names of terms that are no losses
 MIN_SHARE = 5e-4  # of the time; smaller shares are left out of the log line
 
 
@@ -76,7 +77,8 @@ def format_step(
 
 def format_losses(terms: dict[str, float]) -> str:
     """Losses, logits and accuracy of D, gradient norms, the share of each loss in G's gradient, colour drift."""
-    parts = [f"{name} {terms[name]:.4g}" for name in ("pixel", "perceptual", "gan", "d_loss") if name in terms]
+    losses = [name for name in terms if not name.startswith(DIAGNOSTICS) and not name.endswith("_gradient")]
+    parts = [f"{name} {terms[name]:.4g}" for name in losses]
     parts += [
         f"D({kind}) {terms[f'd_{kind}']:.3g} ({terms[f'd_{kind}_accuracy']:.0%} right)"
         for kind in ("real", "fake")

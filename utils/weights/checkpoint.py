@@ -119,7 +119,9 @@ def _load_torch(path: Path, *, mapped: bool) -> object:
             raise UserError(f"{path} is a TorchScript program, but a state dict was expected") from error
         if isinstance(error, pickle.UnpicklingError):
             culprit = re.search(r"GLOBAL ([\w.]{1,100}) ", str(error))
-            found = f"the Python object {culprit[1]}" if culprit else "something else than tensors and plain containers"
+            found = (
+                f"the Python object {culprit[1]}" if culprit else "something other than tensors and plain containers"
+            )
             raise UserError(
                 f"{path} holds {found} and is not loaded, because unpickling that could run code; save its bare state "
                 "dict to a new file, if you trust it"
@@ -135,7 +137,7 @@ def _is_intact(path: Path) -> bool:
             # torch.load reads nothing of a member that is marked as a directory, and returns uninitialised memory.
             if any(member.external_attr & DOS_DIRECTORY for member in members):
                 return False
-            # torch.save can be told not to compute checksums; then all are zero.
+            # torch.save can be set not to compute checksums; then all are zero.
             return not any(member.CRC for member in members) or archive.testzip() is None
     except Exception:  # damaged files raise nearly anything: BadZipFile, zlib.error, EOFError...
         return False

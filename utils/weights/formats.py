@@ -20,7 +20,7 @@ from sed_sr.utils.weights.architecture import describe, traits_of
 
 # Entries that hold the weights; if a file has several, the first of them is taken.
 ENTRIES = ("params_ema", "params", "model", "state_dict", "model_state_dict")
-# Of each naming, the key of a tensor that every network has.
+# For each naming scheme, a key that all its files contain.
 MARKERS = {
     "SeD": "RRDB_trunk.0.RDB1.conv1.weight",
     "BasicSR": "body.0.rdb1.conv1.weight",
@@ -153,7 +153,7 @@ def _checked(value: Tensor, name: str, path: str | Path) -> Tensor:
     # Meta tensors have no numbers; expanded ones have fewer than their shape says, which may exceed the memory.
     if not plain or value.device.type != "cpu" or value.untyped_storage().nbytes() < value.nbytes:
         raise UserError(
-            f"{path} holds {_shown(name)} as something else than a plain tensor of floating-point numbers "
+            f"{path} holds {_shown(name)} as something other than a plain tensor of floating-point numbers "
             f"({value.dtype}, {value.layout}, on {value.device})"
         )
     value = value.float() if value.is_floating_point() else value
