@@ -492,10 +492,7 @@ def test_folder_without_ground_truth_has_no_hr_no_scatter_plot_and_no_columns_of
         save(tmp_path / "out" / label / "photos/a.png", places(blue=BLUE[label]))
     write_report(
         tmp_path / "html_page.html",
-        [
-            Result(label, f"{label}.pth", 4, "", None, {"photos": BenchmarkScores({"a": {}})})
-            for label in ("one", "two")
-        ],
+        [Result(name, f"{name}.pth", 4, "", None, {"photos": BenchmarkScores({"a": {}})}) for name in ("one", "two")],
         benchmarks=[Benchmark("photos", (BenchmarkImage("a", lr, None),))],
         metrics={},
         sr_root=tmp_path / "out",
