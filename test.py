@@ -58,8 +58,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--weights_d",
         type=Path,
-        metavar="STATE",
-        help="training state whose discriminator the report visualizes: semantics, attention, real or fake",
+        metavar="FILE",
+        help="discriminator_latest.pth or a training state, whose discriminator the report visualizes: semantics, "
+        "attention, real or fake",
     )
     parser.add_argument("--output_path", type=Path, metavar="FOLDER", help="output folder (results/<name>)")
     return parser.parse_args()

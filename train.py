@@ -6,6 +6,7 @@ from functools import partial
 
 from sed_sr.options.arguments import option_parser, options_from
 from sed_sr.options.cli import run
+from sed_sr.options.recipe import Override
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -15,6 +16,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="generator weights in any supported format to start from, or a training state to resume; "
         "`auto`: resume the newest intact state of this run, or start a new run if there is none",
+    )
+    parser.add_argument(
+        "--resume_d",
+        metavar="FILE",
+        help="discriminator weights to start from, unless a training state is resumed (train.start_discriminator_from)",
     )
     parser.add_argument(
         "--check",
@@ -29,7 +35,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    read_options = partial(options_from, arguments)
+    file = arguments.resume_d
+    overrides = [] if file is None else [Override("train.start_discriminator_from", file, f"--resume_d {file}")]
+    read_options = partial(options_from, arguments, *overrides)
     if "RANK" not in os.environ:
         read_options()  # a single process reports mistakes in them before the imports, which take seconds
     from sed_sr.utils.train_run import run_training

@@ -151,6 +151,22 @@ class UNetDiscriminator(nn.Module):
         return self.conv9(_lrelu(self.conv8(_lrelu(self.conv7(x)))))
 
 
+@torch.no_grad()
+def ignore_semantics(discriminator: nn.Module) -> None:
+    """Let a semantic discriminator, in training mode, return the logits of the plain one with the same other layers.
+
+    The convolutions that merge image features with those of the fusion blocks become the identity of the former.
+    Training goes on to change them.
+    """
+    for merge in (discriminator.merge1, discriminator.merge2, discriminator.merge3):
+        assert isinstance(merge, nn.Conv2d)
+        assert merge.bias is not None
+        nn.init.dirac_(merge.get_parameter("parametrizations.weight.original"))
+        nn.init.zeros_(merge.bias)
+        # One power iteration, which finds singular vectors at once, because all singular values are 1.
+        merge.get_submodule("parametrizations.weight")()
+
+
 def _fusion_and_merge(
     channels: int,
     *,

@@ -27,6 +27,8 @@ def _of_losses(options: Options) -> Conflicts:
         yield "losses.gan", "is null, but a discriminator is given; set discriminator: null, or give losses.gan"
     if discriminator is None and losses.gan is not None:
         yield "losses.gan", "needs a discriminator, but discriminator is null; set losses.gan: null, or give one"
+    if discriminator is None and options.train.start_discriminator_from is not None:
+        yield "train.start_discriminator_from", "needs a discriminator, but discriminator is null"
     if losses == LossOptions(pixel=None, perceptual=None, gan=None):
         yield "losses", "has no term; give at least one of pixel, perceptual, gan"
 

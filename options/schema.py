@@ -294,6 +294,11 @@ class TrainOptions(Section):
         default=None,
         description="generator weights from which a new run starts, in any released format; null: random ones",
     )
+    start_discriminator_from: FileName | None = Field(
+        default=None,
+        description="discriminator weights from which a new run starts: discriminator_latest.pth, a training state, "
+        "Real-ESRGAN's netD; null: random ones",
+    )
     total_steps: Positive = Field(default=300_000, description="optimisation steps of the whole run")
     total_batch_size: Positive | None = Field(
         default=32,

@@ -8,6 +8,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 
 REAL = Path(__file__).parents[2] / "options" / "train_rrdb_P+SeD_real.yml"
+PSNR = REAL.with_name("train_rrdb_psnr.yml")
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}
 CONFLICTS = {
     "losses.gan=null": ["losses.gan", "discriminator"],
@@ -39,15 +40,19 @@ CONFLICTS_OF_REAL_SR = {
     "degradation.second.beta_plateau=[2,3]": ["second.beta_plateau", "[2.0, 3.0]", "should contain 1"],
     "dataset.lr=train_sub_x4": ["dataset.lr", "train_sub_x4", "set dataset.lr: null"],
 }
+CONFLICTS_OF_PSNR = {
+    "train.start_discriminator_from=D.pth": ["train.start_discriminator_from", "discriminator is null"],
+}
 
 
 @pytest.mark.parametrize(
     ("recipe", "setting", "fragments"),
     [
+        *((PSNR, setting, fragments) for setting, fragments in CONFLICTS_OF_PSNR.items()),
         *((BASE, setting, fragments) for setting, fragments in CONFLICTS.items()),
         *((REAL, setting, fragments) for setting, fragments in CONFLICTS_OF_REAL_SR.items()),
     ],
-    ids=[*CONFLICTS, *CONFLICTS_OF_REAL_SR],
+    ids=[*CONFLICTS_OF_PSNR, *CONFLICTS, *CONFLICTS_OF_REAL_SR],
 )
 def test_conflict_is_refused_in_one_sentence(recipe, setting, fragments):
     with pytest.raises(UserError) as caught:

@@ -104,16 +104,18 @@ def check_disk(
     present_bytes = sum(path.stat().st_size for path in folder.saved_states())  # will be deleted
     # The latest weights count twice: the old file is replaced after the new one has been written.
     weights_files = steps_left // options.train.keep_weights + 2 * (saves > 0) + best
+    discriminators_bytes = 2 * (saves > 0) * FLOAT32_BYTES * discriminator  # likewise
     images_bytes = sum(_sr_bytes(benchmark, train_step.generator.scale) for benchmark in benchmarks)
     validations = -(-steps_left // options.validation.every_steps)
-    needed_bytes = states * state_bytes + weights_files * weights_bytes + validations * images_bytes - present_bytes
+    weights_total_bytes = weights_files * weights_bytes + discriminators_bytes
+    needed_bytes = states * state_bytes + weights_total_bytes + validations * images_bytes - present_bytes
     free_bytes = shutil.disk_usage(folder.existing_parent).free
     if needed_bytes > free_bytes:
         raise UserError(
             f"{folder.root} will grow by about {needed_bytes / 1e9:.3g} GB ({states} training states of "
-            f"{state_bytes / 1e9:.3g} GB, {weights_files} generator weights of {weights_bytes / 1e9:.3g} GB, images of "
-            f"{validations} validations of {images_bytes / 1e9:.3g} GB), but only {free_bytes / 1e9:.3g} GB are "
-            "free there: free some space, or raise train.save_every_steps or validation.every_steps"
+            f"{state_bytes / 1e9:.3g} GB, {weights_total_bytes / 1e9:.3g} GB of weights, images of {validations} "
+            f"validations of {images_bytes / 1e9:.3g} GB), but only {free_bytes / 1e9:.3g} GB are free there: free "
+            "some space, or raise train.save_every_steps or validation.every_steps"
         )
     return f"{free_bytes / 1e9:.3g} GB free, about {max(needed_bytes, 0) / 1e9:.3g} GB needed"
 

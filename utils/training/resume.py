@@ -30,6 +30,7 @@ class Start:
         in_place: the run continues in its own folder.
         damaged: newer training states in that folder, which cannot be read.
         weights: of the generator, where nothing else is loaded.
+        discriminator: file with its weights, likewise.
         train_step: the state of networks and optimisers.
     """
 
@@ -41,6 +42,7 @@ class Start:
     in_place: bool = False
     damaged: tuple[Path, ...] = ()
     weights: GeneratorWeights | None = None
+    discriminator: Path | None = None
     train_step: dict[str, Any] | None = None
 
     @classmethod
@@ -75,23 +77,39 @@ def file_to_start_from(resume: str | None, options: Options, folder: RunFolder) 
     """The name or path of the file that a run with this `--resume` starts from; None if it needs none."""
     if resume not in (None, AUTO):
         return resume
-    continues = resume == AUTO and folder.saved_states()
-    return None if continues else options.train.start_from
+    return None if _continues(resume, folder) else options.train.start_from
 
 
-def find_start(resume: str | None, options: Options, folder: RunFolder, *, path: Path | None, processes: int) -> Start:
+def discriminator_to_start_from(resume: str | None, options: Options, folder: RunFolder) -> str | None:
+    """The same for the discriminator, unless `resume` turns out to be a training state, which holds one."""
+    return None if _continues(resume, folder) else options.train.start_discriminator_from
+
+
+def _continues(resume: str | None, folder: RunFolder) -> bool:
+    return resume == AUTO and bool(folder.saved_states())
+
+
+def find_start(
+    resume: str | None,
+    options: Options,
+    folder: RunFolder,
+    *,
+    path: Path | None,
+    discriminator: Path | None = None,
+    processes: int,
+) -> Start:
     """Find what `--resume` refers to.
 
     Args:
         resume: the value of the argument: None, `auto`, or a file.
-        path: of `file_to_start_from`, after its download.
+        path, discriminator: of `file_to_start_from` and `discriminator_to_start_from`, after their downloads.
         processes: number of processes of this run.
 
     Raises:
         UserError: the file cannot be read, or its networks differ from those of the options.
     """
     auto = resume == AUTO
-    if auto and folder.saved_states():
+    if _continues(resume, folder):
         return _newest_readable(options, folder, processes)
     before = (f"{folder.root} has no training state yet",) if auto else ()
     if path is None:
@@ -100,11 +118,12 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         if options.discriminator is not None and published:
             example = published if options.degradation is None else "FILE, from train_*_psnr_real.yml"
             message += f"; the paper starts from PSNR-oriented ones (--set train.start_from={example})"
-        return Start((*before, message))
+        return Start((*before, message), discriminator=discriminator)
     found = checkpoint.load(path)
     if auto or resume is None or not checkpoint.is_training_state(found):
         weights = generator_weights(found, path)
-        return Start((*before, f"starts from {path}: {weights.kind}"), path, weights=weights)
+        message = f"starts from {path}: {weights.kind}"
+        return Start((*before, message), path, weights=weights, discriminator=discriminator)
     in_place = path.resolve().parent == folder.states.resolve()
     newest = next(iter(folder.saved_states()), None)
     if in_place and newest is not None and path.resolve() != newest.resolve():
@@ -176,6 +195,8 @@ def _describe(state: dict[str, Any], path: Path, options: Options, processes: in
             f"the training state {path} lacks {', '.join(missing)}: another version of this project wrote it"
         )
     lines = [f"resumes from {path}: a training state at step {state['step']:,}", *_differences(state, options, path)]
+    if options.train.start_discriminator_from is not None:
+        lines.append(f"the discriminator is that of the state, not {options.train.start_discriminator_from}")
     before = state["loop"]["processes"]
     if before != processes:
         lines.append(

@@ -24,6 +24,7 @@ class RunFolder:
     training_set.txt            the HR images of the training set
     generator_latest.pth        the newest generator weights; generator_<step>.pth: the same, and those of some steps
     generator_best.pth          the weights with the best score, where validation.best_by is set
+    discriminator_latest.pth    the newest discriminator weights, if there is a discriminator
     states/                     the newest training states, to resume from, and that of the best weights
     """
 
@@ -37,6 +38,7 @@ class RunFolder:
         self.images = root / "images"
         self.states = root / "states"
         self.latest_weights = root / "generator_latest.pth"
+        self.latest_discriminator = root / "discriminator_latest.pth"
         self.best_weights = root / "generator_best.pth"
 
     def weights(self, step: int) -> Path:

@@ -23,8 +23,16 @@ from sed_sr.utils.training.batch_size import Batches, GivenBatches, resolve_auto
 from sed_sr.utils.training.checklist import Checklist, check_disk
 from sed_sr.utils.training.frozen_weights import FrozenStates, load_frozen_states, pretrained_weights
 from sed_sr.utils.training.image_checks import check_training_images, format_dataset
-from sed_sr.utils.training.resume import Start, file_to_start_from, find_start, with_changed_images
+from sed_sr.utils.training.resume import (
+    Start,
+    discriminator_to_start_from,
+    file_to_start_from,
+    find_start,
+    with_changed_images,
+)
 from sed_sr.utils.training.run_folder import RunFolder
+from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.weights.discriminator_weights import discriminator_weights, load_shared
 from sed_sr.utils.weights.extractor_file import RANDOM
 from sed_sr.utils.weights.formats import load_into
 from sed_sr.utils.weights.pretrained import locate, verify
@@ -138,15 +146,16 @@ def _find_start(
     """Find the state or the weights that the run starts from, and download missing pretrained weights."""
     find = partial(locate, pretrained_root=options.paths.pretrained_root)
     given = file_to_start_from(resume, options, folder)
-    for name in (*pretrained_weights(options).values(), given, *metric_weights(options.validation.metrics)):
+    given_d = discriminator_to_start_from(resume, options, folder)
+    for name in (*pretrained_weights(options).values(), given, given_d, *metric_weights(options.validation.metrics)):
         if name is not None and name != RANDOM:
             checks.check(name, partial(find, name), _format_checksum if thorough else str)
-    if given in checks.failures:
+    if checks.failures.keys() & {given, given_d}:
         return None
 
     def start() -> Start:
-        path = find(given) if given is not None else None
-        found = find_start(resume, options, folder, path=path, processes=processes)
+        path, path_d = (find(name) if name is not None else None for name in (given, given_d))
+        found = find_start(resume, options, folder, path=path, discriminator=path_d, processes=processes)
         return found if dataset is None else with_changed_images(found, image_list(dataset.hr_folders))
 
     found = checks.check("start", start, lambda start: "\n".join(start.messages))
@@ -179,6 +188,8 @@ def _build(
         checks.check("best weights", check)
     build = partial(_build_train_step, options, generator, device, start, pretrained=world.main)
     train_step = checks.check("networks", build, _format_networks)
+    if train_step is not None and start.discriminator is not None and world.main:
+        checks.check("discriminator", partial(_load_discriminator, train_step, start.discriminator))
     if isinstance(given, GivenBatches):
         batches = _choose_batches(options, given, train_step, found, checks=checks, device=device, world=world)
     else:
@@ -243,6 +254,12 @@ def _build_train_step(
     if start.train_step is not None:
         train_step.load_state_dict(start.train_step)
     return train_step
+
+
+def _load_discriminator(train_step: TrainStep, path: Path) -> str:
+    """Load the discriminator's weights from a file. Returns a description."""
+    assert train_step.discriminator is not None  # otherwise the options are refused
+    return load_shared(train_step.discriminator, discriminator_weights(checkpoint.load(path), path))
 
 
 def _choose_batches(

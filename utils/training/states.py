@@ -53,6 +53,11 @@ def write_files(
     weights = {key: value for key, value in state.items() if key not in STATE_ONLY}
     checkpoint.save_generator(folder.latest_weights, **weights)
     yield
+    discriminator = state["train_step"].get("discriminator")
+    if discriminator is not None:
+        path_d = folder.latest_discriminator
+        checkpoint.save_discriminator(path_d, params=discriminator, options=state["options"], step=step)
+        yield
     if best is not None and best["step"] == step:
         link_file(folder.latest_weights, folder.best_weights)
     link_file(folder.latest_weights, folder.weights(step))  # the last one: it shows that the save is complete

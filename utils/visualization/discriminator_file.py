@@ -1,4 +1,4 @@
-"""Read the discriminator of a training state, with the semantic extractor that it was trained with."""
+"""Read the discriminator of a run, with the semantic extractor that it was trained with."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import load_options
 from sed_sr.options.schema import Options
 from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.weights.discriminator_weights import discriminator_weights
 from sed_sr.utils.weights.extractor_file import RANDOM, load_extractor_state
-from sed_sr.utils.weights.formats import unwrap
 
 USED_OPTIONS = ("name", "discriminator", "semantic_extractor")  # what the discriminator and the extractor depend on
 
@@ -30,10 +30,10 @@ class TrainedDiscriminator:
 def load_discriminator(
     path: Path, *, device: torch.device, pretrained_root: Path | None = None
 ) -> TrainedDiscriminator:
-    """Build the discriminator of a training state, and the extractor of its options.
+    """Build the discriminator of a run, and the extractor of its options.
 
     Args:
-        path: a file with the options of a run and the weights of its discriminator, such as a training state.
+        path: discriminator_latest.pth or a training state.
         pretrained_root: folder of the extractor's weights; None: the run's.
 
     Raises:
@@ -41,7 +41,12 @@ def load_discriminator(
             extractor's weights are missing.
     """
     state = checkpoint.load(path)
-    tensors = _discriminator_state(state, path)
+    weights = discriminator_weights(state, path)
+    if not isinstance(state.get("options"), dict):
+        raise UserError(
+            f"{path} holds {weights.kind}, without the options of its run: expected was "
+            "checkpoint/<run>/discriminator_latest.pth or a training state"
+        )
     options = _load_options(state, path, pretrained_root)
     extractor = build_extractor(options, _extractor_state(options))
     discriminator = build_discriminator(options, extractor)
@@ -49,24 +54,13 @@ def load_discriminator(
     if discriminator is None:
         raise misfit
     try:
-        tensors, wrappers = unwrap(tensors, path, markers=[discriminator.state_dict()])
-        discriminator.load_state_dict(tensors)
-    except (RuntimeError, TypeError, AttributeError):  # wrong names or shapes, or values that are not tensors
+        discriminator.load_state_dict(weights.state)
+    except RuntimeError:  # wrong names or shapes
         raise misfit from None
     for network in filter(None, (discriminator, extractor)):
         network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
-    about = ", ".join(filter(None, (_describe(state, options), wrappers)))
+    about = ", ".join(filter(None, (_describe(state, options), weights.stripped)))
     return TrainedDiscriminator(discriminator, extractor, about)
-
-
-def _discriminator_state(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    if not (isinstance(state.get("options"), dict) and isinstance(state.get("train_step"), dict)):
-        raise UserError(
-            f"{path} holds no discriminator: a training state is expected, checkpoint/<run>/states/state_*.pth"
-        )
-    if "discriminator" not in state["train_step"]:
-        raise UserError(f"{path} is a training state of PSNR-oriented training, which has no discriminator")
-    return state["train_step"]["discriminator"]
 
 
 def _load_options(state: dict[str, Any], path: Path, pretrained_root: Path | None) -> Options:

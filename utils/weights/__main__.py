@@ -76,7 +76,7 @@ def list_files(root: Path) -> int:
         console.width = UNLIMITED_WIDTH
     for standard, title in (
         (True, "Required by the recipes of the paper and the metrics (`fetch all`)"),
-        (False, "For other semantic extractors (fetched by name, as <model>.safetensors of any timm model)"),
+        (False, "For fine-tuning, and other semantic extractors (by name; <model>.safetensors of any timm model)"),
     ):
         console.print(
             _table([file for file in PUBLISHED.values() if file.standard is standard], title, root, full=full)

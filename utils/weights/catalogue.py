@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 HUB_FILE = "model.safetensors"  # the name of the weights in each of timm's repositories on huggingface.co
+REAL_ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download"
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 TORCHVISION = "https://download.pytorch.org/models"
 
@@ -77,6 +78,18 @@ _FILES = (
         "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
         size_bytes=244_408_911,
         standard=True,
+    ),
+    WeightFile(
+        "RealESRGAN_x4plus.pth",
+        "fine-tuning",
+        f"{REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth",
+        "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1",
+        size_bytes=67_040_989,
+    ),
+    WeightFile(
+        "RealESRGAN_x4plus_netD.pth",
+        "fine-tuning",
+        f"{REAL_ESRGAN}/v0.2.2.3/RealESRGAN_x4plus_netD.pth",
     ),
     clip_file("RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
     clip_file("RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd"),

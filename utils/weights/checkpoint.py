@@ -183,6 +183,19 @@ def save_generator(
     save({"params": _on_cpu(params), **averaged, **about}, path)
 
 
+def save_discriminator(path: str | Path, *, params: dict[str, Tensor], options: dict, step: int) -> None:
+    """Write discriminator weights in the layout of `save_generator`.
+
+    Args:
+        params: the discriminator's state dict.
+        options, step: as of `save_generator`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    save({"params": _on_cpu(params), "options": options, "step": step}, path)
+
+
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # Other tools read these files on machines without a GPU, and may not pass map_location.
     return {name: value.detach().cpu() for name, value in state.items()}

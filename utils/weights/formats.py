@@ -76,19 +76,8 @@ def generator_weights(payload: dict, path: str | Path, *, entry: str | None = No
         UserError: the file holds no weights (or none in this entry), or weights that are NaN, infinite or not real
             numbers.
     """
-    entries = [name for name in ENTRIES if isinstance(payload.get(name), dict)]
-    if entry is not None and entry not in entries:
-        where = f"under {' and '.join(entries)}" if entries else "as a bare state dict"
-        raise UserError(f"{path} has its weights {where}, and none under {entry}")
-    entry = entry or next(iter(entries), None)
-    state = payload[entry] if entry else payload
-    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise UserError(
-            f"{path} holds no generator weights: a state dict was expected, bare or under {', '.join(ENTRIES)}, "
-            f"but {f'{entry!r} in it' if entry else 'it'} holds {_first_few(state) or 'nothing'}"
-        )
-    state, stripped = unwrap(state, path, markers=[{marker} for marker in MARKERS.values()])
-    state = {name: _checked(value, name, path) for name, value in state.items()}
+    markers = [{marker} for marker in MARKERS.values()]
+    state, entry, stripped = network_weights(payload, path, what="generator", markers=markers, entry=entry)
     ours, naming = _in_our_names(state)
     if len(ours) < len(state):
         raise UserError(
@@ -97,6 +86,37 @@ def generator_weights(payload: dict, path: str | Path, *, entry: str | None = No
     network = describe(ours) or "weights of an unknown architecture"
     origin = f"from {entry!r}" if entry else "as a bare state dict"
     return GeneratorWeights(ours, entry, ", ".join(filter(None, (network, naming, origin, stripped))))
+
+
+def network_weights(
+    payload: dict, path: str | Path, *, what: str, markers: Iterable[Collection[str]], entry: str | None = None
+) -> tuple[dict[str, Tensor], str | None, str | None]:
+    """The weights of one network in a file, in float32, under their names in the file without wrappers.
+
+    Args:
+        payload, path, entry: as of `generator_weights`.
+        what: the network, for messages.
+        markers: as of `unwrap`.
+
+    Returns:
+        The weights; the entry that held them, None for a bare state dict; what was stripped, as from `unwrap`.
+
+    Raises:
+        UserError: as of `generator_weights`.
+    """
+    entries = [name for name in ENTRIES if isinstance(payload.get(name), dict)]
+    if entry is not None and entry not in entries:
+        where = f"under {' and '.join(entries)}" if entries else "as a bare state dict"
+        raise UserError(f"{path} has its weights {where}, and none under {entry}")
+    entry = entry or next(iter(entries), None)
+    state = payload[entry] if entry else payload
+    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
+        raise UserError(
+            f"{path} holds no {what} weights: a state dict was expected, bare or under {', '.join(ENTRIES)}, "
+            f"but {f'{entry!r} in it' if entry else 'it'} holds {_first_few(state) or 'nothing'}"
+        )
+    state, stripped = unwrap(state, path, markers=markers)
+    return {name: _checked(value, name, path) for name, value in state.items()}, entry, stripped
 
 
 def unwrap(
@@ -181,6 +201,8 @@ def in_basicsr_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(state: dict[str, Tensor], rules: dict[str, str]) -> dict[str, Tensor]:
+    """`state` with the beginnings of its names replaced: the first of the patterns that matches, by its value."""
+
     def rename(name: str) -> str:
         for pattern, replacement in rules.items():
             if match := re.match(pattern, name):
@@ -223,7 +245,16 @@ def check_shapes(generator: nn.Module, weights: GeneratorWeights, path: str | Pa
             same one, or no generator.
     """
     given, wanted = _without_recomputed(weights.state), _without_recomputed(generator.state_dict())
-    # Not left to load_state_dict, which copies what fits before it reports the rest.
+    differences = differences_between(given, wanted)
+    if differences:
+        raise UserError(f"{path} holds {weights.kind}, {_mismatch(given, wanted, differences)}")
+
+
+def differences_between(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """What keeps a state dict from being loaded in place of `wanted`, for messages; empty if nothing does.
+
+    Not left to load_state_dict, which copies what fits before it reports the rest.
+    """
     findings = {
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
@@ -238,16 +269,15 @@ def check_shapes(generator: nn.Module, weights: GeneratorWeights, path: str | Pa
             if name in given and given[name].is_floating_point() != value.is_floating_point()
         ],
     }
-    if any(findings.values()):
-        raise UserError(f"{path} holds {weights.kind}, {_mismatch(given, wanted, findings)}")
+    return "; ".join(f"{finding}: {_first_few(names)}" for finding, names in findings.items() if names)
 
 
 def _without_recomputed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(RECOMPUTED_BUFFERS)}
 
 
-def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dict[str, list[str]]) -> str:
-    """The mistake behind the `findings`: the wrong file, architecture or size, or single tensors."""
+def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], differences: str) -> str:
+    """The mistake behind the `differences`: the wrong file, architecture or size, or single tensors."""
     theirs, ours = traits_of(given), traits_of(wanted)
     if not theirs and not given.keys() & wanted.keys():
         return f"and no name in it is one of the generator: it is the wrong file (it holds {_first_few(given)})"
@@ -259,8 +289,7 @@ def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dic
     if differing:
         traits = " and ".join(f"{trait} {theirs[trait]} where the options ask for {ours[trait]}" for trait in differing)
         return f"with {traits}"
-    details = "; ".join(f"{finding}: {_first_few(names)}" for finding, names in findings.items() if names)
-    return f"which do not fit the generator of the options ({details})"
+    return f"which do not fit the generator of the options ({differences})"
 
 
 def _first_few(names: Iterable[object]) -> str:

@@ -32,9 +32,10 @@ SETTINGS = {
 
 
 @pytest.fixture
-def needed_bytes(tmp_path, monkeypatch):
-    """Finds the least free space with which the check passes."""
-    options = load_options(RECIPE, [Override(key, value, key) for key, value in SETTINGS.items()])
+def needed_bytes(tmp_path, monkeypatch, request):
+    """Finds the least free space with which the check passes; the parameter is further settings."""
+    settings = SETTINGS | getattr(request, "param", {})
+    options = load_options(RECIPE, [Override(key, value, key) for key, value in settings.items()])
     generator, device = build_generator(options), torch.device("cpu")
     step = build_train_step(options, generator=generator, device=device, extractor_state=None, vgg_state=None)
     step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # creates Adam's moments
@@ -68,6 +69,23 @@ def test_space_for_states_and_weights(needed_bytes, tmp_path):
     weights_bytes, state_bytes = ((tmp_path / name).stat().st_size for name in ("weights.pth", "state.pth"))
     # Two states, a third until the oldest is deleted; the latest weights, twice while they are replaced; 2 kept ones.
     assert search() == pytest.approx(3 * state_bytes + 4 * weights_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "needed_bytes", [{"discriminator": {"type": "unet", "fusion": "none"}, "losses.gan": {}}], indirect=True
+)
+def test_space_for_the_discriminator(needed_bytes, tmp_path):
+    search, step = needed_bytes
+    weights = {"params": step.generator.state_dict(), "params_ema": step.ema.state_dict()}
+    record = {"options": {}, "step": 1, "scale": 4, "scores": {}, "scored_step": 0}
+    checkpoint.save_generator(tmp_path / "weights.pth", **weights, **record)
+    checkpoint.save_discriminator(tmp_path / "d.pth", params=step.discriminator.state_dict(), options={}, step=1)
+    checkpoint.save_state(tmp_path / "state.pth", {**weights, "step": 1, "train_step": step.state_dict()})
+    weights_bytes, d_bytes, state_bytes = (
+        (tmp_path / name).stat().st_size for name in ("weights.pth", "d.pth", "state.pth")
+    )
+    # As above; the discriminator's weights, twice while they are replaced.
+    assert search() == pytest.approx(3 * state_bytes + 4 * weights_bytes + 2 * d_bytes, rel=0.02)
 
 
 def test_space_for_validation_images(needed_bytes, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from sed_sr.models.build import build_generator
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
-from sed_sr.utils.training.resume import AUTO, file_to_start_from, find_start
+from sed_sr.utils.training.resume import AUTO, discriminator_to_start_from, file_to_start_from, find_start
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.weights import checkpoint
 
@@ -110,6 +110,26 @@ def test_resumed_run_needs_no_weights_to_start_from(folder, save):
     assert file_to_start_from(AUTO, options, folder) is None
     assert start(AUTO, options, folder).step == 3
     assert file_to_start_from("other.pth", options, folder) == "other.pth"
+
+
+def test_discriminator_comes_from_the_state_that_is_resumed(folder, save, tmp_path):
+    options, path_d = options_with(), tmp_path / "D.pth"
+    weights = tmp_path / "weights.pth"
+    checkpoint.save(build_generator(options).state_dict(), weights)
+    # Without a discriminator, this option is refused; here only the file's name matters.
+    options = options.model_copy(
+        update={"train": options.train.model_copy(update={"start_discriminator_from": str(path_d)})}
+    )
+    for resume, path in ((None, None), (AUTO, None), (str(weights), weights)):
+        assert discriminator_to_start_from(resume, options, folder) == str(path_d)
+        found = find_start(resume, options, folder, path=path, discriminator=path_d, processes=1)
+        assert found.discriminator == path_d
+    state = save(3, options)
+    assert discriminator_to_start_from(AUTO, options, folder) is None
+    for resume, path in ((AUTO, None), (str(state), state)):
+        found = find_start(resume, options, folder, path=path, discriminator=path_d, processes=1)
+        assert found.discriminator is None
+        assert f"the discriminator is that of the state, not {path_d}" in found.messages
 
 
 def test_changed_options_are_listed_and_another_network_is_refused(folder, save):

@@ -171,12 +171,23 @@ def test_loaded_discriminator_is_the_trained_one(tmp_path, kind):
     assert real.isfinite().all()
 
 
+def test_discriminator_of_a_run_is_loaded_from_its_weights_as_from_its_state(tmp_path, states):
+    state = checkpoint.load(states["concatenation"])
+    params, path = state["train_step"]["discriminator"], tmp_path / "discriminator_latest.pth"
+    checkpoint.save_discriminator(path, params=params, options=state["options"], step=state["step"])
+    ours, theirs = (load_discriminator(file, device=CPU) for file in (path, states["concatenation"]))
+    assert ours.about == theirs.about
+    image = torch.rand(1, 3, 64, 64)
+    logits = [trained.discriminator(image, trained.extractor(image)) for trained in (ours, theirs)]
+    assert torch.equal(*logits)
+
+
 def test_state_without_a_discriminator_and_generator_weights_have_different_messages(tmp_path):
     psnr = save_state(tmp_path / "psnr.pth", train_step={})
     with pytest.raises(UserError, match=r"psnr\.pth is a training state of PSNR-oriented training"):
         load_discriminator(psnr, device=CPU)
     torch.save({"params": {"conv_first.weight": torch.zeros(3)}}, tmp_path / "generator.pth")
-    with pytest.raises(UserError, match=r"generator\.pth holds no discriminator.*states/state_"):
+    with pytest.raises(UserError, match=r"generator\.pth holds an unknown network.*<run>/discriminator_latest\.pth"):
         load_discriminator(tmp_path / "generator.pth", device=CPU)
 
 
