@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from sed_sr.data.benchmarks import Benchmark, find_benchmark, find_inputs
+from sed_sr.data.benchmarks import Benchmark, find_benchmark
 from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
@@ -45,7 +45,7 @@ def run_test(
     read_options: Callable[[], Options],
     *,
     has_recipe: bool,
-    inputs: list[Path] | None,
+    find_inputs: Callable[[], list[Benchmark]] | None,
     discriminator_state: Path | None,
     output: Path | None,
 ) -> int:
@@ -55,7 +55,7 @@ def run_test(
         read_options: called once the process group is set up, so that only the main process reports mistakes.
         has_recipe: whether the options come from an option file; the weights must then fit its generator, and
             results are named after it.
-        inputs: LR images and folders to upscale instead of `test.benchmarks`.
+        find_inputs: finds the photographs to upscale; None: `test.benchmarks` are scored.
         discriminator_state: training state whose discriminator the report visualizes.
         output: folder for everything that is written; None: results/<name>.
 
@@ -70,7 +70,7 @@ def run_test(
         setup = prepare(
             options,
             has_recipe=has_recipe,
-            inputs=inputs,
+            find_inputs=find_inputs,
             discriminator_state=discriminator_state,
             output=output,
             world=world,
@@ -94,7 +94,7 @@ def prepare(
     options: Options,
     *,
     has_recipe: bool,
-    inputs: list[Path] | None,
+    find_inputs: Callable[[], list[Benchmark]] | None,
     discriminator_state: Path | None,
     output: Path | None,
     world: World,
@@ -107,7 +107,7 @@ def prepare(
         if not entries:
             raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights")
         paper_row(chosen.paper_row)  # reports an unknown row before the images are upscaled
-    benchmarks = world.from_main(lambda: find_benchmarks(options, inputs))
+    benchmarks = world.from_main(lambda: find_benchmarks(options, find_inputs))
     candidates = load_all_weights(entries, options, has_recipe=has_recipe, device=device, world=world)
     output = output or Path("results") / (
         options.name if has_recipe else "_vs_".join(candidate.label for candidate in candidates)
@@ -115,7 +115,7 @@ def prepare(
     sources = {candidate.label: candidate.source for candidate in candidates}
     with world.raise_together():
         if world.main:
-            check_output_folder(output, sources, benchmarks)
+            check_output_folder(output, sources, benchmarks, scale=SCALE)
     has_ground_truth = any(benchmark.has_ground_truth for benchmark in benchmarks)
     extra_pictures = NO_EXTRA_PICTURES
     with world.raise_together():
@@ -141,11 +141,11 @@ def prepare(
     return TestSetup(options, candidates, benchmarks, metrics, device, output, extra_pictures)
 
 
-def find_benchmarks(options: Options, inputs: list[Path] | None) -> list[Benchmark]:
+def find_benchmarks(options: Options, find_inputs: Callable[[], list[Benchmark]] | None) -> list[Benchmark]:
     """Find the images to upscale. Raises UserError if two benchmarks have the same name, and so the same folder."""
     root = options.paths.data_test_root
-    if inputs:
-        benchmarks = find_inputs(inputs)
+    if find_inputs is not None:
+        benchmarks = find_inputs()
     else:
         benchmarks = [find_benchmark(root, name, scale=SCALE) for name in options.test.benchmarks]
     name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sed_sr.data.benchmarks
 import sed_sr.utils.evaluation.evaluate
 from sed_sr.data.benchmarks import Benchmark, find_benchmark
 from sed_sr.data.images import Cancelled, read_rgb
@@ -149,16 +150,12 @@ def test_next_image_is_read_and_previous_one_written_during_upscaling(benchmark,
             events.append(path.stem[0])
             moved.notify_all()
 
-    original_read, original_write = (
-        sed_sr.utils.evaluation.evaluate.read_rgb,
-        sed_sr.utils.evaluation.evaluate.write_image,
-    )
-    monkeypatch.setattr(
-        sed_sr.utils.evaluation.evaluate, "read_rgb", lambda path: (note(read, path), original_read(path))[1]
-    )
+    original_read = sed_sr.data.benchmarks.read_rgb
+    original_write = sed_sr.utils.evaluation.evaluate.write_photograph
+    monkeypatch.setattr(sed_sr.data.benchmarks, "read_rgb", lambda path: (note(read, path), original_read(path))[1])
     monkeypatch.setattr(
         sed_sr.utils.evaluation.evaluate,
-        "write_image",
+        "write_photograph",
         lambda path, sr, **kwargs: (note(writing, path), original_write(path, sr))[1],
     )
     calls = 0
@@ -211,7 +208,7 @@ def test_damaged_image_does_not_affect_other_scores(benchmark):
 
 
 def test_ctrl_c_cancels_writing_at_once_and_leaves_no_partial_file(benchmark, tmp_path, monkeypatch):
-    original = sed_sr.utils.evaluation.evaluate.write_image
+    original = sed_sr.utils.evaluation.evaluate.write_photograph
     started, outcome = threading.Event(), []
 
     def slowly(path, sr, *, cancelled):
