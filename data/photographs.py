@@ -54,11 +54,14 @@ def read_photograph(path: Path) -> Photograph:
         UserError: as `read_rgb`.
     """
     stored = read_unchanged(path)
-    rgb = as_rgb(stored, path, keep_depth=True)
     notes = []
     try:
-        with Image.open(path) as header:
+        # By a file object: Pillow would map a file that it opens by its path, and then not turn TIFF upright.
+        with open(path, "rb") as file, Image.open(file) as header:
             grey = Image.getmodebase(header.mode) == "L"
+            if header.format == "TIFF" and header.mode in ("LA", "RGBA") and stored.dtype == np.uint8:
+                # OpenCV multiplies the colours by alpha, and drops the alpha of grey.
+                stored = np.asarray(header.convert("RGBA"))[..., [2, 1, 0, 3]]
             alpha = _read_alpha(stored, header)
             icc_profile = None if header.mode == "CMYK" else header.info.get("icc_profile")
             # OpenCV turns TIFF upright by itself.
@@ -72,7 +75,7 @@ def read_photograph(path: Path) -> Photograph:
             alpha = stored[..., 3]
         notes.append(f"{path}: the orientation and the colour profile cannot be read and are ignored")
     upright = TO_UPRIGHT.get(orientation, np.asarray)
-    rgb = np.ascontiguousarray(upright(rgb))
+    rgb = np.ascontiguousarray(upright(as_rgb(stored, path, keep_depth=True)))
     if alpha is not None:
         alpha = np.ascontiguousarray(upright(alpha))
         _fill_transparent(rgb, alpha)
@@ -85,9 +88,7 @@ def _read_alpha(stored: np.ndarray, header: Image.Image) -> np.ndarray | None:
         return None
     if stored.ndim == 3:
         return stored[..., 3] if stored.shape[2] == 4 else None
-    # OpenCV drops the alpha of grey TIFF, and the level that is transparent in a grey PNG.
-    if header.mode == "LA":
-        return np.asarray(header.getchannel("A"))
+    # OpenCV does not apply the level that is transparent in a grey PNG.
     return np.where(stored == header.info["transparency"], 0, np.iinfo(stored.dtype).max).astype(stored.dtype)
 
 
