@@ -22,7 +22,7 @@ from sed_sr.utils.evaluation.upscaler import Upscaler
 from sed_sr.utils.report.data_files import write_scores
 from sed_sr.utils.report.extra_pictures import NO_EXTRA_PICTURES, ExtraPictures, discriminator_extra_pictures
 from sed_sr.utils.report.html_page import write_report
-from sed_sr.utils.report.output_folder import REPORT, check_output_folder, create_output_folder
+from sed_sr.utils.report.output_folder import REPORT, check_formats, check_output_folder, create_output_folder
 from sed_sr.utils.report.terminal import terminal_tables
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.visualization.discriminator_file import load_discriminator
@@ -115,7 +115,8 @@ def prepare(
     sources = {candidate.label: candidate.source for candidate in candidates}
     with world.raise_together():
         if world.main:
-            check_output_folder(output, sources, benchmarks, scale=SCALE)
+            check_output_folder(output, sources, benchmarks)
+            check_formats(benchmarks, scale=SCALE)
     has_ground_truth = any(benchmark.has_ground_truth for benchmark in benchmarks)
     extra_pictures = NO_EXTRA_PICTURES
     with world.raise_together():

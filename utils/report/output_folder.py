@@ -14,28 +14,21 @@ RESULTS, CSV, MARKDOWN, REPORT = "results.json", "results.csv", "results.md", "r
 MAX_NAME_BYTES = 239  # of an image: file systems allow 255 bytes, and temporary names are a little longer
 
 
-def check_output_folder(
-    folder: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark], *, scale: int
-) -> None:
-    """Check that writing results into a folder is possible and overwrites nothing that cannot be made again.
-
-    Nothing is written.
+def check_output_folder(folder: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> None:
+    """Check that writing results into a folder overwrites nothing that cannot be made again; writes nothing.
 
     Args:
         sources: file, or `bicubic`, by label.
         benchmarks: to be upscaled.
 
     Raises:
-        UserError: the name of an image is too long, or its SR too large for the format of its file; SR images would be
-            written among the images of the benchmarks, where a later run would find them; or the folder
-            is a file, or contains results of other weights, scores on other benchmarks, or other files with the names
-            of ours.
+        UserError: the name of an image is too long; images of the benchmarks are in the folder of the SR images; or the
+            folder is a file, or contains results of other weights, scores on other benchmarks, or other files with the
+            names of ours.
     """
     for benchmark in benchmarks:
         for label in sources:
             _check_image_folder(folder / label, benchmark)
-        for image in benchmark.images:
-            check_side(image.lr, suffix=Path(image.sr_name).suffix, scale=scale)
     if os.path.isfile(folder):  # False, and no error, if the name is too long for a file system
         raise UserError(f"the output folder {folder} is a file; give another --output_path")
     if os.path.exists(folder / RESULTS):
@@ -48,6 +41,13 @@ def check_output_folder(
             f"{folder / existing} exists already, without a {RESULTS} that says where it is from; "
             "give another --output_path"
         )
+
+
+def check_formats(benchmarks: Sequence[Benchmark], *, scale: int) -> None:
+    """Raise UserError if the SR of an image is too large for the format of its file."""
+    for benchmark in benchmarks:
+        for image in benchmark.images:
+            check_side(image.lr, suffix=Path(image.sr_name).suffix, scale=scale)
 
 
 def create_output_folder(folder: Path, sources: Mapping[str, str]) -> None:
