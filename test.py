@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sed_sr.options.arguments import option_parser, options_from
 from sed_sr.options.cli import run
+from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override
 
 # Flags that override the option of the same name in `test`.
@@ -35,7 +36,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--benchmarks", nargs="+", metavar="NAME", help="names or folders (test.benchmarks)")
-    images.add_argument("--input", nargs="+", type=Path, metavar="PATH", help="LR images or folders to upscale")
+    images.add_argument("--input", nargs="+", type=Path, metavar="PATH", help="photographs or folders to upscale")
+    parser.add_argument(
+        "--ext",
+        choices=("png", "jpg", "webp", "same"),
+        help="format of the SR images of --input (png); same: that of each input, PNG where it is none of these",
+    )
+    parser.add_argument("--suffix", metavar="TEXT", help="end of the names of the SR images of --input, such as _x4")
     parser.add_argument(
         "--metrics",
         nargs="+",
@@ -75,17 +82,24 @@ def flag_override(arguments: argparse.Namespace, name: str) -> Override:
 
 def main() -> int:
     arguments = parse_arguments()
+    for flag in ("ext", "suffix"):
+        if getattr(arguments, flag) is not None and arguments.input is None:
+            raise UserError(f"--{flag} is for the images of --input, which is not given")
     overrides = [flag_override(arguments, name) for name in FLAGS if getattr(arguments, name) is not None]
     read_options = partial(options_from, arguments, *overrides, default=DEFAULT_OPTIONS)
     if "RANK" not in os.environ:
         read_options()  # a single process reports mistakes in the options before the slow imports
     # Imports torch, which takes seconds: only after the arguments are parsed.
+    from sed_sr.data.benchmarks import find_inputs
     from sed_sr.utils.test_run import run_test
 
+    inputs = None
+    if arguments.input is not None:
+        inputs = partial(find_inputs, arguments.input, ext=arguments.ext or "png", suffix=arguments.suffix or "")
     return run_test(
         read_options,
         has_recipe=arguments.opt is not None,
-        inputs=arguments.input,
+        find_inputs=inputs,
         discriminator_state=arguments.weights_d,
         output=arguments.output_path,
     )

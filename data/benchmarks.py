@@ -18,16 +18,19 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from sed_sr.data.image_folders import first_few
-from sed_sr.data.images import IMAGE_SUFFIXES, has_suffix, image_size, list_images
+from sed_sr.data.images import IMAGE_SUFFIXES, has_suffix, image_size, list_images, read_rgb
 from sed_sr.data.pairs import find_file_pairs, near_pairs, pair_sizes
+from sed_sr.data.photographs import WRITABLE_SUFFIXES, Photograph, read_photograph
 from sed_sr.options.cli import renamed_command
 from sed_sr.options.errors import UserError, did_you_mean
 
 INPUTS = "input"  # name of the benchmark of single files
 # Other formats of photographs. OpenCV reads some; the others are reported instead of skipped.
 OTHER_SUFFIXES = frozenset({".avif", ".gif", ".heic", ".heif", ".jxl"})
+PHOTOGRAPH_SUFFIXES = IMAGE_SUFFIXES | OTHER_SUFFIXES
 MARK = r"(?<=.)_(HR|LR\d?|x\d)$"  # ending of a stem: HR or LR, or the focal length
 
 
@@ -35,9 +38,20 @@ MARK = r"(?<=.)_(HR|LR\d?|x\d)$"  # ending of a stem: HR or LR, or the focal len
 class BenchmarkImage:
     """An LR image and its ground truth, if it has one."""
 
-    name: str
+    name: str  # may begin with sub-folders
     lr: Path
     hr: Path | None
+    is_photograph: bool = False  # what the LR file carries is kept; see `data.photographs`
+    sr_file: str | None = None  # None: PNG of this name
+
+    @property
+    def sr_name(self) -> str:
+        """The SR file, relative to the folder of the benchmark."""
+        return self.sr_file or f"{self.name}.png"
+
+    def read_lr(self) -> Photograph:
+        """Read LR, as 8-bit RGB unless it is a photograph. Raises UserError if it cannot be read."""
+        return read_photograph(self.lr) if self.is_photograph else Photograph(read_rgb(self.lr))
 
 
 @dataclass(frozen=True)
@@ -65,23 +79,66 @@ def find_benchmark(root: Path, name: str, *, scale: int) -> Benchmark:
     return benchmark
 
 
-def find_inputs(paths: Sequence[Path]) -> list[Benchmark]:
-    """Images to upscale: a benchmark without ground truth for each folder, and one called "input" for all files.
+def find_inputs(paths: Sequence[Path], *, ext: str = "png", suffix: str = "") -> list[Benchmark]:
+    """Photographs to upscale: a benchmark without ground truth for each folder, and one called "input" for all files.
 
-    Raises UserError when a path does not exist or is not an image by its name, a folder has no image, or two images of
-    one benchmark would be written as one PNG.
+    Sub-folders are searched too, and are part of the images' names; hidden ones are skipped.
+
+    Args:
+        ext: format of the SR images, png, jpg or webp; `same`: that of each image, PNG where it is none of these.
+        suffix: between the stem and the ending of the SR images.
+
+    Raises:
+        UserError: a path does not exist or is not an image by its name, a folder has no image, or two SR images would
+            have the same path.
     """
+    if "/" in suffix:
+        raise UserError(f"--suffix is {suffix}; it is a part of file names, and cannot contain /")
     folders = [path for path in paths if os.path.isdir(path)]
-    files = sorted((path for path in paths if not os.path.isdir(path)), key=lambda path: path.name)
+    files = [path for path in paths if not os.path.isdir(path)]
     for path in files:
         if not os.path.exists(path):
             raise UserError(f"{path} does not exist; an image or a folder of images is expected")
-        if path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_SUFFIXES:
+        if path.suffix.lower() not in PHOTOGRAPH_SUFFIXES:
             raise UserError(
                 f"{path} is not an image by its name; an ending among {' '.join(sorted(IMAGE_SUFFIXES))} is expected"
             )
-    benchmarks = [Benchmark(folder.resolve().name, _without_ground_truth(_photographs(folder))) for folder in folders]
-    return [*benchmarks, Benchmark(INPUTS, _without_ground_truth(files))] if files else benchmarks
+    named = [(folder.resolve().name, _images_below(folder)) for folder in folders]
+    if files:
+        named.append((INPUTS, [(Path(path.name), path) for path in files]))
+    return [Benchmark(name, _to_upscale(images, ext=ext, suffix=suffix)) for name, images in named]
+
+
+def _images_below(folder: Path) -> list[tuple[Path, Path]]:
+    """The images of a folder and its sub-folders: the path relative to the folder, and the whole path."""
+
+    def cannot_read(error: OSError) -> NoReturn:
+        raise UserError(f"cannot read the image folder {error.filename}: {error.strerror}") from error
+
+    found = []
+    for parent, sub_folders, names in os.walk(folder, onerror=cannot_read):
+        sub_folders[:] = [name for name in sub_folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if has_suffix(name, PHOTOGRAPH_SUFFIXES)]
+    if not found:
+        expected = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"no image in {folder} and its sub-folders; files ending in {expected} are expected there")
+    return [(path.relative_to(folder), path) for path in found]
+
+
+def _to_upscale(images: Iterable[tuple[Path, Path]], *, ext: str, suffix: str) -> tuple[BenchmarkImage, ...]:
+    """Photographs, sorted by name, from pairs of a relative and a whole path. Arguments: as of `find_inputs`."""
+    made = {}  # by the path of SR
+    for relative, path in sorted(images):
+        ending = relative.suffix.lower() if ext == "same" else f".{ext}"
+        if ending not in WRITABLE_SUFFIXES:
+            ending = ".png"
+        sr = str(relative.with_name(f"{relative.stem}{suffix}{ending}"))
+        if sr in made:
+            raise UserError(f"{made[sr].lr} and {path} would both be written as {sr}; rename one of them")
+        # With `same`, the names of two images may differ in their endings only.
+        name = relative if ext == "same" else relative.with_name(relative.stem)
+        made[sr] = BenchmarkImage(str(name), path, None, is_photograph=True, sr_file=sr)
+    return tuple(made.values())
 
 
 def _find(root: Path, name: str, scale: int) -> Benchmark:

@@ -1,6 +1,7 @@
 """Image files: the only place that knows OpenCV's BGR order, bit depths and file formats.
 
-Everywhere else an image is an RGB uint8 array (H, W, 3) or a tensor (3, H, W) (`data.tensors`).
+Everywhere else an image is an RGB uint8 array (H, W, 3) or a tensor (3, H, W) (`data.tensors`); photographs to upscale
+keep more (`data.photographs`).
 """
 
 import os
@@ -60,20 +61,31 @@ def read_rgb(path: Path) -> np.ndarray:
     return as_rgb(read_unchanged(path), path)
 
 
-def as_rgb(image: np.ndarray, path: Path) -> np.ndarray:
+def as_rgb(image: np.ndarray, path: Path, *, keep_depth: bool = False) -> np.ndarray:
     """Convert the result of `read_unchanged(path)`, or a part of it, to RGB; see `read_rgb`.
+
+    Args:
+        keep_depth: return uint16 for 16 bits per channel.
 
     Raises:
         UserError: it holds neither 8 nor 16 bits per channel.
     """
-    if image.dtype == np.uint16:
-        # 257 is odd, so no quotient lies half-way and adding 128 rounds every one to the nearest.
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if image.dtype != np.uint8:
+    if image.dtype == np.uint16 and not keep_depth:
+        image = to_8_bits(image)
+    if image.dtype not in (np.uint8, np.uint16):
         raise UserError(f"image {path} holds {image.dtype} values; 8 or 16 bits per channel are expected")
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGB)
+
+
+def to_8_bits(image: np.ndarray) -> np.ndarray:
+    """uint16 -> uint8: x / 257, rounded. uint8 is returned as it is."""
+    if image.dtype == np.uint8:
+        return image
+    assert image.dtype == np.uint16, image.dtype
+    # 257 is odd, so no quotient lies half-way and adding 128 rounds every one to the nearest.
+    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 class Cancelled(Exception):
@@ -82,17 +94,20 @@ class Cancelled(Exception):
 
 def write_image(
     path: Path,
-    rgb: np.ndarray,
+    image: np.ndarray,
     *,
+    alpha: np.ndarray | None = None,
+    icc_profile: bytes | None = None,
     compression_level: int = 3,
     durable: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Write an RGB image, (H, W, 3) uint8, as PNG with `atomic_writer`.
+    """Write an RGB or grey image, (H, W, 3) or (H, W), uint8 or uint16, as PNG with `atomic_writer`.
 
     It is encoded strip by strip, so that an image of gigabytes needs no further memory.
 
     Args:
+        alpha: (H, W) of the same type.
         durable: as in `atomic_writer`.
         cancelled: called before each strip; True ends the writing. Another thread may change what it returns.
 
@@ -102,11 +117,8 @@ def write_image(
     """
     path = Path(path)
     assert path.suffix == ".png", path
-    assert rgb.dtype == np.uint8, rgb.dtype
-    assert rgb.ndim == 3, rgb.shape
-    assert rgb.shape[2] == 3, rgb.shape
     with atomic_writer(path, durable=durable) as file:
-        for piece in png.encode(rgb, compression_level=compression_level):
+        for piece in png.encode(image, alpha=alpha, icc_profile=icc_profile, compression_level=compression_level):
             if cancelled():
                 raise Cancelled
             file.write(piece)

@@ -10,29 +10,50 @@ import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = np.dtype([("signature", "S8"), ("chunk_bytes", ">u4"), ("chunk", "S4"), ("width", ">u4"), ("height", ">u4")])
+COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by the number of channels: grey, grey and alpha, RGB, RGBA
 AVERAGE_FILTER = 3  # predicts a byte by the mean of the bytes to the left and above
 STRIP_BYTES = 2**22  # of uncompressed pixels
 
 
-def encode(rgb: np.ndarray, *, compression_level: int) -> Iterator[bytes]:
-    """Encode an RGB image, (H, W, 3) uint8, as PNG; yields the pieces of the file, one for each strip of rows.
+def encode(
+    image: np.ndarray, *, alpha: np.ndarray | None = None, icc_profile: bytes | None = None, compression_level: int
+) -> Iterator[bytes]:
+    """Encode an RGB or grey image, (H, W, 3) or (H, W), uint8 or uint16, as PNG.
 
     Libraries need memory for a second image: OpenCV encodes the whole file in memory, and Pillow first copies the image
     to 4 bytes per pixel. An image of 32,000 x 32,000 pixels is 3 GB.
+
+    Args:
+        alpha: (H, W) of the same type.
+
+    Yields:
+        The pieces of the file, one for each strip of rows.
     """
-    height, width = rgb.shape[:2]
-    bits, truecolour = 8, 2
-    yield SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, truecolour, 0, 0, 0))
+    assert image.dtype in (np.uint8, np.uint16), image.dtype
+    height, width = image.shape[:2]
+    layers = [image.reshape(height, width, -1)]
+    if alpha is not None:
+        assert (alpha.dtype, alpha.shape) == (image.dtype, image.shape[:2]), (alpha.dtype, alpha.shape)
+        layers.append(alpha[..., None])
+    channels = sum(layer.shape[2] for layer in layers)
+    pixel_bytes = channels * image.itemsize
+    yield SIGNATURE + _chunk(
+        b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * image.itemsize, COLOUR_TYPES[channels], 0, 0, 0)
+    )
+    if icc_profile is not None:
+        yield _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile))
     compressor = zlib.compressobj(compression_level)
-    above = np.zeros((1, 3 * width), np.uint8)
-    rows_per_strip = max(1, STRIP_BYTES // (3 * width))
+    above = np.zeros((1, pixel_bytes * width), np.uint8)
+    rows_per_strip = max(1, STRIP_BYTES // (pixel_bytes * width))
     for top in range(0, height, rows_per_strip):
-        rows = rgb[top : top + rows_per_strip].reshape(-1, 3 * width)
+        strip = np.concatenate([layer[top : top + rows_per_strip] for layer in layers], axis=2)
+        big_endian = strip.astype(strip.dtype.newbyteorder(">"), copy=False)
+        rows = big_endian.view(np.uint8).reshape(-1, pixel_bytes * width)
         left = np.zeros_like(rows)
-        left[:, 3:] = rows[:, :-3]
+        left[:, pixel_bytes:] = rows[:, :-pixel_bytes]
         above = np.concatenate((above, rows))
         mean = (left & above[:-1]) + ((left ^ above[:-1]) >> 1)  # rounded down, without overflow
-        filtered = np.full((len(rows), 1 + 3 * width), AVERAGE_FILTER, np.uint8)
+        filtered = np.full((len(rows), 1 + pixel_bytes * width), AVERAGE_FILTER, np.uint8)
         np.subtract(rows, mean, out=filtered[:, 1:])
         above = above[-1:]
         yield _chunk(b"IDAT", compressor.compress(filtered.data))

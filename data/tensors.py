@@ -16,10 +16,15 @@ def to_array(image: Tensor) -> np.ndarray:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """(..., 3, H, W) uint8 -> float32 in [0, 1], on the same device."""
-    return images.float() / 255
+    """(..., 3, H, W) uint8 or uint16 -> float32 in [0, 1], on the same device."""
+    return images.float() / torch.iinfo(images.dtype).max
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """(..., 3, H, W) float -> uint8: clamped to [0, 1], scaled to 255 and rounded, on the same device."""
-    return (images.float().clamp(0, 1) * 255).round().byte()
+    return to_integers(images, torch.uint8)
+
+
+def to_integers(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., 3, H, W) float -> uint8 or uint16: clamped to [0, 1], scaled and rounded, on the same device."""
+    return (images.float().clamp(0, 1) * torch.iinfo(dtype).max).round().to(dtype)

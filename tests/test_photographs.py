@@ -1,6 +1,7 @@
 """test.py on all kinds of image files: each is upscaled correctly, or reported while the others are upscaled."""
 
 import csv
+import json
 import runpy
 import struct
 import sys
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, ImageCms
 
 from sed_sr.data import png
+from sed_sr.data.images import read_rgb
 from sed_sr.data.imresize import imresize
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
@@ -146,7 +148,9 @@ def test_every_kind_of_image_file_is_upscaled_as_it_is_displayed(photographs, ru
     assert f"{3 * len(KINDS)} images upscaled" in said
     for name, (_, shown) in KINDS.items():
         files = [Path("out") / label / f"photos/{Path(name).stem}.png" for label in ("bicubic", "rrdb", "swinir")]
-        bicubic, *others = (np.asarray(Image.open(file)) for file in files)
+        bicubic, *others = map(read_rgb, files)
+        if how.startswith("--input") and name == "jpeg, turned.jpg":
+            shown = np.rot90(shown, -1)
         expected = imresize(shown, scale=4)
         assert {sr.shape for sr in (bicubic, *others)} == {expected.shape}, name
         levels = np.abs(bicubic.astype(float) - expected)
@@ -176,3 +180,56 @@ def test_no_reference_metric_needs_no_ground_truth_and_missing_scores_are_report
     assert scored == {Path(name).stem for name in KINDS} - small
     assert all(f"{name}.png has no piqe" in said for name in small)
     assert (photographs / "out/report.html").is_file()
+
+
+def test_what_photographs_carry_goes_through_the_command(photographs, command):
+    """Sub-folders, formats, orientation, alpha, 16 bits, grey, profile and the first frame."""
+    root = photographs / "holiday"
+    (root / "beach").mkdir(parents=True)
+    opaque, deep = np.full(PHOTO.shape[:2], 255, np.uint8), PHOTO.astype(np.uint16) * 257
+    Image.fromarray(PHOTO).save(root / "plain.png")
+    Image.fromarray(np.rot90(PHOTO)).save(root / "turned.png", exif=turned(), icc_profile=PROFILE)
+    Image.fromarray(np.rot90(PHOTO)).save(root / "turned.jpg", exif=turned(), icc_profile=PROFILE, quality=98)
+    Image.fromarray(np.dstack((PHOTO, opaque))).save(root / "beach/opaque.png")
+    Image.fromarray(np.dstack((PHOTO, opaque))).save(root / "beach/opaque.webp", lossless=True)
+    cv2.imwrite(str(root / "beach/deep.tif"), deep[:, :, ::-1])
+    Image.fromarray(PHOTO).convert("L").save(root / "grey.png")
+    Image.fromarray(GREY).save(root / "grey in three channels.png")
+    frames = [Image.fromarray(image).convert("P") for image in (PHOTO, 255 - PHOTO)]
+    frames[0].save(root / "clip.gif", save_all=True, append_images=frames[1:])
+    words = "test.py --weights rrdb.pth --input holiday --ext same --suffix _x4 --output_path out --batch_size 2"
+    done = command(*words.split(), cwd=photographs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("clip.gif has several frames; only the first one is upscaled") == 1
+    out = photographs / "out/rrdb/holiday"
+
+    def sr(name: str) -> np.ndarray:
+        image = cv2.imread(str(out / name), cv2.IMREAD_UNCHANGED)
+        return image if image.ndim == 2 else image[:, :, [2, 1, 0, 3][: image.shape[2]]]
+
+    plain = sr("plain_x4.png")
+    assert plain.shape == (172, 204, 3)
+    np.testing.assert_array_equal(sr("turned_x4.png"), plain)
+    np.testing.assert_array_equal(sr("beach/opaque_x4.png"), np.dstack((plain, np.full(plain.shape[:2], 255))))
+    assert np.abs(sr("beach/deep_x4.png") / 257 - plain).max() <= 0.5 + 1 / 257
+    grey, luminance = sr("grey_x4.png"), np.asarray(Image.fromarray(sr("grey in three channels_x4.png")).convert("L"))
+    assert np.abs(grey.astype(int) - luminance).max() <= 1
+    assert sr("clip_x4.png").shape == plain.shape
+    with Image.open(out / "turned_x4.jpg") as jpeg, Image.open(out / "turned_x4.png") as turned_png:
+        assert jpeg.info["icc_profile"] == turned_png.info["icc_profile"] == PROFILE
+        assert (jpeg.format, jpeg.size) == ("JPEG", (204, 172))
+        assert np.abs(np.asarray(jpeg).astype(int) - plain).mean() < LOSSY
+    with Image.open(out / "beach/opaque_x4.webp") as webp:
+        assert (webp.format, webp.size) == ("WEBP", (204, 172))
+    images = json.loads((photographs / "out/results.json").read_text())["weights"][0]["benchmarks"]["holiday"]["images"]
+    assert images.keys() == {path.relative_to(root).as_posix() for path in root.rglob("*.*")}
+    assert "beach/opaque_x4.webp" in (photographs / "out/report.html").read_text()
+
+
+def test_sr_that_a_format_cannot_hold_is_refused_before_anything_is_written(tmp_path, command):
+    Image.new("RGB", (4096, 1)).save(tmp_path / "wide.png")
+    done = command("test.py", "--weights", "bicubic", "--input", "wide.png", "--ext", "webp", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "wide.png would become 16384x4 px" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.png"]

@@ -506,6 +506,29 @@ def test_folder_without_ground_truth_has_no_hr_no_scatter_plot_and_no_columns_of
     expect(page.locator(".layer figcaption").last).to_contain_text("difference to bicubic")
 
 
+def test_jpeg_and_webp_are_shown_as_png_is(open_page, tmp_path):
+    """Side by side with the bicubic version, which is PNG."""
+    lr = save(tmp_path / "lr.png", places(blue=100)[2::4, 2::4])
+    images = tuple(BenchmarkImage(ext, lr, None, sr_file=f"sub/{ext}_x4.{ext}") for ext in ("jpg", "webp"))
+    for image in images:
+        save(tmp_path / "out/one/photos" / image.sr_name, places(blue=BLUE["one"]))
+    write_report(
+        tmp_path / "html_page.html",
+        [Result("one", "one.pth", 4, "", None, {"photos": BenchmarkScores({image.name: {} for image in images})})],
+        benchmarks=[Benchmark("photos", images)],
+        metrics={},
+        sr_root=tmp_path / "out",
+        title=TITLE,
+    )
+    page = open_page((tmp_path / "html_page.html").as_uri())
+    look_at(page, "jpg")
+    press(page, "g")
+    for key in ((), ("ArrowRight",)):
+        press(page, *key)
+        *_, of_one = middles(page)
+        assert np.abs(of_one - [4 * SIDE_PX // 2, 4 * SIDE_PX // 2, BLUE["one"]]).max() <= 12
+
+
 def test_light_and_dark_differ_and_follow_the_system(open_page, written):
     light, dark = (seen(open_page(written.as_uri(), color_scheme=scheme)) for scheme in ("light", "dark"))
     assert light[5, 5].min() > 220

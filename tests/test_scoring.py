@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,6 +321,11 @@ MISTAKES = {  # arguments, and a part of the message
     "test.py --weights bicubic --input photo.jpg": "photo.jpg",
     "test.py --weights bicubic --input Evaluation/Photos/LRbicx4 --metrics psnr": "ground truth",
     "test.py --weights bicubic --input Evaluation/Photos/LRbicx4 --set test.metrics=[ssim]": "ground truth",
+    f"{TEST} Photos --weights bicubic --ext jpg": "--ext is for the images of --input, which is not given",
+    f"{TEST} Photos --weights bicubic --suffix _x4": "--suffix is for the images of --input, which is not given",
+    "test.py --weights bicubic --input Evaluation/Photos/LRbicx4 --suffix a/b": "cannot contain /",
+    "test.py --weights bicubic --input Evaluation/Photos/GTmod12 Evaluation/Photos/GTmod12/cat.png "
+    "Evaluation/Photos/GTmod12/../GTmod12/cat.png": "would both be written as cat.png",
     f"{TEST} Photos --weights bicubic --output_path rrdb_P.yml": "is a file",
     "test.py --weights bicubic --input rrdb_psnr.yml": "rrdb_psnr.yml",
     # a file instead of the folder of weights, so that nothing can be downloaded
@@ -346,9 +352,10 @@ def test_inputs_are_not_overwritten(workshop, command):
     finished(command(*words, "photos", cwd=workshop))
     made = workshop / "out/bicubic/photos/cat.png"
     before = made.read_bytes()
-    refused = command(*words, made.parent, cwd=workshop)
-    assert refused.returncode == 2
-    assert "contains the input images of photos" in refused.stderr
+    for above in (made.parent, "out"):  # sub-folders are searched
+        refused = command(*words, above, cwd=workshop)
+        assert refused.returncode == 2
+        assert f"contains the input images of {Path(above).name}" in refused.stderr
     assert made.read_bytes() == before
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from sed_sr.data.benchmarks import Benchmark, find_benchmark, find_inputs
+from sed_sr.data.benchmarks import Benchmark, find_benchmark
 from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
@@ -22,7 +22,7 @@ from sed_sr.utils.evaluation.upscaler import Upscaler
 from sed_sr.utils.report.data_files import write_scores
 from sed_sr.utils.report.extra_pictures import NO_EXTRA_PICTURES, ExtraPictures, discriminator_extra_pictures
 from sed_sr.utils.report.html_page import write_report
-from sed_sr.utils.report.output_folder import REPORT, check_output_folder, create_output_folder
+from sed_sr.utils.report.output_folder import REPORT, check_formats, check_output_folder, create_output_folder
 from sed_sr.utils.report.terminal import terminal_tables
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.visualization.discriminator_file import load_discriminator
@@ -45,7 +45,7 @@ def run_test(
     read_options: Callable[[], Options],
     *,
     has_recipe: bool,
-    inputs: list[Path] | None,
+    find_inputs: Callable[[], list[Benchmark]] | None,
     discriminator_state: Path | None,
     output: Path | None,
 ) -> int:
@@ -55,7 +55,7 @@ def run_test(
         read_options: called once the process group is set up, so that only the main process reports mistakes.
         has_recipe: whether the options come from an option file; the weights must then fit its generator, and
             results are named after it.
-        inputs: LR images and folders to upscale instead of `test.benchmarks`.
+        find_inputs: finds the photographs to upscale; None: `test.benchmarks` are scored.
         discriminator_state: training state whose discriminator the report visualizes.
         output: folder for everything that is written; None: results/<name>.
 
@@ -70,7 +70,7 @@ def run_test(
         setup = prepare(
             options,
             has_recipe=has_recipe,
-            inputs=inputs,
+            find_inputs=find_inputs,
             discriminator_state=discriminator_state,
             output=output,
             world=world,
@@ -94,7 +94,7 @@ def prepare(
     options: Options,
     *,
     has_recipe: bool,
-    inputs: list[Path] | None,
+    find_inputs: Callable[[], list[Benchmark]] | None,
     discriminator_state: Path | None,
     output: Path | None,
     world: World,
@@ -107,7 +107,7 @@ def prepare(
         if not entries:
             raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights")
         paper_row(chosen.paper_row)  # reports an unknown row before the images are upscaled
-    photographs = world.from_main(lambda: find_inputs(inputs)) if inputs else None
+    photographs = None if find_inputs is None else world.from_main(find_inputs)
     candidates = load_all_weights(entries, options, has_recipe=has_recipe, device=device, world=world)
     scales = sorted({candidate.scale for candidate in candidates})
     benchmarks = world.from_main(lambda: find_benchmarks(options, photographs, scales=scales))
@@ -119,6 +119,8 @@ def prepare(
     with world.raise_together():
         if world.main:
             check_output_folder(output, sources, all_benchmarks)
+            for scale in scales:
+                check_formats(benchmarks[scale], scale=scale)
     has_ground_truth = any(benchmark.has_ground_truth for benchmark in all_benchmarks)
     extra_pictures = NO_EXTRA_PICTURES
     with world.raise_together():
@@ -144,22 +146,17 @@ def prepare(
     return TestSetup(options, candidates, benchmarks, metrics, device, output, extra_pictures)
 
 
-def find_benchmarks(
-    options: Options, photographs: list[Benchmark] | None, *, scales: list[int]
-) -> dict[int, list[Benchmark]]:
-    """Find the images to upscale, for each scale. With several scales, it becomes a part of the benchmarks' names.
-
-    Raises UserError if two benchmarks have the same name, and so the same folder.
-    """
-    root, found = options.paths.data_test_root, {}
-    for scale in scales:
-        benchmarks = photographs or [find_benchmark(root, name, scale=scale) for name in options.test.benchmarks]
-        name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
-        if uses > 1:
-            raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
-        suffix = "" if len(scales) == 1 else f"_x{scale}"
-        found[scale] = [replace(benchmark, name=benchmark.name + suffix) for benchmark in benchmarks]
-    return found
+def find_benchmarks(options: Options, find_inputs: Callable[[], list[Benchmark]] | None) -> list[Benchmark]:
+    """Find the images to upscale. Raises UserError if two benchmarks have the same name, and so the same folder."""
+    root = options.paths.data_test_root
+    if find_inputs is not None:
+        benchmarks = find_inputs()
+    else:
+        benchmarks = [find_benchmark(root, name, scale=SCALE) for name in options.test.benchmarks]
+    name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
+    if uses > 1:
+        raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
+    return benchmarks
 
 
 def load_all_weights(

@@ -174,7 +174,8 @@ def test_photographs_of_other_formats_are_not_skipped(tmp_path):
         (tmp_path / "photos" / name).touch()
     (found,) = find_inputs([tmp_path / "photos"])
     assert [entry.lr.name for entry in found.images] == ["a.png", "b.heic", "c.JPG", "d.GIF"]
-    assert find_benchmark(tmp_path, "photos", scale=4) == found
+    benchmark = find_benchmark(tmp_path, "photos", scale=4)
+    assert [(entry.name, entry.lr) for entry in benchmark.images] == [(entry.name, entry.lr) for entry in found.images]
     assert find_inputs([tmp_path / "photos/b.heic"])[0].images == found.images[1:2]
 
 
@@ -185,14 +186,64 @@ def test_photographs_of_other_formats_are_not_skipped(tmp_path):
         (["x" * 300], "does not exist"),
         (["notes.txt"], r"notes.txt is not an image by its name; .*\.png"),
         (["empty"], "no image in .*empty"),
-        (["a.png", "other/a.png"], "a.png and .*other/a.png would both be written as one PNG"),
-        (["a.png", "a.png"], "would both be written as one PNG"),
+        (["a.png", "other/a.png"], "a.png and .*other/a.png would both be written as a.png"),
+        (["a.png", "a.png"], "would both be written as a.png"),
+        (["twins"], "twins/sub/a.jpg and .*twins/sub/a.png would both be written as sub/a.png"),
     ],
 )
 def test_paths_that_cannot_be_upscaled_raise_an_error(tmp_path, paths, sentence):
-    for name in ("a.png", "other/a.png"):
+    for name in ("a.png", "other/a.png", "twins/sub/a.jpg", "twins/sub/a.png"):
         image(tmp_path / name, 5)
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=sentence):
         find_inputs([tmp_path / path for path in paths])
+
+
+def test_sub_folders_are_searched_and_kept_but_not_hidden_ones(tmp_path):
+    for name in ("b.png", "a/c.jpg", "a/d/b.png", ".cache/e.png", "a/.f.png"):
+        image(tmp_path / "photos" / name, 5)
+    (tmp_path / "photos/notes").mkdir()
+    (tmp_path / "photos/notes/a.txt").touch()
+    (found,) = find_inputs([tmp_path / "photos"])
+    assert [(entry.name, entry.sr_name) for entry in found.images] == [
+        ("a/c", "a/c.png"),
+        ("a/d/b", "a/d/b.png"),
+        ("b", "b.png"),
+    ]
+    assert [entry.lr.relative_to(tmp_path / "photos").as_posix() for entry in found.images] == [
+        "a/c.jpg",
+        "a/d/b.png",
+        "b.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ext", "suffix", "written"),
+    [
+        ("png", "_x4", ["a.b_x4.png", "c_x4.png", "d_x4.png", "e_x4.png"]),
+        ("jpg", "", ["a.b.jpg", "c.jpg", "d.jpg", "e.jpg"]),
+        ("same", "-sr", ["a.b-sr.png", "c-sr.jpg", "d-sr.png", "e-sr.webp"]),
+    ],
+)
+def test_names_of_sr_have_the_suffix_and_the_ending_that_were_asked_for(tmp_path, ext, suffix, written):
+    for name in ("a.b.png", "c.JPG", "d.tif", "e.webp"):
+        image(tmp_path / "photos" / name, 5)
+    (found,) = find_inputs([tmp_path / "photos"], ext=ext, suffix=suffix)
+    assert [entry.sr_name for entry in found.images] == written
+
+
+def test_same_ending_keeps_images_apart_whose_names_differ_in_it_only(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        image(tmp_path / "photos" / name, 5)
+    (found,) = find_inputs([tmp_path / "photos"], ext="same")
+    assert [(entry.name, entry.sr_name) for entry in found.images] == [("a.jpg", "a.jpg"), ("a.png", "a.png")]
+    image(tmp_path / "photos/a.tif", 5)
+    with pytest.raises(UserError, match=r"a\.png and .*a\.tif would both be written as a\.png"):
+        find_inputs([tmp_path / "photos"], ext="same")
+
+
+def test_suffix_cannot_lead_out_of_the_folder(tmp_path):
+    image(tmp_path / "a.png", 5)
+    with pytest.raises(UserError, match=r"--suffix is /\.\./\.\./b"):
+        find_inputs([tmp_path / "a.png"], suffix="/../../b")

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
+from sed_sr.data.tensors import to_array, to_float, to_integers, to_tensor, to_uint8
 
 
 @given(st.integers(0, 255))
@@ -11,6 +11,14 @@ def test_uint8_survives_float(value):
     batch = torch.full((1, 3, 2, 2), value, dtype=torch.uint8)
     assert to_float(batch).max() <= 1
     assert torch.equal(to_uint8(to_float(batch)), batch)
+
+
+def test_uint16_survives_float_and_multiples_of_257_equal_8_bits():
+    values = np.arange(65536, dtype=np.uint16).reshape(1, 1, 256, 256)
+    batch = torch.from_numpy(values)
+    assert torch.equal(to_integers(to_float(batch), torch.uint16), batch)
+    eight = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_float(torch.from_numpy(np.arange(256, dtype=np.uint16) * 257)), to_float(eight))
 
 
 def test_float_is_clamped_and_rounded_to_the_nearest():

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
-from sed_sr.data.images import image_size, read_rgb, write_image
+from sed_sr.data.images import image_size, read_rgb, to_8_bits
+from sed_sr.data.photographs import Photograph, losses, write_photograph
 from sed_sr.data.tensors import to_tensor
 from sed_sr.models.precision import without_tf32
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.metrics import Metric
+from sed_sr.utils.evaluation.photographs import upscale_photographs
 from sed_sr.utils.evaluation.results import BenchmarkScores
 from sed_sr.utils.evaluation.upscaler import OutOfMemory, Upscale
 from sed_sr.utils.runtime.distributed import World
@@ -54,29 +56,32 @@ def evaluate(
 
     Args:
         scale: of `upscale`.
-        output: folder for the SR images, one PNG each.
+        output: folder for the SR images, `sr_name` each.
         on_image: called with each image and its SR on the rank that made it, in order, once they are written.
         stop: called before each batch; if it returns True, the evaluation is given up.
-        batch_size: the number of consecutive images of the same size that are upscaled together.
+        batch_size: the number of consecutive images of the same size and type that are upscaled together.
 
     Returns:
         The scores; None on every rank if `stop` returned True on one of them.
     """
     scores_here, failures, notes, stopped = {}, [], [], False
 
-    def readable_images() -> Iterator[tuple[BenchmarkImage, np.ndarray]]:
+    def readable_images() -> Iterator[tuple[BenchmarkImage, Photograph]]:
         for image, reading in _read_ahead(benchmark.images[world.rank :: world.size]):
             try:
-                yield image, reading.result()
+                lr = reading.result()
             except UserError as error:
                 failures.append((image.name, str(error)))
+                continue
+            notes.extend((*lr.notes, *losses(lr, Path(image.sr_name).suffix)))
+            yield image, lr
 
     def collect() -> None:
         while pending:
             image, sr, future = pending.popleft()
             scores_here[image.name], missing = future.result()
             failures.extend((image.name, sentence) for sentence in missing)
-            on_image(image, sr)
+            on_image(image, sr.pixels)
 
     with world.raise_together(), without_tf32(), _worker_thread() as (worker, cancelled):
         write_and_score = partial(
@@ -88,7 +93,7 @@ def evaluate(
             if stopped:
                 break
             try:
-                results = upscale([lr for _, lr in batch], notes.append)
+                results = upscale_photographs(upscale, [lr for _, lr in batch], notes.append)
             except OutOfMemory as error:
                 failures += [(image.name, f"{image.lr} could not be upscaled: {error}") for image, _ in batch]
                 continue
@@ -101,11 +106,11 @@ def evaluate(
     shares = world.gather((scores_here, failures, notes))
     images = {name: scores for share, _, _ in shares for name, scores in share.items()}
     failures = sorted((failure for _, share, _ in shares for failure in share), key=itemgetter(0))
-    notes = dict.fromkeys(text for _, _, texts in shares for text in texts)  # the ranks have the same notes
+    all_notes = dict.fromkeys(text for _, _, texts in shares for text in texts)  # the ranks have the same notes
     return BenchmarkScores(
         dict(sorted(images.items())),
         failures=tuple(sentence for _, sentence in failures),
-        notes=tuple(notes),
+        notes=tuple(all_notes),
         not_upscaled=len(benchmark.images) - len(images),
     )
 
@@ -163,10 +168,10 @@ def _worker_thread() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
         thread.shutdown(cancel_futures=True)
 
 
-def _read_ahead(images: Sequence[BenchmarkImage]) -> Iterator[tuple[BenchmarkImage, Future[np.ndarray]]]:
+def _read_ahead(images: Sequence[BenchmarkImage]) -> Iterator[tuple[BenchmarkImage, Future[Photograph]]]:
     """Read the LR images. While the caller processes one, the next one is read, and no further ones."""
     with _worker_thread() as (worker, _):
-        started = ((image, worker.submit(read_rgb, image.lr)) for image in images)
+        started = ((image, worker.submit(image.read_lr)) for image in images)
         current = next(started, None)
         while current is not None:
             following = next(started, None)
@@ -175,12 +180,13 @@ def _read_ahead(images: Sequence[BenchmarkImage]) -> Iterator[tuple[BenchmarkIma
 
 
 def _batches(
-    images: Iterable[tuple[BenchmarkImage, np.ndarray]], size: int
-) -> Iterator[list[tuple[BenchmarkImage, np.ndarray]]]:
-    """Batches of at most `size` consecutive images of the same size."""
-    batch = []
+    images: Iterable[tuple[BenchmarkImage, Photograph]], size: int
+) -> Iterator[list[tuple[BenchmarkImage, Photograph]]]:
+    """Batches of at most `size` consecutive images of the same size and type."""
+    batch, kind = [], None
     for image, lr in images:
-        if batch and lr.shape != batch[0][1].shape:
+        previous_kind, kind = kind, (lr.pixels.shape, lr.pixels.dtype)
+        if batch and kind != previous_kind:
             yield batch
             batch = []
         batch.append((image, lr))
@@ -193,7 +199,7 @@ def _batches(
 
 def _write_and_score(
     image: BenchmarkImage,
-    sr: np.ndarray,
+    sr: Photograph,
     *,
     scale: int,
     metrics: dict[str, Metric],
@@ -203,7 +209,7 @@ def _write_and_score(
 ) -> tuple[dict[str, float], list[str]]:
     """Write an SR image and score it; returns its scores, and a sentence for each score that failed."""
     if output is not None:
-        write_image(output / f"{image.name}.png", sr, cancelled=cancelled)
+        write_photograph(output / image.sr_name, sr, cancelled=cancelled)
     wanted = {name: metric for name, metric in metrics.items() if image.hr is not None or not metric.needs_ground_truth}
     hr, scores, missing = None, {}, []
     need_hr = [name for name, metric in wanted.items() if metric.needs_ground_truth]
@@ -215,7 +221,7 @@ def _write_and_score(
             wanted = {name: metric for name, metric in wanted.items() if name not in need_hr}
     for name, metric in wanted.items():
         try:
-            scores[name] = _score(metric, sr, hr, device, scale=scale)
+            scores[name] = _score(metric, to_8_bits(sr.pixels), hr, device, scale=scale)
         except UserError as error:
             missing.append(f"{image.hr or image.lr} has no {name}: {error}")
     return scores, missing

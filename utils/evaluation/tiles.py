@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sed_sr.data.tensors import to_uint8
+from sed_sr.data.tensors import to_integers
 
 TILE_MULTIPLE_PX = 8  # SwinIR's window, so that attention windows are the same in a tile and in the whole image
 OVERLAP_PX = 32  # changes no SR value by more than 1 of 255, where 8 changes some by 19 (benchmarks/RESULTS.md)
@@ -60,20 +60,21 @@ def upscale_in_tiles(
     Only the current tile, its ramp on the right and the ramps below one row of tiles are kept in floating point.
 
     Args:
-        upscale_tile: (N, h, w, 3) uint8 RGB -> (N, scale * h, scale * w, 3) float32 on the CPU, nominally in
-            [0, 1]; the result is modified in place.
-        images: (H, W, 3) uint8 RGB each.
+        upscale_tile: (N, h, w, 3) uint8 or uint16 RGB -> (N, scale * h, scale * w, 3) float32 on the CPU, nominally
+            in [0, 1]; the result is modified in place.
+        images: (H, W, 3) uint8 or uint16 RGB each, all of one type.
         tile_px: longest side of a tile, in LR pixels, a multiple of 8, at least two overlaps.
         overlap_px: overlap of neighbouring tiles (the last two may overlap by more), in LR pixels, a multiple of 8.
 
     Returns:
-        (scale * H, scale * W, 3) uint8 RGB each.
+        (scale * H, scale * W, 3) RGB of the same type each.
     """
     height, width = images[0].shape[:2]
+    dtype = torch.from_numpy(images[0]).dtype
     rows, columns = (spans(side_px, tile_px, overlap_px) for side_px in (height, width))
     ramp_px = scale * (overlap_px // 4)  # in SR pixels
     rising = (torch.arange(ramp_px, dtype=torch.float32)[:, None] + 0.5) / ramp_px  # the weight of the later tile
-    results = [np.empty((scale * height, scale * width, 3), np.uint8) for _ in images]
+    results = [np.empty((scale * height, scale * width, 3), image.dtype) for image in images]
     ramp_down = torch.empty(len(images), ramp_px, scale * width, 3)  # below the previous row of tiles
     for row in rows:
         ramp_right = torch.empty(0)  # of the previous tile in the row
@@ -96,7 +97,7 @@ def upscale_in_tiles(
             if row.last < height:
                 ramp_down[:, :, left:right], tile = tile[:, -ramp_px:], tile[:, :-ramp_px]
                 bottom -= ramp_px
-            for result, piece in zip(results, to_uint8(tile).numpy(), strict=True):
+            for result, piece in zip(results, to_integers(tile, dtype).numpy(), strict=True):
                 result[top:bottom, left:right] = piece
             del tile, piece  # frees the memory before the next tile
     return results

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sed_sr.data.imresize import imresize
-from sed_sr.data.tensors import to_float, to_uint8
+from sed_sr.data.tensors import to_float, to_integers
 from sed_sr.models.cuda_graph import CudaRecorder, GraphedFunction, Recorder
 from sed_sr.models.generator import Generator
 from sed_sr.models.precision import AUTOCAST_DTYPE, keep_in_autocast_type
@@ -19,7 +19,8 @@ from sed_sr.utils.evaluation.tiles import TILE_MULTIPLE_PX, halved, spans, upsca
 from sed_sr.utils.runtime.memory import TensorBytes, free_bytes, unless_out_of_memory
 
 Note = Callable[[str], None]  # receives messages for the user
-# LR images of one size, (H, W, 3) uint8 RGB each -> as many SR images, (scale * H, scale * W, 3) uint8 RGB each.
+# LR images of one size and type, (H, W, 3) uint8 or uint16 RGB each -> as many SR images, (scale * H, scale * W, 3) of
+# the same type each.
 Upscale = Callable[[list[np.ndarray], Note], list[np.ndarray]]
 
 MIN_TILE_PX = 64
@@ -123,16 +124,17 @@ class Upscaler:
         batch_size = tile_px**2 // (height * width)
         if batch_size:
             groups = [np.stack(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-            return [sr for group in groups for sr in to_uint8(self._compute(group)).cpu().numpy()]
+            dtype = torch.from_numpy(groups[0]).dtype
+            return [sr for group in groups for sr in to_integers(self._compute(group), dtype).cpu().numpy()]
         upscale = partial(upscale_in_tiles, self._upscale_tile, scale=self.generator.scale, tile_px=tile_px)
         return [sr for image in images for sr in upscale([image])]
 
     def _upscale_tile(self, lr: np.ndarray) -> Tensor:
-        """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32 on the CPU."""
+        """(N, h, w, 3) uint8 or uint16 -> (N, scale * h, scale * w, 3) float32 on the CPU."""
         return self._compute(lr).cpu()
 
     def _compute(self, lr: np.ndarray) -> Tensor:
-        """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32 on the device, valid until the next call."""
+        """(N, h, w, 3) uint8 or uint16 -> (N, scale * h, scale * w, 3) float32 on the device, valid until the next."""
         # After recording a graph in inference mode, older PyTorch cannot record a training step (pytorch#166792).
         with torch.inference_mode(False):
             return self._graphed_forward(torch.from_numpy(lr).to(self.device))
@@ -165,7 +167,7 @@ class Upscaler:
 def _super_resolve(
     generator: Callable[[Tensor], Tensor], lr: Tensor, *, autocast: Callable[[], torch.autocast]
 ) -> Tensor:
-    """(N, h, w, 3) uint8 -> (N, 4h, 4w, 3) float32."""
+    """(N, h, w, 3) uint8 or uint16 -> (N, scale * h, scale * w, 3) float32."""
     # A channels_last view as (N, 3, h, w), the layout in which convolutions are fastest.
     images = to_float(lr.permute(0, 3, 1, 2))
     with autocast():
@@ -203,7 +205,7 @@ def bicubic(scale: int) -> Upscale:
 
 def _bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
     height, width = lr.shape[:2]
-    sr = np.empty((scale * height, scale * width, 3), np.uint8)
+    sr = np.empty((scale * height, scale * width, 3), lr.dtype)
     for row in spans(height, BICUBIC_TILE_PX, BICUBIC_OVERLAP_PX):
         for column in spans(width, BICUBIC_TILE_PX, BICUBIC_OVERLAP_PX):
             tile = imresize(lr[row.start : row.stop, column.start : column.stop], scale=scale)

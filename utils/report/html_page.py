@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
 from sed_sr.data.files import atomic_writer
 from sed_sr.data.images import image_size, read_rgb
-from sed_sr.data.imresize import imresize
+from sed_sr.data.photographs import Photograph, as_pillow, over_white
 from sed_sr.utils.evaluation.metrics import Metric
+from sed_sr.utils.evaluation.photographs import upscale_photographs
 from sed_sr.utils.evaluation.results import Result
+from sed_sr.utils.evaluation.upscaler import bicubic
 from sed_sr.utils.report.extra_pictures import NO_EXTRA_PICTURES, ExtraPictures
 from sed_sr.utils.report.tables import score_tables
 
@@ -53,7 +54,7 @@ def write_report(
     Args:
         path: of the HTML file.
         results: one for each candidate, at least one; they contain the `benchmarks` of their scale.
-        sr_root: the folder of the SR images, `label/benchmark/image.png`.
+        sr_root: the folder of the SR images, `label/benchmark/image.png` or another `sr_name`.
         extra_pictures: of each image; they count towards the limit.
 
     Raises:
@@ -100,7 +101,7 @@ class _Section:
         self._entries = []
         for image in benchmark.images:
             files = [
-                sr_root / result.label / self._name / f"{image.name}.png" if self._name in result.benchmarks else None
+                sr_root / result.label / self._name / image.sr_name if self._name in result.benchmarks else None
                 for result in results
             ]
             sr = [file if file is not None and file.is_file() else None for file in files]
@@ -189,19 +190,19 @@ class _Versions:
         sizes = [image_size(file) for file in entry.sr if file]
         if album.full or max(height * width for height, width in sizes) > MAX_PX:
             return None
-        lr = read_rgb(entry.image.lr)
+        lr = entry.image.read_lr()
         hr = None if entry.image.hr is None else read_rgb(entry.image.hr)
-        scale = round(sizes[0][0] / lr.shape[0])
+        scale = round(sizes[0][0] / len(lr.pixels))
         height, width = sizes[0]
         if hr is not None:  # scores are of the area that both share
             hr = hr[:height, :width]
             height, width, _ = hr.shape
         pngs = [_png(lr)]
         if self._adds_bicubic:
-            pngs.append(_png(imresize(lr, scale=scale)))
+            pngs += map(_png, upscale_photographs(bicubic(scale), [lr], lambda note: None))
         pngs += [None if file is None else file.read_bytes() for file in entry.sr]
         if self._has_ground_truth:
-            pngs.append(None if hr is None else _png(hr))
+            pngs.append(None if hr is None else _png(Photograph(hr)))
         pngs += self._extra_pngs(entry, hr)
         numbers = album.add(pngs)
         if numbers is None:
@@ -210,14 +211,14 @@ class _Versions:
             "numbers": numbers,
             "size": [width, height],
             "scale": scale,
-            "thumbnail": _thumbnail(lr if hr is None else hr),
+            "thumbnail": _thumbnail(lr if hr is None else Photograph(hr)),
         }
 
     def _extra_pngs(self, entry: _ImageEntry, hr: np.ndarray | None) -> list[bytes | None]:
         if hr is None or not self._extras.titles:
             return [None] * len(self._extras.titles)
         drawn = self._extras.draw(hr, [None if file is None else read_rgb(file) for file in entry.sr])
-        return [None if picture is None else _png(picture) for picture in drawn]
+        return [None if picture is None else _png(Photograph(picture)) for picture in drawn]
 
 
 class _Album:
@@ -259,15 +260,15 @@ def _number(score: float) -> float | str:
     return "Infinity" if score > 0 else "NaN"
 
 
-def _png(rgb: np.ndarray) -> bytes:
+def _png(image: Photograph) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(rgb).save(buffer, "PNG", compress_level=PNG_COMPRESSION_LEVEL)
+    as_pillow(image).save(buffer, "PNG", compress_level=PNG_COMPRESSION_LEVEL, icc_profile=image.icc_profile)
     return buffer.getvalue()
 
 
-def _thumbnail(rgb: np.ndarray) -> str:
+def _thumbnail(image: Photograph) -> str:
     """A small JPEG as a data URL."""
-    small, buffer = Image.fromarray(rgb), BytesIO()
+    small, buffer = over_white(image), BytesIO()
     small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     small.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

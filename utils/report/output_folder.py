@@ -7,10 +7,11 @@ from pathlib import Path
 
 from sed_sr.data.benchmarks import Benchmark
 from sed_sr.data.files import write_text
+from sed_sr.data.photographs import check_side
 from sed_sr.options.errors import UserError
 
 RESULTS, CSV, MARKDOWN, REPORT = "results.json", "results.csv", "results.md", "report.html"
-MAX_NAME_BYTES = 235  # of an image: file systems allow 255 bytes, and temporary names are a little longer
+MAX_NAME_BYTES = 239  # of an image: file systems allow 255 bytes, and temporary names are a little longer
 
 
 def check_output_folder(folder: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> None:
@@ -21,13 +22,13 @@ def check_output_folder(folder: Path, sources: Mapping[str, str], benchmarks: Se
         benchmarks: to be upscaled.
 
     Raises:
-        UserError: the name of an image is too long; SR images would overwrite images of the benchmarks; or the folder
-            is a file, or contains results of other weights, scores on other benchmarks, or other files with the names
-            of ours.
+        UserError: the name of an image is too long; images of the benchmarks are in the folder of the SR images; or the
+            folder is a file, or contains results of other weights, scores on other benchmarks, or other files with the
+            names of ours.
     """
     for benchmark in benchmarks:
         for label in sources:
-            _check_image_folder(folder / label / benchmark.name, benchmark)
+            _check_image_folder(folder / label, benchmark)
     if os.path.isfile(folder):  # False, and no error, if the name is too long for a file system
         raise UserError(f"the output folder {folder} is a file; give another --output_path")
     if os.path.exists(folder / RESULTS):
@@ -42,6 +43,13 @@ def check_output_folder(folder: Path, sources: Mapping[str, str], benchmarks: Se
         )
 
 
+def check_formats(benchmarks: Sequence[Benchmark], *, scale: int) -> None:
+    """Raise UserError if the SR of an image is too large for the format of its file."""
+    for benchmark in benchmarks:
+        for image in benchmark.images:
+            check_side(image.lr, suffix=Path(image.sr_name).suffix, scale=scale)
+
+
 def create_output_folder(folder: Path, sources: Mapping[str, str]) -> None:
     """Create the folder with a results.json that names its weights. Raises UserError if that fails."""
     if os.path.exists(folder / RESULTS):
@@ -52,16 +60,18 @@ def create_output_folder(folder: Path, sources: Mapping[str, str]) -> None:
 
 
 def _check_image_folder(folder: Path, benchmark: Benchmark) -> None:
-    """Raise UserError if SR images of a benchmark cannot be written into `folder`."""
-    input_folders = {path.resolve().parent for image in benchmark.images for path in (image.lr, image.hr) if path}
-    if folder.resolve() in input_folders:
+    """Raise UserError if SR images of a benchmark cannot be written into the folder of one candidate."""
+    resolved, paths = folder.resolve(), [path for image in benchmark.images for path in (image.lr, image.hr) if path]
+    if any(resolved in path.resolve().parents for path in paths):
         raise UserError(
             f"SR images would be written into {folder}, which contains the input images of {benchmark.name}; "
             "give another --output_path"
         )
     for image in benchmark.images:
-        if len(os.fsencode(image.name)) > MAX_NAME_BYTES:
-            raise UserError(f"cannot write {folder / image.name}.png: the name is too long; rename {image.lr}")
+        if len(os.fsencode(os.path.basename(image.sr_name))) > MAX_NAME_BYTES:
+            raise UserError(
+                f"cannot write {folder / benchmark.name / image.sr_name}: the name is too long; rename {image.lr}"
+            )
 
 
 def _check_earlier_results(path: Path, sources: Mapping[str, str], benchmarks: Sequence[Benchmark]) -> None:

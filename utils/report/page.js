@@ -288,7 +288,7 @@ function urlOf(number) {
 async function makeUrl(number) {
   if (!byId(`picture-${number}`)?.nextSibling) await pageIsRead;
   const bytes = Uint8Array.from(atob(byId(`picture-${number}`).textContent), char => char.charCodeAt(0));
-  return URL.createObjectURL(new Blob([bytes], {type: "image/png"}));
+  return URL.createObjectURL(new Blob([bytes])); // PNG, JPEG or WebP, which browsers tell apart by the content
 }
 
 function notice(image) {

@@ -6,13 +6,15 @@ import threading
 import time
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import sed_sr.data.benchmarks
 import sed_sr.utils.evaluation.evaluate
-from sed_sr.data.benchmarks import Benchmark, BenchmarkImage, find_benchmark
+from sed_sr.data.benchmarks import Benchmark, BenchmarkImage, find_benchmark, find_inputs
 from sed_sr.data.images import Cancelled, read_rgb
 from sed_sr.data.tensors import to_tensor
 from sed_sr.options.errors import UserError
@@ -169,16 +171,12 @@ def test_next_image_is_read_and_previous_one_written_during_upscaling(benchmark,
             events.append(path.stem[0])
             moved.notify_all()
 
-    original_read, original_write = (
-        sed_sr.utils.evaluation.evaluate.read_rgb,
-        sed_sr.utils.evaluation.evaluate.write_image,
-    )
-    monkeypatch.setattr(
-        sed_sr.utils.evaluation.evaluate, "read_rgb", lambda path: (note(read, path), original_read(path))[1]
-    )
+    original_read = sed_sr.data.benchmarks.read_rgb
+    original_write = sed_sr.utils.evaluation.evaluate.write_photograph
+    monkeypatch.setattr(sed_sr.data.benchmarks, "read_rgb", lambda path: (note(read, path), original_read(path))[1])
     monkeypatch.setattr(
         sed_sr.utils.evaluation.evaluate,
-        "write_image",
+        "write_photograph",
         lambda path, sr, **kwargs: (note(writing, path), original_write(path, sr))[1],
     )
     calls = 0
@@ -195,6 +193,32 @@ def test_next_image_is_read_and_previous_one_written_during_upscaling(benchmark,
 
     evaluate_all(without_ground_truth(benchmark), upscale, output=tmp_path)
     assert "".join(read) == "".join(writing) == "abcde"
+
+
+def test_images_of_8_and_16_bits_are_never_in_one_batch(tmp_path):
+    """Each is written in its own depth; what the format cannot hold is said once."""
+    deep = np.random.default_rng(0).integers(0, 65536, (12, 15, 3), np.uint16)
+    for number, image in enumerate((deep, deep, (deep >> 8).astype(np.uint8), (deep >> 8).astype(np.uint8))):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"photos/{number}.png"), image)
+    types = []
+
+    def upscale(images, note):
+        types.append([image.dtype for image in images])
+        return bicubic(4)(images, note)
+
+    (photographs,) = find_inputs([tmp_path / "photos"])
+    scores = evaluate_all(photographs, upscale, batch_size=3, metrics=(BRIGHTNESS,), output=tmp_path / "out")
+    assert types == [[np.uint16] * 2, [np.uint8] * 2]
+    written = [cv2.imread(str(tmp_path / f"out/{number}.png"), cv2.IMREAD_UNCHANGED) for number in range(4)]
+    assert [image.dtype for image in written] == [np.uint16] * 2 + [np.uint8] * 2
+    assert scores.images["0"]["brightness"] == pytest.approx(read_rgb(tmp_path / "out/0.png").mean(), abs=1e-3)
+    assert scores.notes == ()
+    (photographs,) = find_inputs([tmp_path / "photos"], ext="jpg", suffix="_x4")
+    scores = evaluate_all(photographs, output=tmp_path / "jpg")
+    assert sorted(path.name for path in (tmp_path / "jpg").iterdir()) == [f"{number}_x4.jpg" for number in range(4)]
+    assert len(scores.notes) == 1
+    assert "rounded to 8" in scores.notes[0]
 
 
 def test_write_error_is_raised_before_the_image_after_the_next(benchmark, tmp_path):
@@ -231,7 +255,7 @@ def test_damaged_image_does_not_affect_other_scores(benchmark):
 
 
 def test_ctrl_c_cancels_writing_at_once_and_leaves_no_partial_file(benchmark, tmp_path, monkeypatch):
-    original = sed_sr.utils.evaluation.evaluate.write_image
+    original = sed_sr.utils.evaluation.evaluate.write_photograph
     started, outcome = threading.Event(), []
 
     def slowly(path, sr, *, cancelled):
@@ -257,7 +281,7 @@ def test_ctrl_c_cancels_writing_at_once_and_leaves_no_partial_file(benchmark, tm
         return bicubic(4)(images, note)
 
     calls = []
-    monkeypatch.setattr(sed_sr.utils.evaluation.evaluate, "write_image", slowly)
+    monkeypatch.setattr(sed_sr.utils.evaluation.evaluate, "write_photograph", slowly)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

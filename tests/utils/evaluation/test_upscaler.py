@@ -119,6 +119,27 @@ def test_batch_equals_single_images(rrdb, tile_px, self_ensemble):
     assert (np.stack(alone) != together).mean() < 0.001
 
 
+@pytest.mark.parametrize("kind", ["whole", "tiles", "bicubic", "recorded"])
+def test_16_bits_are_those_of_8_where_both_hold_the_image_and_finer(rrdb, kind):
+    """Multiples of 257 are the values of 8 bits; the result is rounded to 65536 levels instead of 256."""
+    upscale = {
+        "whole": Upscaler(rrdb, CPU),
+        "tiles": Upscaler(rrdb, CPU, tile_px=64),
+        "bicubic": bicubic(4),
+        "recorded": Upscaler(rrdb, CPU, new_recorder=FakeRecorder),
+    }[kind]
+    lr = image_of(70, 81)
+    for _ in range(WARM_UP_CALLS + 1):  # the types are recorded apart
+        (eight,) = upscale([lr], ignore)
+        (deep,) = upscale([lr.astype(np.uint16) * 257], ignore)
+    assert (eight.dtype, deep.dtype) == (np.uint8, np.uint16)
+    assert np.abs(deep / 257 - eight).max() <= 0.5 + 1 / 257
+    assert (deep % 257 != 0).mean() > 0.5
+    (darker,) = upscale([lr // 2 * np.uint16(257) + np.uint16(128)], ignore)  # half a level more
+    (dark,) = upscale([lr // 2 * np.uint16(257)], ignore)
+    assert (darker != dark).mean() > 0.5
+
+
 def test_input_of_the_generator_is_never_larger_than_a_tile():
     generator = Nearest()
     images = [image_of(30, 50, seed) for seed in range(5)]

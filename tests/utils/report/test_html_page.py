@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
+from sed_sr.data.benchmarks import Benchmark, BenchmarkImage, find_inputs
 from sed_sr.data.images import read_rgb
 from sed_sr.data.imresize import imresize
 from sed_sr.options.errors import UserError
@@ -268,3 +268,39 @@ def test_no_temporary_file_remains_and_a_failure_keeps_the_old_report(evaluation
         evaluation.write()
     assert evaluation.html == old
     assert {path.name for path in (evaluation.root / "out").iterdir()} == {"one", "html_page.html"}
+
+
+def test_photographs_are_shown_as_they_were_read_and_written(tmp_path):
+    """LR and bicubic upright, with alpha and profile; SR as the bytes of its file, in a sub-folder."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 4), np.uint8)
+    pixels[2:5, 2:6, 3] = 0
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "photos/sub/a.png", exif=exif, icc_profile=profile)
+    (photographs,) = find_inputs([tmp_path / "photos"], ext="webp", suffix="_sr")
+    sr = tmp_path / "out/one/photos/sub/a_sr.webp"
+    sr.parent.mkdir(parents=True)
+    Image.new("RGBA", (24, 36), (10, 20, 30, 40)).save(sr)
+    write_report(
+        tmp_path / "out/html_page.html",
+        [Result("one", "one.pth", 3, "", None, {"photos": BenchmarkScores({"sub/a": {}})})],
+        benchmarks=[photographs],
+        metrics={},
+        sr_root=tmp_path / "out",
+        title="Photographs",
+    )
+    evaluation = Evaluation(tmp_path)
+    (block,) = re.findall(r'id="report">(.*)</script>', evaluation.html)
+    (image,) = json.loads(block)["benchmarks"][0]["images"]
+    assert (image["name"], image["files"]) == ("sub/a", ["one/photos/sub/a_sr.webp"])
+    assert (image["pictures"]["scale"], image["pictures"]["size"]) == (3, [24, 36])
+    lr, bicubic, of_one = evaluation.pictures.values()
+    assert of_one == sr.read_bytes()
+    with Image.open(BytesIO(lr)) as small, Image.open(BytesIO(bicubic)) as large:
+        assert (small.mode, large.size) == ("RGBA", (24, 36))
+        assert small.info["icc_profile"] == large.info["icc_profile"] == profile
+        upright, visible = np.rot90(pixels, -1), np.rot90(pixels[..., 3], -1) > 0
+        np.testing.assert_array_equal(np.asarray(small)[visible], upright[visible])
+        assert (np.asarray(small)[~visible, 3] == 0).all()
