@@ -146,17 +146,22 @@ def prepare(
     return TestSetup(options, candidates, benchmarks, metrics, device, output, extra_pictures)
 
 
-def find_benchmarks(options: Options, find_inputs: Callable[[], list[Benchmark]] | None) -> list[Benchmark]:
-    """Find the images to upscale. Raises UserError if two benchmarks have the same name, and so the same folder."""
-    root = options.paths.data_test_root
-    if find_inputs is not None:
-        benchmarks = find_inputs()
-    else:
-        benchmarks = [find_benchmark(root, name, scale=SCALE) for name in options.test.benchmarks]
-    name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
-    if uses > 1:
-        raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
-    return benchmarks
+def find_benchmarks(
+    options: Options, photographs: list[Benchmark] | None, *, scales: list[int]
+) -> dict[int, list[Benchmark]]:
+    """Find the images to upscale, for each scale. With several scales, it becomes a part of the benchmarks' names.
+
+    Raises UserError if two benchmarks have the same name, and so the same folder.
+    """
+    root, found = options.paths.data_test_root, {}
+    for scale in scales:
+        benchmarks = photographs or [find_benchmark(root, name, scale=scale) for name in options.test.benchmarks]
+        name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
+        if uses > 1:
+            raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
+        suffix = "" if len(scales) == 1 else f"_x{scale}"
+        found[scale] = [replace(benchmark, name=benchmark.name + suffix) for benchmark in benchmarks]
+    return found
 
 
 def load_all_weights(
