@@ -168,7 +168,8 @@ class DatasetOptions(Section):
         min_length=1,
     )
     lr: FileName | None = Field(
-        default="train_sub_x4", description="folder of the LR images; null: LR is made from HR, see `degradation`"
+        default="train_sub_x4",
+        description="folder of the LR images; null: LR is made from HR, by `degradation` or else bicubically",
     )
     lr_patch_px: Positive = Field(default=64, description="side of the random LR crop; the HR crop is 4 times as large")
     augment: bool = Field(default=True, description="random flips and 90-degree rotations (8 variants)")
@@ -410,7 +411,8 @@ class Options(Section):
     losses: LossOptions = LossOptions()
     dataset: DatasetOptions = DatasetOptions()
     degradation: DegradationOptions | None = Field(
-        default=None, description="how LR is made from HR; null: LR images are read from dataset.lr"
+        default=None,
+        description="how LR is made from HR; null: LR is read from dataset.lr; if that is null too, LR is bicubic",
     )
     dataloader: DataLoaderOptions = DataLoaderOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
