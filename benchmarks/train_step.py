@@ -65,12 +65,12 @@ def main() -> int:
     device = World().device(options.device)
 
     step = random_train_step(options, device)
-    generator, side = step.generator, options.dataset.lr_patch_px
+    generator, hr_px = step.generator, options.dataset.hr_patch_px
+    side = hr_px // options.scale
     if options.degradation is not None:
         hr_px = options.degradation.hr_px
-    else:
-        margin_px = MARGIN_PX if options.dataset.lr is None else 0
-        hr_px = (side + 2 * margin_px) * generator.scale
+    elif options.dataset.lr is None:
+        hr_px += 2 * MARGIN_PX * options.scale
     loaded = {name: noise(arguments.batch, px) for name, px in (("lr", side), ("hr", hr_px))}
     pairs, seeds = build_training_pairs(options, scale=generator.scale), itertools.count()
 

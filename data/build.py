@@ -28,11 +28,12 @@ def build_dataset(options: Options, *, scale: int) -> TrainingSet:
     random = {"augment": chosen.augment, "seed": options.seed}
     if options.degradation is not None:
         return HRImages(hr_roots, hr_px=options.degradation.hr_px, **random)
-    sizes = {"scale": scale, "lr_patch_px": chosen.lr_patch_px}
+    sizes = {"scale": scale, "lr_patch_px": chosen.hr_patch_px // scale}
     if chosen.lr is None:
         return HRPatches(hr_roots, **sizes, **random)
     (hr_root,) = hr_roots
-    return PairedImages(hr_root, options.paths.data_root / chosen.lr, **sizes, **random)
+    lr_root = options.paths.data_root / chosen.lr.replace("{scale}", str(scale))
+    return PairedImages(hr_root, lr_root, **sizes, **random)
 
 
 def build_loader(
@@ -59,7 +60,7 @@ def build_training_pairs(options: Options, *, scale: int) -> TrainingPairs:
         return BicubicPairs(scale=scale) if options.dataset.lr is None else GivenPairs()
     return DegradedPairs(
         build_degradation(chosen, scale=scale),
-        lr_patch_px=options.dataset.lr_patch_px,
+        lr_patch_px=options.dataset.hr_patch_px // scale,
         sharpening=build_sharpening(chosen),
         pool_pairs=chosen.pool_pairs,
     )

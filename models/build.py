@@ -33,24 +33,24 @@ def build_generator(options: Options) -> Generator:
     """Build the generator, with random weights drawn from `options.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        return _generator(options.generator)
+        return _generator(options.generator, scale=options.scale)
 
 
-def generator_from_dict(options: dict[str, Any]) -> Generator:
+def generator_from_dict(options: dict[str, Any], *, scale: int) -> Generator:
     """Build a generator from a `generator:` section as plain data, such as the one stored in a weight file.
 
-    Raises UserError for an unknown type, an unknown option or an invalid value.
+    Raises UserError for an unknown type, an unknown option or an invalid value, or if it does not have this scale.
     """
     try:
         # Validated as JSON, where a list is accepted for a tuple.
-        return _generator(TypeAdapter(GeneratorOptions).validate_json(json.dumps(options)))
+        return _generator(TypeAdapter(GeneratorOptions).validate_json(json.dumps(options)), scale=scale)
     except ValidationError as error:
         problem = error.errors(include_input=False)[0]
         raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
-def _generator(options: GeneratorOptions) -> Generator:
-    return GENERATORS[options.type](**options.model_dump(exclude={"type"}))
+def _generator(options: GeneratorOptions, *, scale: int) -> Generator:
+    return GENERATORS[options.type](scale=scale, **options.model_dump(exclude={"type"}))
 
 
 def build_discriminator(options: Options, extractor: SemanticExtractor | None) -> nn.Module | None:

@@ -168,7 +168,7 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     "train.py --opt rrdb_psn.yml": "did you mean rrdb_psnr.yml?",
     f"{PSNR} --data_root nowhere": "nowhere/train_sub",
     f"{PSNR} --set validation.benchmarks=[Photo]": "did you mean Photos?",
-    f"{PSNR} --set dataset.lr_patch_px=64": "smaller than the LR patch",
+    f"{PSNR} --set dataset.hr_patch_px=256": "smaller than the LR patch",
     f"{PSNR} --resume nothing.pth": "nothing.pth",
     f"{SED} --set semantic_extractor.weights=RN5O.pt": "did you mean RN50.pt?",
     f"{SED} --set losses.perceptual.layers.conv9_9=1": "conv9_9",
@@ -177,7 +177,7 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{REAL} --set dataset.hr.OST=1": "OST",
     f'{REAL} --set dataset.hr={{"train_sub":1,"./train_sub":1}}': "names a folder twice",
     f"{REAL} --set degradation.first.jpeg_quality=[95,30]": "jpeg_quality",
-    f"{PSNR} --set dataset.lr=null --set dataset.lr_patch_px=64": "smaller than the HR patch of 256x256",
+    f"{PSNR} --set dataset.lr=null --set dataset.hr_patch_px=256": "smaller than the HR patch of 256x256",
 }
 
 

@@ -110,7 +110,7 @@ def test_compiled_step_equals_the_step_and_compiles_each_kind_of_block_once(reci
     )
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    small = {"discriminator__features": 8, "dataset__lr_patch_px": 16, "dataloader__batch_size": 2}
+    small = {"discriminator__features": 8, "dataset__hr_patch_px": 64, "dataloader__batch_size": 2}
     terms = []
     for compiled in (False, True):
         overrides = {**small, **COMPILED[recipe], "train__compile": compiled}

@@ -12,8 +12,9 @@ BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": 
 CONFLICTS = {
     "losses.gan=null": ["losses.gan", "discriminator"],
     "discriminator=null": ["losses.gan", "discriminator is null"],
-    "dataset.lr_patch_px=30": ["dataset.lr_patch_px", "30", "multiple of 4"],
-    "dataset.lr_patch_px=4": ["dataset.lr_patch_px", "4", "at least 8"],
+    "dataset.hr_patch_px=120": ["dataset.hr_patch_px", "120", "multiple of 16"],
+    "scale=3": ["dataset.hr_patch_px", "256", "multiple of the scale, 3"],
+    "dataset.hr_patch_px=16": ["dataset.hr_patch_px", "16", "at least 32"],
     "discriminator.features=12": ["discriminator.features", "12", "multiple of 8"],
     "generator={type: swinir, depths: [2]}": ["generator.heads", "6 entries", "depths has 1"],
     "generator={type: swinir, embed_dim: 64}": ["generator.heads", "6", "embed_dim 64"],
@@ -23,8 +24,8 @@ CONFLICTS = {
     "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
 }
 CONFLICTS_OF_REAL_SR = {
-    "degradation.hr_px=100": ["hr_px", "100", "lr_patch_px (64)"],
-    "degradation.hr_px=402": ["hr_px", "402", "multiple of 4"],
+    "degradation.hr_px=100": ["hr_px", "100", "hr_patch_px (256)"],
+    "degradation.hr_px=402": ["hr_px", "402", "multiple of the scale, 4"],
     "degradation.sharpening=null": ["sharpened_targets", "sharpening, which is null"],
     "degradation.sharpening.kernel_px=50": ["kernel_px", "50", "odd"],
     "degradation.first.kernel_px=[7,20]": ["first.kernel_px", "[7, 20]", "odd"],
@@ -54,6 +55,12 @@ def test_conflict_is_refused_in_one_sentence(recipe, setting, fragments):
     assert "\n" not in sentence
     for fragment in fragments:
         assert fragment in sentence
+
+
+def test_bicubic_lr_is_refused_where_it_would_be_hr_itself():
+    settings = [Override.parse("dataset.lr=null"), Override.parse("scale=1")]
+    with pytest.raises(UserError, match=r"dataset\.lr is null, but bicubic LR of scale 1 is HR itself; give [^\n]*$"):
+        load_options(BASE, settings)
 
 
 def test_without_lr_several_folders_of_hr_are_accepted():

@@ -14,9 +14,9 @@ from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.formats import GeneratorWeights, generator_weights
 
 AUTO = "auto"
-PSNR_ORIENTED = {"rrdb": "RRDB.pth", "swinir": "SwinIR.pth"}
+PSNR_ORIENTED = {("rrdb", 4): "RRDB.pth", ("swinir", 4): "SwinIR.pth"}  # by type and scale
 # Options that cannot change on resume; the discriminator depends on the semantic features.
-ARCHITECTURE = ("generator.", "discriminator.", "semantic_extractor.model", "semantic_extractor.layer")
+ARCHITECTURE = ("scale.", "generator.", "discriminator.", "semantic_extractor.model", "semantic_extractor.layer")
 RETRY_AFTER_S = 1.0
 REQUIRED_KEYS = ("step", "options", "train_step", "loop")
 
@@ -96,7 +96,7 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
     before = (f"{folder.root} has no training state yet",) if auto else ()
     if path is None:
         message = "starts from random weights"
-        published = PSNR_ORIENTED.get(options.generator.type)
+        published = PSNR_ORIENTED.get((options.generator.type, options.scale))
         if options.discriminator is not None and published:
             example = published if options.degradation is None else "FILE, from train_*_psnr_real.yml"
             message += f"; the paper starts from PSNR-oriented ones (--set train.start_from={example})"
@@ -189,6 +189,7 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
     """A message for each option that differs from the state's. Raises a UserError if it is one of ARCHITECTURE."""
     # A state of an earlier version lacks newer options of a network; their defaults are what it was trained with.
     defaults = {
+        "scale": 4,
         "generator": type(options.generator).model_validate({"type": options.generator.type}).model_dump(mode="json"),
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
     }

@@ -254,6 +254,8 @@ def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dic
     differing = [trait for trait in ours if trait in theirs and theirs[trait] != ours[trait]]
     if "architecture" in differing:
         return f"but the options ask for {ours['architecture']}"
+    if "scale" in differing:
+        return f"but the options ask for x{ours['scale']}"
     if differing:
         traits = " and ".join(f"{trait} {theirs[trait]} where the options ask for {ours[trait]}" for trait in differing)
         return f"with {traits}"

@@ -64,7 +64,7 @@ class GeneratorFile:
     name: str  # of the run, if the file states it, else of the file
     about: str  # description for users: architecture, format and origin of the weights
     generator_options: dict[str, Any] | None  # as the `generator:` of an option file; None for an unknown network
-    scale: int | None
+    scale: int | None  # None for an unknown network
     step: int | None = None  # optimisation steps of the run
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # mean for each benchmark and metric
     scored_step: int | None = None  # the step at which the scores were computed
@@ -84,8 +84,8 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
     path = Path(path)
     payload = checkpoint.load(path)
     weights = generator_weights(payload, path, entry=entry)
-    network, scale = detect_architecture(weights.state), traits_of(weights.state).get("scale")
     if not isinstance(payload.get("options"), dict) or "generator" not in payload["options"]:
+        network, scale = detect_architecture(weights.state) or (None, None)
         return GeneratorFile(
             path,
             weights,
@@ -95,13 +95,14 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
             scale=scale,
         )
     record, options = _read_record(payload, path)
+    network, scale = detect_architecture(weights.state, stated_scale=record.scale) or (None, record.scale)
     return GeneratorFile(
         path,
         weights,
         name=options.name,
         about="; ".join((_describe_weights(weights, options.generator), *_describe_run(options.name, record))),
         generator_options=_merge_options(network, options.generator, path),
-        scale=scale or record.scale,
+        scale=scale,
         step=record.step,
         scores=record.scores,
         scored_step=record.scored_step,
@@ -110,25 +111,28 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
     )
 
 
-def load_generator(file: GeneratorFile, options: dict[str, Any] | None = None) -> Generator:
+def load_generator(
+    file: GeneratorFile, options: dict[str, Any] | None = None, *, scale: int | None = None
+) -> Generator:
     """Build the generator of a file and load its weights.
 
     Args:
-        options: the `generator:` of an option file, which the weights must fit; None: those of the file.
+        options, scale: the `generator:` and the `scale:` of an option file, which the weights must fit; None: those of
+            the file.
 
     Raises:
         UserError: the network is not one of this project's, the weights do not fit the options, or the file's metadata
             is invalid. Memory is allocated only after the shapes are known to fit, whatever sizes the metadata states.
     """
     options = file.generator_options if options is None else options
-    if options is None:
+    scale = file.scale if scale is None else scale
+    if options is None or scale is None:
         raise UserError(
-            f"{file.path} holds {file.weights.kind}; the generators of this project are x4 RRDB, and x4 SwinIR with "
-            "pixelshuffle or nearest+conv"
+            f"{file.path} holds {file.weights.kind}; the generators of this project are RRDB and SwinIR for RGB images"
         )
     try:
         with torch.device("meta"):
-            outline = generator_from_dict(options)
+            outline = generator_from_dict(options, scale=scale)
     except UserError as error:
         raise UserError(f"{file.path} describes a generator that is not valid: {error}") from None
     except RuntimeError:  # integer overflow in a size
@@ -140,7 +144,7 @@ def load_generator(file: GeneratorFile, options: dict[str, Any] | None = None) -
             f"{file.path} describes attention windows whose masks would take {recomputed_bytes / 1e9:.3g} GB; "
             f"at most {MAX_RECOMPUTED_BYTES / 1e9:.3g} GB are accepted"
         )
-    generator = generator_from_dict(options)
+    generator = generator_from_dict(options, scale=scale)
     load_into(generator, file.weights, file.path)
     return generator
 
