@@ -14,8 +14,15 @@ from sed_sr.options.recipe import Override
 
 # Flags that override the option of the same name in `test`.
 FLAGS = ("weights", "benchmarks", "metrics", "precision", "tile_px", "batch_size", "self_ensemble")
-# Used without --opt. The architecture is then read from the weights, so that `generator` is a placeholder.
-DEFAULT_OPTIONS = {"name": "test", "generator": {"type": "rrdb"}, "discriminator": None, "losses": {"gan": None}}
+# Used without --opt. The architecture is then read from the weights, so that `generator` is a placeholder, and nothing
+# is trained, so that the patch only has to be a multiple of every scale.
+DEFAULT_OPTIONS = {
+    "name": "test",
+    "generator": {"type": "rrdb"},
+    "discriminator": None,
+    "losses": {"gan": None},
+    "dataset": {"hr_patch_px": 240},
+}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -127,9 +127,9 @@ def _find(root: Path, name: str, scale: int) -> Benchmark:
 def _how_to_make_lr(folder: Path, hr: str, scale: int) -> str:
     """A hint for an error message: the command that makes LR images from the HR images in `hr` of a benchmark's folder.
 
-    Empty where LR images are photographs too.
+    Empty where LR images are photographs too, and for x1, where they are not smaller.
     """
-    if hr.endswith("test_HR"):
+    if hr.endswith("test_HR") or scale == 1:
         return ""
     # data.prepare.benchmark writes GTmod12, and would read and write the same folder
     words = (

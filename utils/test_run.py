@@ -206,6 +206,7 @@ def score(candidate: Candidate, setup: TestSetup, world: World) -> Result:
             scores[benchmark.name] = evaluate(
                 candidate.upscale,
                 benchmark,
+                scale=candidate.scale,
                 metrics=setup.metrics,
                 device=setup.device,
                 world=world,

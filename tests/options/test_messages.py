@@ -14,6 +14,7 @@ MISTAKES = {
     "train.total_steps=2.5": ["train.total_steps", "2.5", "integer"],
     "train.total_steps=0": ["train.total_steps", "0", "greater than or equal to 1"],
     "train=5": ["train", "5", "expected keys and values"],
+    "scale=5": ["scale", "5", "allowed: 1, 2, 3, 4, 8"],
     "generator.type=swinirr": ["generator.type", "did you mean swinir?", "allowed: rrdb, swinir"],
     "generator.window=8": ["generator.window", "not an option", "features, blocks, growth"],
     "discriminator.type=patchgan": ["discriminator.type", "'patchgan'", "allowed: patch, unet"],

@@ -32,6 +32,7 @@ def evaluate(
     upscale: Upscale,
     benchmark: Benchmark,
     *,
+    scale: int,
     metrics: dict[str, Metric],
     device: torch.device,
     world: World,
@@ -52,6 +53,7 @@ def evaluate(
     image's scores. `failures` has a sentence for each.
 
     Args:
+        scale: of `upscale`.
         output: folder for the SR images, one PNG each.
         on_image: called with each image and its SR on the rank that made it, in order, once they are written.
         stop: called before each batch; if it returns True, the evaluation is given up.
@@ -78,7 +80,7 @@ def evaluate(
 
     with world.raise_together(), without_tf32(), _worker_thread() as (worker, cancelled):
         write_and_score = partial(
-            _write_and_score, metrics=metrics, device=device, output=output, cancelled=cancelled.is_set
+            _write_and_score, scale=scale, metrics=metrics, device=device, output=output, cancelled=cancelled.is_set
         )
         pending = deque()  # the previous batch
         for batch in _batches(readable_images(), batch_size):
@@ -138,7 +140,7 @@ def check_best_by(metric: Metric, benchmark: Benchmark, *, scale: int) -> str:
     noise = torch.Generator().manual_seed(0)
     sr, hr = torch.randint(256, (2, 3, height, width), generator=noise, dtype=torch.uint8)
     try:
-        unless_out_of_memory(partial(metric.compute, sr, hr if metric.needs_ground_truth else None))
+        unless_out_of_memory(partial(metric.score, sr, hr if metric.needs_ground_truth else None, scale=scale))
     except UserError as error:
         raise UserError(
             f"validation.best_by is {metric.name}, which cannot score image {smallest.name} of benchmark "
@@ -193,6 +195,7 @@ def _write_and_score(
     image: BenchmarkImage,
     sr: np.ndarray,
     *,
+    scale: int,
     metrics: dict[str, Metric],
     device: torch.device,
     output: Path | None,
@@ -212,13 +215,13 @@ def _write_and_score(
             wanted = {name: metric for name, metric in wanted.items() if name not in need_hr}
     for name, metric in wanted.items():
         try:
-            scores[name] = _score(metric, sr, hr, device)
+            scores[name] = _score(metric, sr, hr, device, scale=scale)
         except UserError as error:
             missing.append(f"{image.hr or image.lr} has no {name}: {error}")
     return scores, missing
 
 
-def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.device) -> float:
+def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.device, *, scale: int) -> float:
     """The score of the area that SR and HR share, from the top left: HR may have sides that the scale does not divide.
 
     Raises UserError if the metric cannot score the image, for instance because it is too small.
@@ -226,9 +229,9 @@ def _score(metric: Metric, sr: np.ndarray, hr: np.ndarray | None, device: torch.
 
     def compute() -> float:
         if hr is None:
-            return metric.compute(to_tensor(sr).to(device), None)
+            return metric.score(to_tensor(sr).to(device), None, scale=scale)
         height, width = _common_size(sr.shape[:2], hr.shape[:2])
-        return metric.compute(*(to_tensor(image[:height, :width]).to(device) for image in (sr, hr)))
+        return metric.score(*(to_tensor(image[:height, :width]).to(device) for image in (sr, hr)), scale=scale)
 
     score = unless_out_of_memory(compute)
     if score is None:

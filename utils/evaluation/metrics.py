@@ -33,7 +33,12 @@ class Metric:
     compute: Callable[..., float]  # of SR and HR, (3, H, W) uint8 RGB
     lower_is_better: bool = False
     needs_ground_truth: bool = True  # False: HR is not used, and may be None
+    crops_border: bool = False  # a border as wide as the scale is ignored: `compute` has the argument `crop_border_px`
     decimals: int = 4  # in tables
+
+    def score(self, sr: Tensor, hr: Tensor | None, *, scale: int) -> float:
+        """The score of an image that was upscaled by `scale`. Raises UserError if the metric cannot score it."""
+        return self.compute(sr, hr, **({"crop_border_px": scale} if self.crops_border else {}))
 
 
 def psnr_y(sr: Tensor, hr: Tensor, *, crop_border_px: int = 4) -> float:
@@ -141,8 +146,8 @@ class LPIPS:
 
 
 FORMULAS = {
-    "psnr": Metric("psnr", "PSNR-Y", psnr_y, decimals=2),
-    "ssim": Metric("ssim", "SSIM-Y", ssim_y),
+    "psnr": Metric("psnr", "PSNR-Y", psnr_y, crops_border=True, decimals=2),
+    "ssim": Metric("ssim", "SSIM-Y", ssim_y, crops_border=True),
 }
 BACKBONES = {"lpips": ALEXNET, "lpips-vgg": VGG16}
 BUILT_IN = (*FORMULAS, *BACKBONES)

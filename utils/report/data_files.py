@@ -17,9 +17,9 @@ from sed_sr.utils.report.statistics import standard_error
 from sed_sr.utils.report.tables import ScoreTable, compare_results, score_tables
 
 PROTOCOL = (
-    "SR rounded to 8 bits; PSNR and SSIM on Y (ITU-R BT.601, not rounded) with 4 pixels cropped on each side; LPIPS "
-    "version 0.1 and the metrics of pyiqa on RGB, uncropped; where the sides of HR are no multiples of 4, on what SR "
-    "and HR have in common; means over images"
+    "SR rounded to 8 bits; PSNR and SSIM on Y (ITU-R BT.601, not rounded) with as many pixels cropped on each side as "
+    "the scale; LPIPS version 0.1 and the metrics of pyiqa on RGB, uncropped; where the sides of HR are no multiples "
+    "of the scale, on what SR and HR have in common; means over images"
 )
 
 

@@ -88,6 +88,7 @@ class Validator:
                 scores = evaluate(
                     upscaler,
                     benchmark,
+                    scale=self.train_step.generator.scale,
                     metrics=self.metrics,
                     device=self.device,
                     world=self.world,

@@ -12,24 +12,23 @@ import torch
 from PIL import Image
 
 import sed_sr.utils.evaluation.evaluate
-from sed_sr.data.benchmarks import Benchmark, find_benchmark
+from sed_sr.data.benchmarks import Benchmark, BenchmarkImage, find_benchmark
 from sed_sr.data.images import Cancelled, read_rgb
 from sed_sr.data.tensors import to_tensor
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.evaluate import check_best_by, evaluate
-from sed_sr.utils.evaluation.metrics import Metric, psnr_y, ssim_y
+from sed_sr.utils.evaluation.metrics import FORMULAS, Metric, psnr_y, ssim_y
 from sed_sr.utils.evaluation.upscaler import Upscaler, bicubic
 from sed_sr.utils.runtime.distributed import World
 
 CPU = torch.device("cpu")
-PSNR = Metric("psnr", "PSNR-Y", psnr_y)
-SSIM = Metric("ssim", "SSIM-Y", ssim_y)
+PSNR, SSIM = FORMULAS["psnr"], FORMULAS["ssim"]
 BRIGHTNESS = Metric("brightness", "Brightness", lambda sr, hr: sr.float().mean().item(), needs_ground_truth=False)
 
 
 def evaluate_all(benchmark, upscale=bicubic(4), metrics=(PSNR,), **arguments):  # noqa: B008
     by_name = {metric.name: metric for metric in metrics}
-    return evaluate(upscale, benchmark, metrics=by_name, **{"device": CPU, "world": World(), **arguments})
+    return evaluate(upscale, benchmark, metrics=by_name, **{"scale": 4, "device": CPU, "world": World(), **arguments})
 
 
 def without_ground_truth(benchmark):
@@ -94,6 +93,27 @@ def test_sr_that_is_larger_than_the_ground_truth_is_scored_on_the_shared_area(tm
     scores = evaluate_all(find_benchmark(tmp_path, ".", scale=4), metrics=(PSNR, SSIM))
     sr = to_tensor(bicubic(4)([lr], print)[0][:49, :63])
     assert scores.images == {"Canon_001": {"psnr": psnr_y(sr, to_tensor(hr)), "ssim": ssim_y(sr, to_tensor(hr))}}
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 8])
+def test_a_border_as_wide_as_the_scale_is_not_scored(scale, tmp_path):
+    rng = np.random.default_rng(0)
+    lr = rng.integers(0, 256, (24, 30, 3), np.uint8)
+    hr = bicubic(scale)([lr], print)[0] // 2
+    for name, pixels in (("a_LR", lr), ("a_HR", hr)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    upscaled = []
+    scores = evaluate_all(
+        Benchmark("Set", (BenchmarkImage("a", tmp_path / "a_LR.png", tmp_path / "a_HR.png"),)),
+        bicubic(scale),
+        metrics=(PSNR, SSIM),
+        scale=scale,
+        on_image=lambda image, sr: upscaled.append(to_tensor(sr)),
+    )
+    inside = (slice(None), slice(scale, -scale), slice(scale, -scale))
+    pair = upscaled[0][inside], to_tensor(hr)[inside]
+    expected = {"psnr": psnr_y(*pair, crop_border_px=0), "ssim": ssim_y(*pair, crop_border_px=0)}
+    assert scores.images == {"a": expected}
 
 
 def test_image_without_ground_truth_has_the_scores_that_need_none(benchmark, tmp_path):
