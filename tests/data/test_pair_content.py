@@ -203,6 +203,10 @@ def area(hr, sides):
     return cv2.resize(hr, sides, interpolation=cv2.INTER_AREA)
 
 
+def cubic(hr, sides):
+    return cv2.resize(hr, sides, interpolation=cv2.INTER_CUBIC)  # without antialiasing
+
+
 @pytest.mark.parametrize(
     "shrink",
     [
@@ -210,6 +214,7 @@ def area(hr, sides):
         resized(np.ceil, pillow),
         resized(np.round, pillow),
         resized(np.ceil, area),
+        resized(np.floor, cubic),
         pytest.param(lambda hr: as_jpeg(resized(np.floor, pillow)(hr), quality=80), id="JPEG"),
     ],
 )
