@@ -182,7 +182,9 @@ def _furnish(root: Path, *, prepared: Path) -> Path:
             "train": {"total_steps": 4, "total_batch_size": None, "log_every_steps": 1, "save_every_steps": 2},
             "validation": {"every_steps": 2, "benchmarks": ["Photos"]},
         }
-        if recipe.stem.endswith("_real"):
+        if recipe.stem.endswith("_x3"):
+            options["dataset"]["hr_patch_px"] = 96
+        if "_real" in recipe.stem:
             options["dataset"]["hr"] = "train_sub"
             options["degradation"] = {"hr_px": 80, "pool_pairs": 4}
         if "_psnr" not in recipe.stem:
