@@ -29,6 +29,7 @@ from benchmarks.operations import operations
 from benchmarks.random_step import random_recipe, random_train_step
 from sed_sr.data.batches import Batch
 from sed_sr.data.build import build_training_pairs
+from sed_sr.data.imresize import MARGIN_PX
 from sed_sr.models.build import records_graphs
 from sed_sr.models.cuda_graph import WARM_UP_CALLS, CudaRecorder
 from sed_sr.models.precision import AUTOCAST_DTYPE, resolved
@@ -64,8 +65,12 @@ def main() -> int:
     device = World().device(options.device)
 
     step = random_train_step(options, device)
-    generator, side = step.generator, options.dataset.hr_patch_px // options.scale
-    hr_px = options.degradation.hr_px if options.degradation is not None else options.dataset.hr_patch_px
+    generator, hr_px = step.generator, options.dataset.hr_patch_px
+    side = hr_px // options.scale
+    if options.degradation is not None:
+        hr_px = options.degradation.hr_px
+    elif options.dataset.lr is None:
+        hr_px += 2 * MARGIN_PX * options.scale
     loaded = {name: noise(arguments.batch, px) for name, px in (("lr", side), ("hr", hr_px))}
     pairs, seeds = build_training_pairs(options, scale=generator.scale), itertools.count()
 

@@ -1,4 +1,4 @@
-"""Training batches from the images that the loader yields: given LR/HR pairs, or LR made from HR on the device."""
+"""Training batches from the images that the loader yields: LR given, or shrunk or degraded from HR on the device."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.pool import PairPool, origins
+from sed_sr.data.imresize import MARGIN_PX, resize_matrix
 from sed_sr.data.tensors import to_float
 
 
@@ -31,6 +32,31 @@ class GivenPairs:
         """{'lr': (B, 3, p, p), 'hr': (B, 3, P, P)}, uint8 -> the batch on `device`, float in [0, 1]."""
         lr, hr = (_for_networks(_copy_batch(loaded[key], device)) for key in ("lr", "hr"))
         return Batch(lr, hr)
+
+
+class BicubicPairs:
+    """Training pairs whose LR images are HR shrunk as by `data.imresize`, with the same rounding to 8 bits.
+
+    Args:
+        scale: HR side / LR side.
+    """
+
+    mixes_batches = False
+
+    def __init__(self, *, scale: int) -> None:
+        self.scale = scale
+
+    def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
+        """{'hr': (B, 3, P, P) uint8 with a margin of MARGIN_PX LR pixels} -> the batch without it, float in [0, 1].
+
+        LR is (B, 3, p, p), HR is (B, 3, scale * p, scale * p) for P = scale * (p + 2 MARGIN_PX).
+        """
+        hr = _copy_batch(loaded["hr"], device)
+        matrix = _shrinking(hr.shape[-1], self.scale, device)
+        # in float64, which takes little of a step's time, so that LR equals LR from files
+        lr = (matrix @ hr.double() @ matrix.T + 0.5).floor().clamp(0, 255).byte()
+        margin_px = self.scale * MARGIN_PX
+        return Batch(_for_networks(lr), _for_networks(hr[..., margin_px:-margin_px, margin_px:-margin_px]))
 
 
 class DegradedPairs:
@@ -133,6 +159,9 @@ class DegradedPairs:
         return crops(lr, 1), crops(hr, self.degradation.scale)
 
 
+TrainingPairs = GivenPairs | BicubicPairs | DegradedPairs
+
+
 def batch_seed(seed: int, *, rank: int, step: int, number: int) -> int:
     """The seed of one batch of a process.
 
@@ -169,6 +198,13 @@ def _copy_batch(images: Tensor, device: torch.device) -> Tensor:
 @cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
+
+
+@cache
+def _shrinking(side_px: int, scale: int, device: torch.device) -> Tensor:
+    """(p, side_px) float64: shrinks a side and leaves out its margins; p = side_px / scale - 2 MARGIN_PX."""
+    matrix = resize_matrix(side_px, scale=1 / scale)[MARGIN_PX:-MARGIN_PX]
+    return torch.from_numpy(matrix).to(device)
 
 
 def _for_networks(images: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from functools import partial
 
 from torch import Tensor
 
-from sed_sr.data.batches import DegradedPairs, GivenPairs
-from sed_sr.data.datasets import HRImages, PairedImages
+from sed_sr.data.batches import BicubicPairs, DegradedPairs, GivenPairs, TrainingPairs
+from sed_sr.data.datasets import HRImages, HRPatches, PairedImages, TrainingSet
 from sed_sr.data.degradation.draws import Stage
 from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.sharpen import sharpen
@@ -15,7 +15,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.schema import DegradationOptions, Options
 
 
-def build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
+def build_dataset(options: Options, *, scale: int) -> TrainingSet:
     """The training set. Its images are checked from their headers.
 
     Raises:
@@ -28,15 +28,17 @@ def build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
     random = {"augment": chosen.augment, "seed": options.seed}
     if options.degradation is not None:
         return HRImages(hr_roots, hr_px=options.degradation.hr_px, **random)
+    sizes = {"scale": scale, "lr_patch_px": chosen.hr_patch_px // scale}
+    if chosen.lr is None:
+        return HRPatches(hr_roots, **sizes, **random)
     (hr_root,) = hr_roots
-    assert chosen.lr is not None  # options without LR and without a degradation are refused
     lr_root = options.paths.data_root / chosen.lr.replace("{scale}", str(scale))
-    return PairedImages(hr_root, lr_root, scale=scale, lr_patch_px=chosen.hr_patch_px // scale, **random)
+    return PairedImages(hr_root, lr_root, **sizes, **random)
 
 
 def build_loader(
     options: Options,
-    dataset: PairedImages | HRImages,
+    dataset: TrainingSet,
     batches: Iterable[list],
     *,
     processes_here: int,
@@ -51,11 +53,11 @@ def build_loader(
     return make_loader(dataset, batches, num_workers=num_workers, device_type=device_type)
 
 
-def build_training_pairs(options: Options, *, scale: int) -> GivenPairs | DegradedPairs:
+def build_training_pairs(options: Options, *, scale: int) -> TrainingPairs:
     """The function that makes training pairs of what the loader yields."""
     chosen = options.degradation
     if chosen is None:
-        return GivenPairs()
+        return BicubicPairs(scale=scale) if options.dataset.lr is None else GivenPairs()
     return DegradedPairs(
         build_degradation(chosen, scale=scale),
         lr_patch_px=options.dataset.hr_patch_px // scale,

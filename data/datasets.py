@@ -1,4 +1,4 @@
-"""The training sets: pairs of HR and LR images, or HR images alone.
+"""The training sets: pairs of HR and LR images, or HR images alone, from which LR is made on the device.
 
 Every random choice derives from (seed, epoch, index), never from a worker, a rank or earlier samples. So the number of
 samples seen is all that a resumed run needs.
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sed_sr.data.image_folders import ImageFolder, check_images, find_images, read_image
+from sed_sr.data.imresize import MARGIN_PX
 from sed_sr.data.pack import Pack, Tile
 from sed_sr.data.pairs import check_pairs, find_pairs
 from sed_sr.data.tensors import to_tensor
@@ -86,8 +87,8 @@ class PairedImages(Dataset):
         }
 
 
-class HRImages(Dataset):
-    """Random crops of HR images of several folders, in a random one of 8 orientations; LR is made from them later.
+class WeightedFolders:
+    """The images of several folders, each as often as the weight of its folder says.
 
     A folder of n images with weight w has round(w * n) samples in every epoch, at least one. They are taken in one
     shuffled order, and each epoch continues where the last one ended: with weight 0.1 every image is seen once in ten
@@ -96,22 +97,16 @@ class HRImages(Dataset):
     Args:
         roots: folders of images, or packs, with their weights, which are positive: how often an image of the folder is
             seen, relative to an image of weight 1.
-        hr_px: side p of the crop. Smaller images are padded by reflection.
-        augment: whether to flip and transpose at random.
-        seed: of orders, crops and augmentations, not negative.
+        seed: of the orders, not negative.
 
     Raises:
-        UserError: a folder is missing or empty, or an image cannot be used (`check_images`).
+        UserError: a folder is missing or empty.
     """
 
-    def __init__(self, roots: Mapping[Path, float], *, hr_px: int, augment: bool = True, seed: int = 1) -> None:
+    def __init__(self, roots: Mapping[Path, float], *, seed: int) -> None:
         assert roots
         assert min(roots.values()) > 0, roots
         self.folders = tuple(find_images(root) for root in roots)
-        check_images(self.folders)
-        self.hr_px = hr_px
-        self.augment = augment
-        self.seed = seed
         self._samples = [
             max(1, round(weight * len(folder))) for folder, weight in zip(self.folders, roots.values(), strict=True)
         ]
@@ -121,14 +116,44 @@ class HRImages(Dataset):
             for number, folder in enumerate(self.folders, 1)
         ]
 
-    @property
-    def hr_folders(self) -> tuple[ImageFolder | Pack, ...]:
-        """The folders of HR images: all of them."""
-        return self.folders
-
     def __len__(self) -> int:
         """The number of samples in an epoch, which differs from the number of images where weights differ from 1."""
         return sum(self._samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> Path | Tile:
+        """The image of a key (epoch, index)."""
+        epoch, index = key
+        for folder, samples, order in zip(self.folders, self._samples, self._orders, strict=True):
+            if index < samples:
+                return folder[order[(epoch * samples + index) % len(folder)]]
+            index -= samples
+        raise IndexError(key)
+
+
+class HRImages(Dataset):
+    """Random crops of HR images of several folders, in a random one of 8 orientations, to be degraded.
+
+    Args:
+        roots: folders of images, or packs, with their weights (`WeightedFolders`).
+        hr_px: side p of the crop. Smaller images are padded by reflection.
+        augment: whether to flip and transpose at random.
+        seed: of orders, crops and augmentations, not negative.
+
+    Raises:
+        UserError: a folder is missing or empty, or an image cannot be used (`check_images`).
+    """
+
+    def __init__(self, roots: Mapping[Path, float], *, hr_px: int, augment: bool = True, seed: int = 1) -> None:
+        self.images = WeightedFolders(roots, seed=seed)
+        self.folders = self.hr_folders = self.images.folders
+        check_images(self.folders)
+        self.hr_px = hr_px
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """The number of samples in an epoch."""
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Return the sample of a key (epoch, index).
@@ -141,27 +166,84 @@ class HRImages(Dataset):
         """
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        source = self._image(epoch, index)
+        source = self.images[key]
         image = _pad(read_image(source), self.hr_px)
         top, left = (int(rng.integers(side - self.hr_px + 1)) for side in image.shape[:2])
         orientation = _draw_orientation(rng) if self.augment else 0
         return {"hr": _patch(image, (top, left), size_px=self.hr_px, orientation=orientation), "name": source.stem}
 
-    def _image(self, epoch: int, index: int) -> Path | Tile:
-        for folder, samples, order in zip(self.folders, self._samples, self._orders, strict=True):
-            if index < samples:
-                return folder[order[(epoch * samples + index) % len(folder)]]
-            index -= samples
-        raise IndexError(index)
+
+class HRPatches(Dataset):
+    """Random crops of HR images of several folders, in a random one of 8 orientations, to be shrunk.
+
+    Every crop has a margin, with which LR equals a crop of the whole image shrunk by `data.imresize`, after the image
+    was cut to a multiple of the scale. `PairedImages` of such LR images takes the same crops for the same seed.
+
+    Args:
+        roots: folders of images, or packs, with their weights (`WeightedFolders`).
+        scale: HR side / LR side.
+        lr_patch_px: side p of the LR crop.
+        augment: whether to flip and transpose at random.
+        seed: of orders, crops and augmentations, not negative.
+
+    Raises:
+        UserError: a folder is missing or empty, or an image is smaller than the crop or cannot be read.
+    """
+
+    def __init__(
+        self, roots: Mapping[Path, float], *, scale: int, lr_patch_px: int, augment: bool = True, seed: int = 1
+    ) -> None:
+        self.images = WeightedFolders(roots, seed=seed)
+        self.folders = self.hr_folders = self.images.folders
+        check_images(self.folders, patch_px=scale * lr_patch_px)
+        self.scale = scale
+        self.lr_patch_px = lr_patch_px
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """The number of samples in an epoch."""
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        """Return the sample of a key (epoch, index).
+
+        Returns:
+            hr: (3, P, P) uint8 RGB, P = scale * (p + 2 MARGIN_PX). name: the image's stem.
+
+        Raises:
+            UserError: the image cannot be read, or became smaller after the data set was checked.
+        """
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        source = self.images[key]
+        image = read_image(source)
+        lr_sides = [side // self.scale for side in image.shape[:2]]
+        free = [side - self.lr_patch_px for side in lr_sides]
+        if min(free) < 0:
+            raise UserError(f"{source} is now smaller than the patch; it changed during the run")
+        corner = tuple(self.scale * int(rng.integers(px + 1)) for px in free)
+        orientation = _draw_orientation(rng) if self.augment else 0
+        height, width = (self.scale * side for side in lr_sides)
+        size_px, margin_px = self.scale * self.lr_patch_px, self.scale * MARGIN_PX
+        patch = _with_margin(image[:height, :width], corner, size_px=size_px, margin_px=margin_px)
+        return {"hr": _turned(patch, orientation), "name": source.stem}
+
+
+TrainingSet = PairedImages | HRImages | HRPatches
 
 
 def _patch(image: np.ndarray, corner: tuple[int, int], *, size_px: int, orientation: int) -> Tensor:
-    """The square of an image (H, W, 3) with this upper left corner, as (3, size_px, size_px).
+    """The square of an image (H, W, 3) with this upper left corner, as (3, size_px, size_px)."""
+    top, left = corner
+    return _turned(image[top : top + size_px, left : left + size_px], orientation)
+
+
+def _turned(patch: np.ndarray, orientation: int) -> Tensor:
+    """A square (p, p, 3) in one of its orientations, as (3, p, p).
 
     Bits of the orientation: 1 flips up-down, 2 flips left-right, 4 transposes; rotations are combinations of these.
     """
-    top, left = corner
-    patch = image[top : top + size_px, left : left + size_px]
     if orientation & 1:
         patch = patch[::-1]
     if orientation & 2:
@@ -180,3 +262,14 @@ def _pad(image: np.ndarray, size_px: int) -> np.ndarray:
     down, right = (max(0, size_px - side) for side in image.shape[:2])
     # The border mode of Real-ESRGAN. It reflects repeatedly where an image is less than half as large.
     return cv2.copyMakeBorder(image, 0, down, 0, right, cv2.BORDER_REFLECT_101)
+
+
+def _with_margin(image: np.ndarray, corner: tuple[int, ...], *, size_px: int, margin_px: int) -> np.ndarray:
+    """The square of an image with this upper left corner and what is around it, (size_px + 2 margin_px,) * 2.
+
+    Beyond its edges the image is mirrored with the edge pixel repeated, as `data.imresize` does.
+    """
+    (top, bottom), (left, right) = ((start - margin_px, start + size_px + margin_px) for start in corner)
+    inside = image[max(0, top) : bottom, max(0, left) : right]
+    beyond = (max(0, -top), max(0, bottom - image.shape[0]), max(0, -left), max(0, right - image.shape[1]))
+    return cv2.copyMakeBorder(inside, *beyond, cv2.BORDER_REFLECT)

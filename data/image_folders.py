@@ -100,25 +100,28 @@ def size_of(image: Path | Tile) -> tuple[int, int]:
     return (image.side_px, image.side_px) if isinstance(image, Tile) else image_size(image)
 
 
-def check_images(folders: Sequence[ImageFolder | Pack]) -> None:
-    """Check from the headers that no side of an image is shorter than 32 pixels.
+def check_images(folders: Sequence[ImageFolder | Pack], *, patch_px: int | None = None) -> None:
+    """Check from the headers that no side of an image is shorter than `patch_px`, or else than 32 pixels.
 
     Raises:
         UserError: some images are smaller, or a header cannot be read; gives their number and the first few.
     """
+
+    min_px = MIN_SIDE_PX if patch_px is None else patch_px
+    smaller = f"smaller than {'' if patch_px is None else 'the HR patch of '}{min_px}x{min_px}"
 
     def find_problem(path: Path | Tile) -> str | None:
         try:
             height, width = size_of(path)
         except UserError as error:
             return str(error)
-        if min(height, width) < MIN_SIDE_PX:
-            return f"{path} is {width}x{height}, smaller than {MIN_SIDE_PX}x{MIN_SIDE_PX}"
+        if min(height, width) < min_px:
+            return f"{path} is {width}x{height}, {smaller}"
         return None
 
     def candidates(folder: ImageFolder | Pack) -> list[Path | Tile]:
         def small(indices: range) -> np.ndarray:
-            return folder.sizes(indices).min(axis=1) < MIN_SIDE_PX
+            return folder.sizes(indices).min(axis=1) < min_px
 
         return [folder[index] for index in find_marked(small, len(folder))]
 

@@ -131,6 +131,7 @@ def check_pairs(pairs: Pairs, *, scale: int, lr_patch_px: int) -> None:
     """Check from the headers that the sizes of every pair fit each other and the training patch.
 
     An LR side must be HR side / scale, rounded down or up, and at least `lr_patch_px` when rounded down.
+    Whether a pair of rounded sides is aligned, its content tells (`data.pair_content`).
 
     Raises:
         UserError: some pairs do not fit, or a header cannot be read; gives their number and the first few.

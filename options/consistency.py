@@ -60,9 +60,9 @@ def _of_training_data(options: Options) -> Conflicts:
         if dataset.lr is not None:
             yield "dataset.lr", f"is {dataset.lr}, but degradation makes LR from HR; set dataset.lr: null"
         yield from _of_degradation(degradation, dataset.hr_patch_px, scale=options.scale)
-    elif dataset.lr is None:
-        yield "dataset.lr", "is null, so LR is made from HR, but degradation is null too; give one of them"
-    elif len(dataset.hr) > 1:
+    elif dataset.lr is None and options.scale == 1:
+        yield "dataset.lr", "is null, but bicubic LR of scale 1 is HR itself; give dataset.lr or degradation"
+    elif dataset.lr is not None and len(dataset.hr) > 1:
         yield "dataset.hr", f"has {len(dataset.hr)} folders; with LR images (dataset.lr) it should have one"
 
 

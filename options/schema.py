@@ -173,8 +173,8 @@ class DatasetOptions(Section):
     )
     lr: FileName | None = Field(
         default="train_sub_x{scale}",
-        description="folder of the LR images, where {scale} stands for the scale; null: LR is made from HR, see "
-        "`degradation`",
+        description="folder of the LR images, where {scale} stands for the scale; null: LR is made from HR, by "
+        "`degradation` or else bicubically",
     )
     hr_patch_px: Positive = Field(
         default=256, description="side of the random HR crop, a multiple of the scale; the LR crop is as much smaller"
@@ -424,7 +424,8 @@ class Options(Section):
     losses: LossOptions = LossOptions()
     dataset: DatasetOptions = DatasetOptions()
     degradation: DegradationOptions | None = Field(
-        default=None, description="how LR is made from HR; null: LR images are read from dataset.lr"
+        default=None,
+        description="how LR is made from HR; null: LR is read from dataset.lr; if that is null too, LR is bicubic",
     )
     dataloader: DataLoaderOptions = DataLoaderOptions()
     optimizer: OptimizerOptions = OptimizerOptions()

@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sed_sr.data.images import read_rgb
-from tests.conftest import free_endpoint
+from tests.conftest import free_endpoint, last_state
 
 PSNR, SED, REAL = (f"train.py --opt {recipe}.yml" for recipe in ("rrdb_psnr", "rrdb_P+SeD", "rrdb_psnr_real"))
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
@@ -132,6 +132,21 @@ def test_resumed_run_equals_the_undisturbed_one(workshop, command, recipe, proce
     finished(run(*stopped), "nothing to do")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_hr_images_alone_train_and_resume_exactly(workshop, command, processes):
+    """Whole images of odd sizes, directly in the folder that is given."""
+    train = ("train.py", "--opt", "rrdb_P.yml", "--data_root", "DF2K/train", "--set", "dataset.hr=.",
+             "--set", "dataset.lr=null")  # fmt: skip
+    run = partial(command, cwd=workshop, processes=processes)
+    finished(run(*train, "--set", "name=whole"), "of HR images: 3 in DF2K/train, with bicubic LR")
+    stopped = (*train, "--set", "name=parts", "--resume", "auto")
+    finished(run(*stopped, "--set", "train.total_steps=2"))
+    finished(run(*stopped), "a training state at step 2")
+    whole, parts = (last_state(workshop / "checkpoint" / name) for name in ("whole", "parts"))
+    assert equal(whole["loop"], parts["loop"])
+    assert equal(whole["train_step"], parts["train_step"])
+
+
 def test_older_state_does_not_write_over_a_newer_one(workshop, command):
     finished(command("train.py", "--opt", "rrdb_psnr.yml", cwd=workshop))
     older = "checkpoint/rrdb_psnr/states/state_000000002.pth"
@@ -162,7 +177,7 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     f"{REAL} --set dataset.hr.OST=1": "OST",
     f'{REAL} --set dataset.hr={{"train_sub":1,"./train_sub":1}}': "names a folder twice",
     f"{REAL} --set degradation.first.jpeg_quality=[95,30]": "jpeg_quality",
-    f"{PSNR} --set dataset.lr=null": "dataset.lr is null",
+    f"{PSNR} --set dataset.lr=null --set dataset.hr_patch_px=256": "smaller than the HR patch of 256x256",
 }
 
 

@@ -1,11 +1,15 @@
 """Training pairs from loaded images: LR matches HR, and every random choice follows from the seed."""
 
+import itertools
+
 import pytest
 import skimage.data
 import torch
 from torch.nn import functional as F
 
-from sed_sr.data.batches import DegradedPairs, GivenPairs
+from sed_sr.data.batches import BicubicPairs, DegradedPairs, GivenPairs
+from sed_sr.data.imresize import imresize
+from sed_sr.data.tensors import to_array
 
 CPU = torch.device("cpu")
 
@@ -38,6 +42,46 @@ def test_given_pairs_are_the_file_values_scaled_to_0_to_1():
     assert batch.sharp is None
     for image in (batch.lr, batch.hr):
         torch.testing.assert_close(image[0, 0].flatten(), torch.linspace(0, 1, 256))
+
+
+def levels(images):
+    """float in [0, 1] -> the 8-bit values that it holds, exactly."""
+    rounded = (images * 255).round()
+    assert torch.equal(rounded / 255, images)
+    return rounded.int()
+
+
+def assert_equal_but_for_ties(one, other, *, scale):
+    """At powers of two all products are exact. At others, a value half-way between two levels may become either."""
+    difference = (levels(one) - levels(other)).abs()
+    assert difference.max() <= (scale == 3)
+    assert difference.float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_bicubic_lr_is_a_crop_of_the_whole_image_shrunk(scale):
+    whole = torch.from_numpy(skimage.data.astronaut().transpose(2, 0, 1).copy())[:, : 504 // scale * scale, :504]
+    shrunk = torch.from_numpy(imresize(to_array(whole), scale=1 / scale).transpose(2, 0, 1).copy()).float() / 255
+    patch_px = 128 // scale
+    for top, left in itertools.product((2, 9, shrunk.shape[1] - patch_px - 2), repeat=2):
+        rows, columns = (slice((first - 2) * scale, (first + patch_px + 2) * scale) for first in (top, left))
+        lr, hr, sharp = BicubicPairs(scale=scale)({"hr": whole[None, :, rows, columns]}, seed=0, device=CPU)
+        assert sharp is None
+        assert_equal_but_for_ties(
+            lr[0], shrunk[:, top : top + patch_px, left : left + patch_px].contiguous(), scale=scale
+        )
+        inside = whole[:, top * scale : (top + patch_px) * scale, left * scale : (left + patch_px) * scale]
+        assert torch.equal(levels(hr)[0], inside.int())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_turned_image_is_shrunk_to_a_turned_image(scale):
+    loaded, pairs = photographs(side=96), BicubicPairs(scale=scale)
+    lr = pairs(loaded, seed=0, device=CPU).lr
+    for turn in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.mT, lambda x: x.rot90(dims=(-2, -1))):
+        turned = pairs({"hr": turn(loaded["hr"])}, seed=0, device=CPU).lr
+        assert not torch.equal(turned, lr)
+        assert_equal_but_for_ties(turned, turn(lr), scale=scale)
 
 
 @pytest.mark.parametrize("pool_pairs", [0, 4])

@@ -3,11 +3,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
-from sed_sr.data.datasets import HRImages, PairedImages
+from sed_sr.data.batches import BicubicPairs, GivenPairs
+from sed_sr.data.datasets import HRImages, HRPatches, PairedImages
 from sed_sr.data.images import read_rgb, write_image
 from sed_sr.data.loader import SampleStream, make_loader
+from sed_sr.data.pairs import Pairs
+from sed_sr.data.prepare.lr_images import shrink_file
 from sed_sr.options.errors import UserError
 
 PATCH_PX = 6
@@ -232,3 +236,66 @@ def test_hr_folders_are_checked_when_the_set_is_made_and_images_when_they_are_re
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"no image in {tmp_path / 'empty'}"):
         HRImages({tmp_path / "a": 1, tmp_path / "empty": 1}, hr_px=HR_PX)
+
+
+PHOTO = skimage.data.astronaut()
+
+
+def write_photos(folder, sizes):
+    for number, (height, width) in enumerate(sizes):
+        write_image(folder / f"{number:04d}.png", PHOTO[150 - 10 * number :, 150:][:height, :width])
+
+
+@pytest.mark.parametrize("scale", [3, 4])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_of_hr_alone_are_those_of_lr_files_made_of_it(tmp_path, scale, num_workers):
+    """Crops, turns and LR, in images whose sides the scale does not divide, where many crops touch a border."""
+    write_photos(tmp_path / "hr", [(61, 40), (32, 33), (50, 77), (90, 49), (45, 45)])
+    for path in (tmp_path / "hr").iterdir():
+        shrink_file(path, output=tmp_path / "lr", scale=scale, compression_level=1, resume=False)
+    sizes = {"scale": scale, "lr_patch_px": 8}
+    alone, paired = HRPatches({tmp_path / "hr": 1}, **sizes), PairedImages(tmp_path / "hr", tmp_path / "lr", **sizes)
+    order = [alone[0, index]["name"] for index in range(5)]  # images have another order there
+    paired.pairs = Pairs(
+        paired.pairs.hr.select(f"{name}.png" for name in order),
+        paired.pairs.lr.select(f"{name}x{scale}.png" for name in order),
+    )
+
+    def batches(dataset, pairs):
+        stream = SampleStream(5, batch_size=4, batches=25)
+        for loaded in make_loader(dataset, stream, num_workers=num_workers, device_type="cpu"):
+            yield loaded["name"], pairs(loaded, seed=0, device=torch.device("cpu"))
+
+    differences = []
+    made, given = batches(alone, BicubicPairs(scale=scale)), batches(paired, GivenPairs())
+    for (made_names, ours), (given_names, theirs) in zip(made, given, strict=True):
+        assert made_names == given_names
+        assert torch.equal(ours.hr, theirs.hr)
+        assert ours.lr.shape == theirs.lr.shape
+        differences.append(((ours.lr - theirs.lr) * 255).abs())
+    differences = torch.stack(differences)
+    if scale == 4:
+        assert not differences.any()
+    else:  # values half-way between two levels
+        assert differences.max() < 1.01
+        assert differences.mean() < 1e-4
+
+
+def test_a_patch_may_be_as_large_as_the_image_or_one_pixel(tmp_path):
+    write_photos(tmp_path, [(35, 34)])
+    for lr_patch_px in (1, 8):
+        hr = HRPatches({tmp_path: 1}, scale=4, lr_patch_px=lr_patch_px)[0, 0]["hr"]
+        assert hr.shape == (3, 4 * (lr_patch_px + 4), 4 * (lr_patch_px + 4))
+
+
+def test_images_smaller_than_the_patch_are_named_with_their_size_and_what_is_needed(tmp_path):
+    write_photos(tmp_path / "a", [(40, 39), (40, 44)])
+    write_photos(tmp_path / "b", [(40, 40)])
+    folders = {tmp_path / "a": 1, tmp_path / "b": 1}
+    with pytest.raises(UserError, match=r"1 of 3 images .*/a/0000\.png is 39x40, smaller than the HR patch of 40x40"):
+        HRPatches(folders, scale=4, lr_patch_px=10)
+    dataset = HRPatches(folders, scale=4, lr_patch_px=9)
+    assert sorted(names_seen(dataset, range(2)).values()) == [2, 4]  # both folders have an image 0000
+    write_photos(tmp_path / "a", [(40, 30), (30, 44)])
+    with pytest.raises(UserError, match=r"/a/000[01]\.png is now smaller than the patch; it changed during the run"):
+        [dataset[0, index] for index in range(3)]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sed_sr.data.imresize import imresize
+from sed_sr.data.imresize import MARGIN_PX, imresize, resize_matrix
 
 
 def brute_force(image, scale):
@@ -68,6 +68,20 @@ def test_a_constant_stays_and_a_ramp_stays_a_ramp(scale):
     inside = slice(math.ceil(3 * max(scale, 1)), -math.ceil(3 * max(scale, 1)))
     resized = imresize(ramp, scale=scale)
     np.testing.assert_allclose(resized[:, inside], np.broadcast_to(centres, resized.shape)[:, inside], atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1 / 8, 1 / 3, 1 / 2, 1.5])
+def test_two_products_with_resize_matrices_resize_an_image(scale):
+    image = np.random.default_rng(0).uniform(0, 255, (29, 40))
+    rows, columns = (resize_matrix(side, scale=scale) for side in image.shape)
+    np.testing.assert_allclose(rows @ image @ columns.T, imresize(image, scale=scale), atol=1e-10)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4, 8])
+def test_shrunk_pixels_do_not_depend_on_what_is_beyond_the_margin(times):
+    matrix = resize_matrix(12 * times, scale=1 / times).reshape(12, 12, times)
+    near = np.abs(np.subtract.outer(range(12), range(12))) <= MARGIN_PX
+    assert not matrix[~near].any()
 
 
 def test_scale_one_is_the_identity():

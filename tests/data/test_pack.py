@@ -12,7 +12,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from sed_sr.data.datasets import HRImages, PairedImages
+from sed_sr.data.datasets import HRImages, HRPatches, PairedImages
 from sed_sr.data.image_folders import check_images, check_readable, find_images, read_image
 from sed_sr.data.images import list_images, read_rgb, write_unchanged
 from sed_sr.data.loader import SampleStream, make_loader
@@ -85,6 +85,10 @@ def test_hr_crops_from_several_weighted_packs_are_bit_for_bit_those_from_folders
         HRImages({cut_twice / f"{kind}_sizes": 0.7, cut_twice / kind: 1.5}, hr_px=100) for kind in ("sub", "pack")
     )
     assert_equal_samples(folders, packs)
+
+
+def test_hr_crops_with_margins_from_packs_are_bit_for_bit_those_from_folders(cut_twice):
+    assert_equal_samples(*(HRPatches({cut_twice / kind: 1}, scale=4, lr_patch_px=37) for kind in ("sub", "pack")))
 
 
 def test_a_pack_lists_and_reads_every_sub_image_of_the_folder_at_every_size(cut_twice):

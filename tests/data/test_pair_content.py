@@ -1,4 +1,5 @@
 import re
+import shlex
 from pathlib import Path
 
 import cv2
@@ -180,6 +181,72 @@ def test_sides_rounded_down_or_up_compare_what_they_share(write_pairs, lr_px):
     hr = [image[:183, :186] for image in HR]
     lr = [bicubic(image)[: lr_px[0], : lr_px[1]] for image in HR]
     assert compare(write_pairs(hr, lr)) > len(HR) / 2
+
+
+ODD_HR = [image[: 192 - number % 4, : 191 - number % 3] for number, image in enumerate(HR)]  # of all remainders by 4
+
+
+def whole_blocks(hr):
+    return hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4]
+
+
+def resized(rounding, how):
+    """HR resized to its sides / 4, rounded."""
+    return lambda hr: how(hr, tuple(int(rounding(side / 4)) for side in hr.shape[1::-1]))
+
+
+def pillow(hr, sides):
+    return np.asarray(Image.fromarray(hr).resize(sides, Image.Resampling.BICUBIC))
+
+
+def area(hr, sides):
+    return cv2.resize(hr, sides, interpolation=cv2.INTER_AREA)
+
+
+def cubic(hr, sides):
+    return cv2.resize(hr, sides, interpolation=cv2.INTER_CUBIC)  # without antialiasing
+
+
+@pytest.mark.parametrize(
+    "shrink",
+    [
+        resized(np.floor, pillow),
+        resized(np.ceil, pillow),
+        resized(np.round, pillow),
+        resized(np.ceil, area),
+        resized(np.floor, cubic),
+        pytest.param(lambda hr: as_jpeg(resized(np.floor, pillow)(hr), quality=80), id="JPEG"),
+    ],
+)
+def test_lr_resized_to_rounded_sides_is_refused_with_the_command_that_makes_it_again(write_pairs, shrink, command):
+    pairs = write_pairs(ODD_HR, map(shrink, ODD_HR))
+    with pytest.raises(UserError, match=r"not aligned: .* multiples of 4 first.*: python -m data") as error:
+        compare(pairs)
+    _, *words = shlex.split(str(error.value).rpartition(": ")[2])
+    assert command(*words, cwd=pairs.hr.root).returncode == 0
+    assert compare(find_pairs(pairs.hr.root, Path(words[words.index("--output") + 1]))) > len(HR) / 2
+
+
+@pytest.mark.parametrize(
+    "shrink",
+    [
+        pytest.param(lambda hr: bicubic(whole_blocks(hr)), id="cropped"),
+        pytest.param(bicubic, id="MATLAB, rounded up"),
+        pytest.param(by_opencv(cv2.INTER_LINEAR), id="OpenCV by a factor"),
+        pytest.param(lambda hr: blurred(hr)[::4, ::4], id="upper left pixels"),
+        pytest.param(lambda hr: blurred(hr)[3::4, 3::4], id="lower right pixels"),
+        pytest.param(lambda hr: noisy_jpeg(whole_blocks(hr)), id="blur, noise and JPEG"),
+        pytest.param(lambda hr: toned(1.6, -60)(whole_blocks(hr)), id="more contrast"),
+    ],
+)
+def test_lr_of_the_exact_scale_is_accepted_where_it_does_not_divide_hr(write_pairs, shrink):
+    assert compare(write_pairs(ODD_HR, map(shrink, ODD_HR))) > len(HR) / 2
+
+
+def test_shuffled_pairs_of_rounded_sides_are_called_other_pictures(write_pairs):
+    lr = [bicubic(image)[:47, :47] for image in HR]
+    with pytest.raises(UserError, match="shows another picture"):
+        compare(write_pairs([image[:191, :190] for image in HR], lr[5:] + lr[:5]))
 
 
 def test_one_wrong_pair_is_accepted_but_two_are_rejected(write_pairs):

@@ -23,7 +23,6 @@ CONFLICTS = {
     "optimizer.warmup_steps=300000": ["optimizer.warmup_steps", "300000 steps"],
     "validation.best_by=lpips": ["validation.best_by", "lpips", "validation.metrics"],
     "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
-    "dataset.lr=null": ["dataset.lr", "degradation is null"],
 }
 CONFLICTS_OF_REAL_SR = {
     "degradation.hr_px=100": ["hr_px", "100", "hr_patch_px (256)"],
@@ -61,3 +60,14 @@ def test_conflict_is_refused_in_one_sentence(recipe, setting, fragments):
     assert "\n" not in sentence
     for fragment in fragments:
         assert fragment in sentence
+
+
+def test_bicubic_lr_is_refused_where_it_would_be_hr_itself():
+    settings = [Override.parse("dataset.lr=null"), Override.parse("scale=1")]
+    with pytest.raises(UserError, match=r"dataset\.lr is null, but bicubic LR of scale 1 is HR itself; give [^\n]*$"):
+        load_options(BASE, settings)
+
+
+def test_without_lr_several_folders_of_hr_are_accepted():
+    options = load_options(BASE, [Override.parse("dataset.lr=null"), Override.parse("dataset.hr={a: 1, b: 0.5}")])
+    assert options.degradation is None

@@ -3,7 +3,7 @@
 import torch
 
 from sed_sr.data.build import build_training_pairs
-from sed_sr.data.datasets import HRImages, PairedImages
+from sed_sr.data.datasets import TrainingSet
 from sed_sr.data.loader import BATCHES_AHEAD, worker_count
 from sed_sr.models.train_step import TrainStep
 from sed_sr.options.schema import Options
@@ -31,7 +31,7 @@ def with_batches(options: Options, batches: Batches | GivenBatches) -> Options:
 def measure_batch_size(
     options: Options,
     train_step: TrainStep,
-    dataset: PairedImages | HRImages,
+    dataset: TrainingSet,
     *,
     device: torch.device,
     world: World,

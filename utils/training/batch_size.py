@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sed_sr.data.batches import DegradedPairs, GivenPairs
+from sed_sr.data.batches import TrainingPairs
 from sed_sr.models.train_step import TrainStep
 from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import TensorBytes, unless_out_of_memory
@@ -94,7 +94,7 @@ def _largest_divisor(number: int, most: int) -> int:
 
 def largest_batch_size(
     train_step: TrainStep,
-    make_pairs: GivenPairs | DegradedPairs,
+    make_pairs: TrainingPairs,
     sample: dict[str, Any],
     *,
     most: int,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sed_sr.data.batches import Batch, DegradedPairs, GivenPairs, batch_seed, mixed_seed
+from sed_sr.data.batches import Batch, TrainingPairs, batch_seed, mixed_seed
 from sed_sr.data.benchmarks import Benchmark
 from sed_sr.models.diagnostics import spectral_norms
 from sed_sr.models.step_memory import Outcome
@@ -51,7 +51,7 @@ class TrainLoop:
         options: Options,
         train_step: TrainStep,
         batches: Iterable[dict],
-        pairs: GivenPairs | DegradedPairs,
+        pairs: TrainingPairs,
         benchmarks: list[Benchmark],
         metrics: dict[str, Metric],
         folder: RunFolder,

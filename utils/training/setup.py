@@ -8,7 +8,7 @@ import torch
 
 from sed_sr.data.benchmarks import Benchmark, find_benchmark
 from sed_sr.data.build import build_dataset
-from sed_sr.data.datasets import HRImages, PairedImages
+from sed_sr.data.datasets import TrainingSet
 from sed_sr.data.image_folders import image_list
 from sed_sr.models.build import build_generator, build_train_step
 from sed_sr.models.generator import Generator
@@ -46,7 +46,7 @@ class TrainingSetup:
     batches: Batches
     folder: RunFolder
     device: torch.device
-    dataset: PairedImages | HRImages
+    dataset: TrainingSet
     benchmarks: list[Benchmark]
     start: Start  # without its tensors, which the training step has
     metrics: dict[str, Metric]
@@ -57,7 +57,7 @@ class TrainingSetup:
 class FoundFiles:
     """What the main process has found for a run."""
 
-    dataset: PairedImages | HRImages
+    dataset: TrainingSet
     benchmarks: list[Benchmark]
     start: Start
 
@@ -109,7 +109,7 @@ def prepare(
     return setup
 
 
-def _find_dataset(options: Options, checks: Checklist, *, scale: int, thorough: bool) -> PairedImages | HRImages | None:
+def _find_dataset(options: Options, checks: Checklist, *, scale: int, thorough: bool) -> TrainingSet | None:
     dataset = checks.check("training set", partial(build_dataset, options, scale=scale), format_dataset)
     if dataset is None:
         checks.not_checked.append("content of the images")
@@ -137,7 +137,7 @@ def _find_start(
     options: Options,
     checks: Checklist,
     folder: RunFolder,
-    dataset: PairedImages | HRImages | None,
+    dataset: TrainingSet | None,
     resume: str | None,
     *,
     thorough: bool,

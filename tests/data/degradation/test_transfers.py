@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sed_sr.data import batches
-from sed_sr.data.batches import DegradedPairs, GivenPairs
+from sed_sr.data.batches import BicubicPairs, DegradedPairs, GivenPairs
 from sed_sr.data.degradation.draws import Stage
 from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.degradation.sharpen import sharpen
@@ -83,6 +83,12 @@ def transfers(pairs, batch, *, seed, device):
 
 def test_given_pairs_take_a_copy_of_lr_and_one_of_hr(fake_gpu, one_stream):
     assert transfers(GivenPairs(), loaded(lr=16, hr=64), seed=0, device=fake_gpu) == [FREE_COPY] * 2
+
+
+def test_bicubic_pairs_take_a_copy_of_hr(fake_gpu, one_stream):
+    pairs = BicubicPairs(scale=4)
+    pairs(loaded(hr=64), seed=0, device=fake_gpu)  # the weights are copied once
+    assert transfers(pairs, loaded(hr=64), seed=1, device=fake_gpu) == [FREE_COPY]
 
 
 def test_degraded_pairs_take_a_copy_of_hr_and_one_of_all_that_was_drawn(fake_gpu, one_stream):
