@@ -5,13 +5,16 @@ the luminance on the LR grid, by normalised cross-correlation, which does not de
 """
 
 import shlex
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from sed_sr.data.image_folders import first_few, read_image, size_of
 from sed_sr.data.imresize import cubic
+from sed_sr.data.pack import Tile
 from sed_sr.data.pairs import Pairs
 from sed_sr.options.errors import UserError
 
@@ -63,7 +66,7 @@ def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
     """
 
     def compare(index: int) -> tuple[str | None, float | None] | None:
-        hr, lr = (cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY).astype(np.float32) for path in pairs[index])
+        hr, lr = map(_read_luminance, pairs[index])
         values = similarity(hr, lr, scale=scale)
         if values is None:
             return None
@@ -74,14 +77,56 @@ def check_content(pairs: Pairs, *, scale: int, samples: int, seed: int) -> int:
         found = list(executor.map(compare, sample))
     compared = [(index, *result) for index, result in zip(sample, found, strict=True) if result is not None]
     gains = {index: gain for index, _, gain in compared if gain is not None}
-    if len(gains) >= MIN_RESIZED and np.median(list(gains.values())) > RESIZED:
-        raise _resized(pairs, max(gains, key=lambda index: gains[index]), scale)
+    _check_gains({pairs[index]: gain for index, gain in gains.items()}, pairs.hr.root, pairs.lr.root, scale=scale)
     problems = [f"{pairs[index][1].name} {fault}" for index, fault, _ in compared if fault]
     if len(problems) >= max(MIN_WRONG, MIN_WRONG_SHARE * len(compared)):
         raise UserError(
             f"{len(problems)} of {len(compared)} compared {pairs} do not match: {first_few(problems, separator='; ')}"
         )
     return len(compared)
+
+
+def check_aligned(
+    pairs: Sequence[tuple[Path | Tile, Path | Tile]], *, hr_root: Path, lr_root: Path, scale: int, samples: int = 16
+) -> None:
+    """Check that LR was not made by resizing HR to rounded sides, as `check_content` does.
+
+    Compares some of the pairs whose sides the scale does not divide. Images that cannot be read are skipped.
+
+    Args:
+        pairs: of these folders, at least one.
+        samples: how many pairs to compare at most.
+
+    Raises:
+        UserError: LR was made so.
+    """
+
+    def is_rounded(pair: tuple[Path | Tile, Path | Tile]) -> bool:
+        try:
+            hr_size, lr_size = map(size_of, pair)
+        except UserError:
+            return False
+        return hr_size != tuple(scale * side for side in lr_size)
+
+    def compare(pair: tuple[Path | Tile, Path | Tile]) -> float | None:
+        try:
+            hr, lr = map(_read_luminance, pair)
+        except UserError:
+            return None
+        values = similarity(hr, lr, scale=scale)
+        return None if values is None else resize_gain(hr, lr, values, scale=scale)
+
+    rounded = [pair for pair in pairs if is_rounded(pair)]
+    sample = [rounded[index] for index in _spread(len(rounded), samples, seed=0)]
+    with ThreadPoolExecutor() as executor:
+        gains = dict(zip(sample, executor.map(compare, sample), strict=True))
+    known = {pair: gain for pair, gain in gains.items() if gain is not None}
+    _check_gains(known, hr_root, lr_root, scale=scale)
+
+
+def _read_luminance(path: Path | Tile) -> np.ndarray:
+    """(H, W) float32 in [0, 255]."""
+    return cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY).astype(np.float32)
 
 
 def similarity(hr: np.ndarray, lr: np.ndarray, *, scale: int) -> np.ndarray | None:
@@ -167,15 +212,20 @@ def _in_place(values: np.ndarray, scale: int) -> float:
     return float((weights @ around @ weights.T).max())
 
 
-def _resized(pairs: Pairs, index: int, scale: int) -> UserError:
-    hr, lr = pairs[index]
+def _check_gains(
+    gains: dict[tuple[Path | Tile, Path | Tile], float], hr_root: Path, lr_root: Path, *, scale: int
+) -> None:
+    """Raise UserError if these `resize_gain` of pairs show that LR was made by resizing to rounded sides."""
+    if len(gains) < MIN_RESIZED or np.median(list(gains.values())) <= RESIZED:
+        return
+    hr, lr = max(gains, key=lambda pair: gains[pair])
     (height, width), (lr_height, lr_width) = size_of(hr), size_of(lr)
-    words = ("data.prepare.lr_images", "--input", pairs.hr.root, "--output", f"{pairs.lr.root}_aligned")
+    words = ("data.prepare.lr_images", "--input", hr_root, "--output", f"{lr_root}_aligned")
     command = shlex.join(["python", "-m", *map(str, words), "--scale", str(scale)])
-    return UserError(
-        f"the {pairs} are not aligned: {lr.name} is {lr_width}x{lr_height} and was made by resizing {width}x{height} "
-        f"to rounded sides, so that it drifts away from HR; HR should be cropped to multiples of {scale} first, as by "
-        f"this command, which makes LR again: {command}"
+    raise UserError(
+        f"the pairs of {hr_root} and {lr_root} are not aligned: {lr.name} is {lr_width}x{lr_height} and was made by "
+        f"resizing {width}x{height} to rounded sides, so that it drifts away from HR; HR should be cropped to "
+        f"multiples of {scale} first, as by this command, which makes LR again: {command}"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sed_sr.data import images
+from sed_sr.data.pair_content import check_aligned
 from sed_sr.data.pairs import find_file_pairs, pair_sizes
 from sed_sr.data.prepare.jobs import check_unique_names
 from sed_sr.options.errors import UserError
@@ -131,11 +132,14 @@ def paired_jobs(hr: Path, hr_output: Path, *, lr: Path, lr_output: Path, scale: 
     """List the HR images of a folder with their LR images, to be cut together by a grid in HR pixels.
 
     Raises:
-        UserError: a folder is missing or empty, or the images do not pair by name.
+        UserError: a folder is missing or empty, the images do not pair by name, or LR was resized from HR to rounded
+            sides, so that it is not aligned.
     """
+    pairs = find_file_pairs(hr, lr)
+    check_aligned(pairs, hr_root=hr, lr_root=lr, scale=scale)
     return [
         Job(hr_path.stem, (Cut(hr_path, hr_output), Cut(lr_path, lr_output, shrink=scale)), multiple_of=scale)
-        for hr_path, lr_path in find_file_pairs(hr, lr)
+        for hr_path, lr_path in pairs
     ]
 
 

@@ -227,6 +227,21 @@ def test_lr_resized_to_rounded_sides_is_refused_with_the_command_that_makes_it_a
     assert compare(find_pairs(pairs.hr.root, Path(words[words.index("--output") + 1]))) > len(HR) / 2
 
 
+def test_subimages_are_not_cut_from_lr_resized_to_rounded_sides(write_pairs, command):
+    pairs = write_pairs(ODD_HR, map(resized(np.floor, pillow), ODD_HR))
+    cut = ("extract_subimages.py", "--crop_size", 96, "--step", 48, "--input", "hr", "--output", "hr_sub")
+    folder = pairs.hr.root.parent
+    done = command(*cut, "--input_lr", "lr", "--output_lr", "lr_sub", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the pairs of hr and lr are not aligned" in done.stderr
+    assert not (folder / "hr_sub").exists()
+    damaged = folder / "lr/0000x4.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    again = shlex.split(done.stderr.rpartition(": ")[2])
+    assert command(*again[1:], cwd=folder).returncode == 0
+    assert command(*cut, "--input_lr", "lr_aligned", "--output_lr", "lr_sub", cwd=folder).returncode == 0
+
+
 @pytest.mark.parametrize(
     "shrink",
     [
