@@ -16,3 +16,8 @@ class Generator(nn.Module):
     scale: int
     precisions: tuple[str, ...] = ("fp32", "tf32", "bf16", "fp16")
     prefers_whole_images: bool = False
+
+    @property
+    def about(self) -> str:
+        """Its name, for messages."""
+        return type(self).__name__

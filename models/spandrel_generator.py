@@ -27,9 +27,6 @@ class SpandrelGenerator(Generator):
     Args:
         state: the weights, in a naming that spandrel reads. They are copied.
 
-    Attributes:
-        about: architecture and sizes, for messages: `HAT (medium, s64w16, 64nf, 180dim, 1conv), x4`.
-
     Raises:
         UserError: spandrel does not know the architecture or cannot load the weights, or the network is not for SR or
             restoration of RGB images. The message is to be completed by the name of the file.
@@ -41,7 +38,7 @@ class SpandrelGenerator(Generator):
         super().__init__()
         descriptor = _load(state)
         tags = f" ({', '.join(descriptor.tags)})" if descriptor.tags else ""
-        self.about = f"{descriptor.architecture.name}{tags}, x{descriptor.scale}"
+        self._about = f"{descriptor.architecture.name}{tags}, x{descriptor.scale}"
         if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose not in ("SR", "Restoration"):
             raise UserError(f"{self.about}, is for {descriptor.purpose}; networks for SR and restoration are supported")
         channels = descriptor.input_channels, descriptor.output_channels
@@ -56,15 +53,13 @@ class SpandrelGenerator(Generator):
         # How the network is called. spandrel's own call is for inference only.
         self._call = descriptor._call_fn
 
+    @property
+    def about(self) -> str:
+        """Architecture, sizes and scale: `HAT (medium, s64w16, 64nf, 180dim, 1conv), x4`."""
+        return self._about
+
     def forward(self, lr: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1] -> (B, 3, scale * H, scale * W) float, about [0, 1] but not clipped."""
-        if torch.is_inference_mode_enabled():
-            # Some networks, such as SPAN, replace parameters when they run; inference tensors could not be trained.
-            with torch.inference_mode(False), torch.no_grad():
-                return self._upscale(lr)
-        return self._upscale(lr)
-
-    def _upscale(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         pad_width, pad_height = self._sizes.get_padding(width, height)
         if not pad_width and not pad_height:
@@ -78,22 +73,32 @@ class SpandrelGenerator(Generator):
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         return self.network.load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def check_trainable(self) -> None:
-        """Raise a UserError unless a trial in training mode gives SR of the right shape, with a gradient."""
+    def prepare_for_training(self) -> None:
+        """Check by a trial that the network can be trained, and freeze what it derives from its other parameters.
+
+        SPAN, for example, merges convolutions into one for inference. Whenever it runs in evaluation mode, it replaces
+        the parameters of that one, so that they must not be updated where they are.
+
+        Raises:
+            UserError: in training mode, the network fails, returns something other than SR, or SR without a gradient.
+        """
         side = TRIAL_PX + self._sizes.get_padding(TRIAL_PX, TRIAL_PX)[0]
-        # A copy, because batch normalisation in training mode changes its buffers.
-        network = copy.deepcopy(self).train()
+        lr, expected = torch.rand(2, 3, side, side), (2, 3, self.scale * side, self.scale * side)
+        trial = copy.deepcopy(self)  # because batch normalisation in training mode changes its buffers
         try:
             with torch.enable_grad():
-                sr = network(torch.rand(2, 3, side, side))
+                sr = trial.train()(lr)
+            addresses = [parameter.data_ptr() for parameter in trial.parameters()]
+            trial.eval()(lr)
         except Exception as error:  # of any kind, since the network's code is not known
             raise UserError(f"{self.about}, cannot be trained: {_in_one_line(error)}") from error
-        expected = (2, 3, self.scale * side, self.scale * side)
         if not isinstance(sr, Tensor) or sr.shape != expected:
             shape = tuple(sr.shape) if isinstance(sr, Tensor) else f"a {type(sr).__name__}"
             raise UserError(f"{self.about}, cannot be trained: in training, it returns {shape} instead of {expected}")
         if not sr.requires_grad:
             raise UserError(f"{self.about}, cannot be trained: its output has no gradient")
+        for parameter, tried, address in zip(self.parameters(), trial.parameters(), addresses, strict=True):
+            parameter.requires_grad_(parameter.requires_grad and tried.data_ptr() == address)
 
 
 def _load(state: dict[str, Tensor]):

@@ -95,8 +95,10 @@ def state(request):
         return NETWORKS[request.param]().state_dict()
 
 
-def train_step_of(generator: SpandrelGenerator, **options) -> TrainStep:
+def train_step_of(state, **options) -> TrainStep:
     """SeD with a PatchGAN discriminator."""
+    generator = SpandrelGenerator(state)
+    generator.prepare_for_training()
     discriminator = PatchDiscriminator(semantic_channels=CHANNELS, features=8)
     return TrainStep(
         generator=generator.train(),
@@ -132,8 +134,7 @@ def test_upscaling_equals_spandrels_own_call(state, size):
 
 
 def test_one_step_of_sed_trains_both_networks_and_what_it_saves_loads_in_spandrel(state):
-    step = train_step_of(SpandrelGenerator(state), ema_decay=0.5)
-    step.generator.check_trainable()
+    step = train_step_of(state, ema_decay=0.5)
     unchanged = [copy.deepcopy(list(net.parameters())) for net in (step.generator, step.discriminator)]
     terms = [step(a_batch(), watch=watch).terms for watch in (True, False)]
     assert all(math.isfinite(value) for values in terms for value in values.values())
@@ -150,13 +151,16 @@ def test_one_step_of_sed_trains_both_networks_and_what_it_saves_loads_in_spandre
 
 
 def test_training_goes_on_after_validation_and_resumes_exactly(state):
-    """Validation runs in inference mode, where SPAN replaces parameters."""
-    step = train_step_of(SpandrelGenerator(state), ema_decay=0.5)
-    for network in (step.generator, step.deployed_generator):
+    """In evaluation mode, SPAN replaces parameters, which a recorded CUDA graph would not notice."""
+    step = train_step_of(state, ema_decay=0.5)
+    for network in (step.generator, step.ema):
+        addresses = [parameter.data_ptr() for parameter in network.parameters()]
         Upscaler(network, CPU)([torch.zeros(9, 9, 3, dtype=torch.uint8).numpy()], print)
         network.train()
+        for parameter, address in zip(network.parameters(), addresses, strict=True):
+            assert parameter.data_ptr() == address or not parameter.requires_grad
     step(a_batch())
-    resumed = train_step_of(SpandrelGenerator(state), ema_decay=0.5)
+    resumed = train_step_of(state, ema_decay=0.5)
     resumed.load_state_dict(copy.deepcopy(step.state_dict()))
     batch = a_batch()
     for each in (step, resumed):
@@ -164,6 +168,17 @@ def test_training_goes_on_after_validation_and_resumes_exactly(state):
         each(batch)
     for name, part in step.state_dict()["ema"].items():
         torch.testing.assert_close(resumed.state_dict()["ema"][name], part, rtol=0, atol=0)
+
+
+def test_merged_convolutions_of_span_are_neither_trained_nor_averaged():
+    step = train_step_of(NETWORKS["SPAN"]().state_dict(), ema_decay=0.5)
+    frozen = {name for name, parameter in step.generator.network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name in step.generator.state_dict() if ".eval_conv." in name}
+    for parameter in step.ema.parameters():
+        parameter.data.fill_(7)
+    step(a_batch())
+    for name, average in step.ema.network.named_parameters():
+        assert bool((average == 7).all()) == (name in frozen)
 
 
 def test_images_of_any_size_give_sr_of_the_scale():
@@ -180,7 +195,7 @@ def test_about_names_the_architecture_its_sizes_and_its_scale():
 def test_trial_changes_neither_buffers_nor_random_numbers_of_the_network():
     generator = SpandrelGenerator(NETWORKS["DAT"]().state_dict())  # it has batch normalisation
     before = copy.deepcopy(generator.state_dict())
-    generator.check_trainable()
+    generator.prepare_for_training()
     assert all(torch.equal(before[name], value) for name, value in generator.state_dict().items())
 
 
@@ -270,6 +285,6 @@ def in_training_a_tuple(weight, lr):
     ],
 )
 def test_networks_that_cannot_be_trained_are_refused(forward, message):
-    odd(enlarged).check_trainable()
+    odd(enlarged).prepare_for_training()
     with pytest.raises(UserError, match=f"^Odd, x2, cannot be trained: {message}$"):
-        odd(forward).check_trainable()
+        odd(forward).prepare_for_training()
