@@ -189,7 +189,7 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
     """A message for each option that differs from the state's. Raises a UserError if it is one of ARCHITECTURE."""
     # A state of an earlier version lacks newer options of a network; their defaults are what it was trained with.
     defaults = {
-        "generator": type(options.generator).model_validate({"type": options.generator.type}).model_dump(mode="json"),
+        "generator": type(options.generator).model_construct(type=options.generator.type).model_dump(mode="json"),
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
     }
     before, now = _leaves(defaults) | _leaves(state["options"]), _leaves(options.model_dump(mode="json"))
