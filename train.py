@@ -1,4 +1,4 @@
-"""Train a x4 generator: PSNR-oriented, or against a discriminator that may be conditioned on semantics (SeD)."""
+"""Train a generator: PSNR-oriented, or against a discriminator that may be conditioned on semantics (SeD)."""
 
 import argparse
 import os

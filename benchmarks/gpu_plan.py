@@ -22,7 +22,7 @@ UPSCALERS = ("rrdb", "swinir")
 TINY = {
     "generator": {"blocks": 1, "features": 8, "growth": 4},
     "discriminator": {"features": 8},
-    "dataset": {"lr_patch_px": 16},
+    "dataset": {"hr_patch_px": 64},
 }
 Row = dict[str, Any]  # what was measured, under its names; or an `error`
 

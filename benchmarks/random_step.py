@@ -45,7 +45,7 @@ def random_train_step(options: Options, device: torch.device) -> TrainStep:
 
 def random_batch(options: Options, device: torch.device, *, scale: int) -> Batch:
     """Noise of the sizes of a recipe, in channels_last."""
-    side = options.dataset.lr_patch_px
+    side = options.dataset.hr_patch_px // scale
     lr, hr = (
         torch.rand(options.dataloader.batch_size, 3, px, px, device=device).to(memory_format=torch.channels_last)
         for px in (side, side * scale)

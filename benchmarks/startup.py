@@ -40,7 +40,7 @@ SETTINGS = {
     "generator.growth": "4",
     "semantic_extractor.weights": "random",
     "losses.perceptual.vgg_weights": "random",
-    "dataset.lr_patch_px": "16",
+    "dataset.hr_patch_px": "64",
     "train.total_batch_size": "1",
     "dataloader.num_workers": "2",
     "train.total_steps": "1",

@@ -64,8 +64,8 @@ def main() -> int:
     device = World().device(options.device)
 
     step = random_train_step(options, device)
-    generator, side = step.generator, options.dataset.lr_patch_px
-    hr_px = options.degradation.hr_px if options.degradation is not None else side * generator.scale
+    generator, side = step.generator, options.dataset.hr_patch_px // options.scale
+    hr_px = options.degradation.hr_px if options.degradation is not None else options.dataset.hr_patch_px
     loaded = {name: noise(arguments.batch, px) for name, px in (("lr", side), ("hr", hr_px))}
     pairs, seeds = build_training_pairs(options, scale=generator.scale), itertools.count()
 

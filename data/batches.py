@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """Training pairs, float in [0, 1]."""
 
     lr: Tensor  # (B, 3, H, W)
-    hr: Tensor  # (B, 3, 4H, 4W)
+    hr: Tensor  # (B, 3, scale * H, scale * W)
     sharp: Tensor | None = None  # HR sharpened, where some losses compare with it
 
 
@@ -28,7 +28,7 @@ class GivenPairs:
     mixes_batches = False
 
     def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
-        """{'lr': (B, 3, p, p), 'hr': (B, 3, 4p, 4p)}, uint8 -> the batch on `device`, float in [0, 1]."""
+        """{'lr': (B, 3, p, p), 'hr': (B, 3, P, P)}, uint8 -> the batch on `device`, float in [0, 1]."""
         lr, hr = (_for_networks(_copy_batch(loaded[key], device)) for key in ("lr", "hr"))
         return Batch(lr, hr)
 
@@ -62,9 +62,9 @@ class DegradedPairs:
 
     @torch.no_grad()
     def __call__(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> Batch:
-        """{'hr': (B, 3, P, P) uint8}, P at least 4 * lr_patch_px -> a batch on `device`, float in [0, 1].
+        """{'hr': (B, 3, P, P) uint8}, P at least scale * lr_patch_px -> a batch on `device`, float in [0, 1].
 
-        LR is (B, 3, p, p), HR and sharpened HR are (B, 3, 4p, 4p) for p = lr_patch_px.
+        LR is (B, 3, p, p), HR and sharpened HR are (B, 3, scale * p, scale * p) for p = lr_patch_px.
         """
         lr, hr = self._degraded(loaded, seed=seed, device=device)
         lr, hr = self.pool.exchange(lr, hr, _pool_rng(seed))
@@ -108,7 +108,7 @@ class DegradedPairs:
         return len(needed)
 
     def _degraded(self, loaded: dict[str, Any], *, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """LR (B, 3, p, p) and HR (B, 3, 4p, 4p), uint8."""
+        """LR (B, 3, p, p) and HR (B, 3, scale * p, scale * p), uint8."""
         rng = np.random.default_rng(seed)
         hr = _copy_batch(loaded["hr"], device)
         lr = self.degradation(self._sharpen(to_float(hr)), rng=rng)

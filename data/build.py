@@ -30,8 +30,8 @@ def build_dataset(options: Options, *, scale: int) -> PairedImages | HRImages:
         return HRImages(hr_roots, hr_px=options.degradation.hr_px, **random)
     (hr_root,) = hr_roots
     assert chosen.lr is not None  # options without LR and without a degradation are refused
-    lr_root = options.paths.data_root / chosen.lr
-    return PairedImages(hr_root, lr_root, scale=scale, lr_patch_px=chosen.lr_patch_px, **random)
+    lr_root = options.paths.data_root / chosen.lr.replace("{scale}", str(scale))
+    return PairedImages(hr_root, lr_root, scale=scale, lr_patch_px=chosen.hr_patch_px // scale, **random)
 
 
 def build_loader(
@@ -58,7 +58,7 @@ def build_training_pairs(options: Options, *, scale: int) -> GivenPairs | Degrad
         return GivenPairs()
     return DegradedPairs(
         build_degradation(chosen, scale=scale),
-        lr_patch_px=options.dataset.lr_patch_px,
+        lr_patch_px=options.dataset.hr_patch_px // scale,
         sharpening=build_sharpening(chosen),
         pool_pairs=chosen.pool_pairs,
     )

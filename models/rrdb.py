@@ -1,7 +1,8 @@
 """RRDBNet, the generator of ESRGAN: residual-in-residual dense blocks.
 
 Source: Wang et al., "ESRGAN", ECCVW 2018, section 3.1 and figure 4. Parameters have the names of the released
-`RRDB.pth` (ESRGAN, KAIR, SeD), so that such files load strictly.
+`RRDB.pth` (ESRGAN, KAIR, SeD), so that such files load strictly. For x1 and x2 the x4 network works on a smaller,
+pixel-unshuffled image, as in Real-ESRGAN (`RealESRGAN_x2plus.pth`).
 """
 
 import torch
@@ -10,29 +11,37 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sed_sr.models.generator import Generator
+from sed_sr.models.padding import pad_to_multiple
 
 # Residuals are scaled down before they are added, so that 23 blocks without normalisation train stably (section 3.1).
 RESIDUAL_SCALE = 0.2
+# scale -> factor of the pixel-unshuffle before the network, factors of the upsampling at its end
+RESIZING = {1: (4, (2, 2)), 2: (2, (2, 2)), 3: (1, (3,)), 4: (1, (2, 2)), 8: (1, (2, 2, 2))}
 
 
 class RRDBNet(Generator):
-    """x4 generator. The defaults are the published network, 16.70 M parameters.
+    """The defaults are the published network for x4, 16.70 M parameters.
+
+    Args:
+        scale: 1, 2, 3, 4 or 8.
+        features: channels between the blocks.
+        blocks: number of residual-in-residual dense blocks.
+        growth: channels added by each convolution of a dense block.
 
     Attributes:
         checkpointing: store only the input of each block in training and recompute the rest in the backward pass, for
             less memory and more time (Chen et al. 2016). False unless set.
     """
 
-    scale = 4
-
-    def __init__(self, *, features: int = 64, blocks: int = 23, growth: int = 32):
+    def __init__(self, *, scale: int = 4, features: int = 64, blocks: int = 23, growth: int = 32):
         super().__init__()
-        self.checkpointing = False
-        self.conv_first = nn.Conv2d(3, features, 3, padding=1)
+        self.scale, self.checkpointing = scale, False
+        self.unshuffle, self.upsampling = RESIZING[scale]
+        self.conv_first = nn.Conv2d(3 * self.unshuffle**2, features, 3, padding=1)
         self.RRDB_trunk = nn.Sequential(*(RRDB(features, growth) for _ in range(blocks)))
         self.trunk_conv = nn.Conv2d(features, features, 3, padding=1)
-        self.upconv1 = nn.Conv2d(features, features, 3, padding=1)
-        self.upconv2 = nn.Conv2d(features, features, 3, padding=1)
+        for number, _ in enumerate(self.upsampling, 1):
+            self.add_module(f"upconv{number}", nn.Conv2d(features, features, 3, padding=1))
         self.HRconv = nn.Conv2d(features, features, 3, padding=1)
         self.conv_last = nn.Conv2d(features, 3, 3, padding=1)
 
@@ -42,12 +51,20 @@ class RRDBNet(Generator):
         return list(self.RRDB_trunk)
 
     def forward(self, lr: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
+        """(B, 3, H, W) float in [0, 1] -> (B, 3, scale * H, scale * W) float, about [0, 1] but not clipped.
+
+        Any H, W >= 1: images that the unshuffling does not divide are padded by reflection.
+        """
+        height, width = lr.shape[-2:]
+        if self.unshuffle > 1:
+            lr = F.pixel_unshuffle(pad_to_multiple(lr, self.unshuffle), self.unshuffle)
         x = self.conv_first(lr)
         x = x + self.trunk_conv(self._trunk(x))
-        x = _lrelu(self.upconv1(F.interpolate(x, scale_factor=2, mode="nearest")))  # (B, C, 2H, 2W)
-        x = _lrelu(self.upconv2(F.interpolate(x, scale_factor=2, mode="nearest")))  # (B, C, 4H, 4W)
-        return self.conv_last(_lrelu(self.HRconv(x)))
+        for number, factor in enumerate(self.upsampling, 1):
+            upconv = getattr(self, f"upconv{number}")
+            x = _lrelu(upconv(F.interpolate(x, scale_factor=factor, mode="nearest")))
+        sr = self.conv_last(_lrelu(self.HRconv(x)))
+        return sr[..., : self.scale * height, : self.scale * width]
 
     def _trunk(self, x: Tensor) -> Tensor:
         for block in self.RRDB_trunk:

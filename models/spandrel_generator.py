@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sed_sr.models.generator import Generator
-from sed_sr.models.swinir import reflect_pad
+from sed_sr.models.padding import reflect_pad
 from sed_sr.options.errors import UserError
 
 TRIAL_PX = 16  # side of the LR images of a trial, or as much more as the network requires

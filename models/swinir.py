@@ -1,4 +1,4 @@
-"""SwinIR for x4 SR: a generator of shifted-window transformer blocks.
+"""SwinIR: a generator of shifted-window transformer blocks.
 
 Source: Liang et al., "SwinIR", ICCVW 2021, section 3; windows and shifts after Liu et al., "Swin Transformer", ICCV
 2021, section 3.2. Parameters and buffers have the names of the released files (classical SR:
@@ -16,22 +16,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sed_sr.models.generator import Generator
+from sed_sr.models.padding import pad_to_multiple
 from sed_sr.options.errors import UserError
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
-UPSAMPLERS = ("pixelshuffle", "nearest+conv")
+UPSAMPLER_SCALES = {
+    "pixelshuffle": (2, 3, 4, 8),
+    "pixelshuffledirect": (2, 3, 4, 8),
+    "nearest+conv": (2, 4, 8),
+    "none": (1,),
+}
 UPSAMPLER_FEATURES = 64
 TRAINING_PX = 64  # side of the LR patches for which the released file has the shift mask
 
 
 class SwinIR(Generator):
-    """x4 generator. The defaults are SwinIR-M, 11.90 M parameters.
+    """The defaults are SwinIR-M for x4, 11.90 M parameters.
 
     The buffers `attn_mask` and `relative_position_index` depend on the window only. They are in the state dict because
     other projects expect them there. Loading ignores those of a file, so that files trained with other patch sizes load
     too.
 
     Args:
+        scale: 1, 2, 3, 4 or 8; `UPSAMPLER_SCALES` has those of each upsampler.
         embed_dim: channels of the transformer blocks.
         depths: number of transformer blocks of each residual group.
         heads: number of attention heads of each residual group; each divides `embed_dim`.
@@ -39,24 +46,26 @@ class SwinIR(Generator):
         mlp_ratio: hidden channels of an MLP, divided by `embed_dim`.
         drop_path: probability of dropping the residuals of the last block for a sample in training. It increases
             linearly from 0 at the first block.
-        upsampler: "pixelshuffle", as published for classical SR, or "nearest+conv", as published for real SR.
+        upsampler: as published for classical SR ("pixelshuffle"), lightweight SR ("pixelshuffledirect"), real SR
+            ("nearest+conv") and denoising ("none").
+        resi_connection: "1conv", or "3conv" for the three convolutions that end each group in SwinIR-L.
 
     Attributes:
         checkpointing: store only the input of each block in training and recompute the rest in the backward pass, for
             less memory and more time (Chen et al. 2016). False unless set.
 
     Raises:
-        UserError: `depths` and `heads` differ in length, a number of heads does not divide `embed_dim`, or `upsampler`
-            is unknown.
+        UserError: `depths` and `heads` differ in length, a number of heads does not divide `embed_dim`, or the
+            upsampler does not have the scale.
     """
 
-    scale = 4
     mean: Tensor
     keep_probability: Tensor
 
     def __init__(
         self,
         *,
+        scale: int = 4,
         embed_dim: int = 180,
         depths: tuple[int, ...] = (6,) * 6,
         heads: tuple[int, ...] = (6,) * 6,
@@ -64,6 +73,7 @@ class SwinIR(Generator):
         mlp_ratio: float = 2.0,
         drop_path: float = 0.1,
         upsampler: str = "pixelshuffle",
+        resi_connection: str = "1conv",
     ):
         super().__init__()
         if len(depths) != len(heads):
@@ -72,37 +82,47 @@ class SwinIR(Generator):
             )
         if any(embed_dim % n for n in heads):
             raise UserError(f"SwinIR was given embed_dim {embed_dim}, but needs a multiple of each of {heads} heads")
-        if upsampler not in UPSAMPLERS:
-            raise UserError(f"SwinIR was given the upsampler {upsampler!r}, but has only {', '.join(UPSAMPLERS)}")
-        self.window, self.upsampler, self.checkpointing = window, upsampler, False
+        if scale not in UPSAMPLER_SCALES[upsampler]:
+            able = " or ".join(name for name, scales in UPSAMPLER_SCALES.items() if scale in scales)
+            raise UserError(f"SwinIR was given the upsampler {upsampler}; with scale {scale} it should be {able}")
+        self.scale, self.window, self.upsampler, self.checkpointing = scale, window, upsampler, False
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)
         self.patch_embed = PatchEmbed(embed_dim)
         self.depths = depths
         self.register_buffer("keep_probability", 1 - torch.linspace(0, drop_path, sum(depths)), persistent=False)
         self.layers = nn.ModuleList(
-            ResidualGroup(embed_dim, depth=depth, heads=n, window=window, mlp_ratio=mlp_ratio)
+            ResidualGroup(
+                embed_dim, depth=depth, heads=n, window=window, mlp_ratio=mlp_ratio, resi_connection=resi_connection
+            )
             for depth, n in zip(depths, heads, strict=True)
         )
         self.norm = nn.LayerNorm(embed_dim)
-        self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
-        self.conv_before_upsample = nn.Sequential(
-            nn.Conv2d(embed_dim, UPSAMPLER_FEATURES, 3, padding=1), nn.LeakyReLU(inplace=True)
-        )
-        if upsampler == "pixelshuffle":
-            self.upsample = nn.Sequential(
-                nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
-                nn.PixelShuffle(2),
-                nn.Conv2d(UPSAMPLER_FEATURES, 4 * UPSAMPLER_FEATURES, 3, padding=1),
-                nn.PixelShuffle(2),
-            )
-        else:
-            self.conv_up1 = nn.Conv2d(UPSAMPLER_FEATURES, UPSAMPLER_FEATURES, 3, padding=1)
-            self.conv_up2 = nn.Conv2d(UPSAMPLER_FEATURES, UPSAMPLER_FEATURES, 3, padding=1)
-            self.conv_hr = nn.Conv2d(UPSAMPLER_FEATURES, UPSAMPLER_FEATURES, 3, padding=1)
-        self.conv_last = nn.Conv2d(UPSAMPLER_FEATURES, 3, 3, padding=1)
+        self.conv_after_body = _end_of_residual(embed_dim, resi_connection)
+        self._add_upsampler(embed_dim)
         self.apply(_init_linear)
         self.register_load_state_dict_pre_hook(_keep_recomputed_buffers)
+
+    def _add_upsampler(self, embed_dim: int) -> None:
+        features, doublings = UPSAMPLER_FEATURES, self.scale.bit_length() - 1
+        if self.upsampler == "none":
+            self.conv_last = _conv(embed_dim, 3)
+            return
+        if self.upsampler == "pixelshuffledirect":
+            self.upsample = nn.Sequential(_conv(embed_dim, 3 * self.scale**2), nn.PixelShuffle(self.scale))
+            return
+        self.conv_before_upsample = nn.Sequential(_conv(embed_dim, features), nn.LeakyReLU(inplace=True))
+        if self.upsampler == "pixelshuffle":
+            factors = (3,) if self.scale == 3 else (2,) * doublings
+            self.upsample = nn.Sequential()
+            for factor in factors:
+                self.upsample.extend((_conv(features, factor**2 * features), nn.PixelShuffle(factor)))
+        else:
+            self.conv_ups = [f"conv_up{number}" for number in range(1, 1 + doublings)]
+            for name in self.conv_ups:
+                self.add_module(name, _conv(features, features))
+            self.conv_hr = _conv(features, features)
+        self.conv_last = _conv(features, 3)
 
     @property
     def repeated_blocks(self) -> list[nn.Module]:
@@ -110,13 +130,16 @@ class SwinIR(Generator):
         return [module for module in self.modules() if isinstance(module, SwinBlock)]
 
     def forward(self, lr: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [0, 1] -> (B, 3, 4H, 4W) float, about [0, 1] but not clipped. Any H, W >= 1."""
+        """(B, 3, H, W) float in [0, 1] -> (B, 3, scale * H, scale * W) float, about [0, 1] but not clipped.
+
+        Any H, W >= 1: images that the window does not divide are padded by reflection.
+        """
         height, width = lr.shape[-2:]
-        x = reflect_pad(lr, _round_up(height, self.window), _round_up(width, self.window))
-        x = self.conv_first(x - self.mean)
+        image = pad_to_multiple(lr, self.window) - self.mean
+        x = self.conv_first(image)
         x = x + self.conv_after_body(self._body(x))
-        sr = self.conv_last(self._enlarge(self.conv_before_upsample(x))) + self.mean
-        return sr[..., : self.scale * height, : self.scale * width]
+        sr = image + self.conv_last(x) if self.upsampler == "none" else self._upsample(x)
+        return (sr + self.mean)[..., : self.scale * height, : self.scale * width]
 
     def _body(self, x: Tensor) -> Tensor:
         mask = shift_mask(x.shape[2], x.shape[3], self.window, x.device).to(x.dtype)
@@ -135,13 +158,16 @@ class SwinIR(Generator):
         keep = self.keep_probability.view(-1, 1, 1, 1, 1, 1).expand(-1, 2, batch, 1, 1, 1)
         return torch.bernoulli(keep) / keep.clamp(min=torch.finfo(keep.dtype).tiny)
 
-    def _enlarge(self, x: Tensor) -> Tensor:
-        """(B, 64, H, W) -> (B, 64, 4H, 4W)."""
-        if self.upsampler == "pixelshuffle":
+    def _upsample(self, x: Tensor) -> Tensor:
+        """(B, embed_dim, H, W) -> (B, 3, scale * H, scale * W)."""
+        if self.upsampler == "pixelshuffledirect":
             return self.upsample(x)
-        for conv in (self.conv_up1, self.conv_up2):
-            x = _lrelu(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
-        return _lrelu(self.conv_hr(x))
+        x = self.conv_before_upsample(x)
+        if self.upsampler == "pixelshuffle":
+            return self.conv_last(self.upsample(x))
+        for name in self.conv_ups:
+            x = _lrelu(getattr(self, name)(F.interpolate(x, scale_factor=2, mode="nearest")))
+        return self.conv_last(_lrelu(self.conv_hr(x)))
 
 
 class PatchEmbed(nn.Module):
@@ -162,14 +188,14 @@ class ResidualGroup(nn.Module):
     `recomputed`: store only the inputs of its transformer blocks for the backward pass.
     """
 
-    def __init__(self, dim: int, *, depth: int, heads: int, window: int, mlp_ratio: float):
+    def __init__(self, dim: int, *, depth: int, heads: int, window: int, mlp_ratio: float, resi_connection: str):
         super().__init__()
         self.residual_group = SwinBlocks(
             # Every second block shifts its windows by half, so that neighbouring windows exchange information.
             SwinBlock(dim, heads=heads, window=window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio)
             for i in range(depth)
         )
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = _end_of_residual(dim, resi_connection)
 
     def forward(self, x: Tensor, mask: Tensor, factors: Tensor | None, *, recomputed: bool) -> Tensor:
         body = x
@@ -271,18 +297,6 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-def reflect_pad(image: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, height, width), reflected about the last row and column (which are not repeated).
-
-    F.pad does not accept a padding larger than the image. This reflects repeatedly; a single pixel is repeated.
-    """
-    for dim, size in ((-2, height), (-1, width)):
-        last = torch.arange(image.shape[dim], device=image.device)[-1]
-        position = torch.arange(size, device=image.device) % (2 * last).clamp(min=1)
-        image = image.index_select(dim, torch.minimum(position, 2 * last - position))
-    return image
-
-
 def shift_mask(height: int, width: int, window: int, device: torch.device | None = None) -> Tensor:
     """(W, T, T) for W windows of T tokens: -100 for two tokens that are neighbours by the cyclic shift only, else 0."""
 
@@ -309,6 +323,19 @@ def _keep_recomputed_buffers(module: nn.Module, state_dict: dict, prefix: str, *
     for name, buffer in module.named_buffers():
         if name.endswith(("attn_mask", "relative_position_index")):
             state_dict[prefix + name] = buffer
+
+
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def _end_of_residual(dim: int, resi_connection: str) -> nn.Module:
+    """The convolution, or the three of SwinIR-L, before a residual is added: (B, dim, H, W) -> the same shape."""
+    if resi_connection == "1conv":
+        return _conv(dim, dim)
+    inner = dim // 4
+    slope = nn.LeakyReLU(negative_slope=0.2, inplace=True)
+    return nn.Sequential(_conv(dim, inner), slope, nn.Conv2d(inner, inner, 1), slope, _conv(inner, dim))
 
 
 def _lrelu(x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Adversary:
         discriminator: D(image, semantic) -> logits.
         optimizer: of the parameters of D; same requirements as generator_optimizer.
         loss: formulas of the adversarial loss.
-        extractor: frozen; (B, 3, 4H, 4W) in [0, 1] -> semantic features; None for a plain discriminator.
+        extractor: frozen; (B, 3, H, W) in [0, 1] -> semantic features; None for a plain discriminator.
     """
 
     discriminator: nn.Module
@@ -52,7 +52,7 @@ class TrainStep:
     """Both networks, their objectives and optimisers, and the step that updates them.
 
     Args:
-        generator: G, maps (B, 3, H, W) in [0, 1] to (B, 3, 4H, 4W).
+        generator: G, maps (B, 3, H, W) in [0, 1] to (B, 3, scale * H, scale * W).
         generator_optimizer: over the parameters of G; one of PyTorch's with `fused=True`, which skip an update by
             their attribute `found_inf` without waiting for the device.
         batches_per_step: batches of this process per step.

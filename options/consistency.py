@@ -32,13 +32,15 @@ def _of_losses(options: Options) -> Conflicts:
 
 
 def _of_networks(options: Options) -> Conflicts:
-    patch_px, discriminator, generator = options.dataset.lr_patch_px, options.discriminator, options.generator
+    patch_px, discriminator, generator = options.dataset.hr_patch_px, options.discriminator, options.generator
+    if patch_px % options.scale:
+        yield "dataset.hr_patch_px", f"is {patch_px}; should be a multiple of the scale, {options.scale}"
     if discriminator is not None:
-        # HR crops are 4 times as large; discriminators and the semantic extractor halve them up to four times.
-        if patch_px % 4:
-            yield "dataset.lr_patch_px", f"is {patch_px}; with a discriminator it should be a multiple of 4"
-        if discriminator.type == "patch" and patch_px < 8:
-            yield "dataset.lr_patch_px", f"is {patch_px}; with a patch discriminator it should be at least 8"
+        # Discriminators and the semantic extractor halve HR crops up to four times.
+        if patch_px % 16:
+            yield "dataset.hr_patch_px", f"is {patch_px}; with a discriminator it should be a multiple of 16"
+        if discriminator.type == "patch" and patch_px < 32:
+            yield "dataset.hr_patch_px", f"is {patch_px}; with a patch discriminator it should be at least 32"
         if discriminator.features % 8:
             yield "discriminator.features", f"is {discriminator.features}; should be a multiple of 8"
     if isinstance(generator, SwinIROptions):
@@ -55,16 +57,16 @@ def _of_training_data(options: Options) -> Conflicts:
     if degradation is not None:
         if dataset.lr is not None:
             yield "dataset.lr", f"is {dataset.lr}, but degradation makes LR from HR; set dataset.lr: null"
-        yield from _of_degradation(degradation, dataset.lr_patch_px)
+        yield from _of_degradation(degradation, dataset.hr_patch_px, scale=options.scale)
     elif dataset.lr is None:
         yield "dataset.lr", "is null, so LR is made from HR, but degradation is null too; give one of them"
     elif len(dataset.hr) > 1:
         yield "dataset.hr", f"has {len(dataset.hr)} folders; with LR images (dataset.lr) it should have one"
 
 
-def _of_degradation(degradation: DegradationOptions, lr_patch_px: int) -> Conflicts:
-    if degradation.hr_px % 4 or degradation.hr_px < 4 * lr_patch_px:
-        expected = f"a multiple of 4, at least 4 times dataset.lr_patch_px ({lr_patch_px})"
+def _of_degradation(degradation: DegradationOptions, hr_patch_px: int, *, scale: int) -> Conflicts:
+    if degradation.hr_px % scale or degradation.hr_px < hr_patch_px:
+        expected = f"a multiple of the scale, {scale}, and at least dataset.hr_patch_px ({hr_patch_px})"
         yield "degradation.hr_px", f"is {degradation.hr_px}; should be {expected}"
     if degradation.sharpening is None and degradation.sharpened_targets:
         yield "degradation.sharpened_targets", "needs degradation.sharpening, which is null"

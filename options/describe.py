@@ -135,7 +135,7 @@ def _kind(option: dict[str, Any]) -> str:
     if "properties" in option:
         return "keys"
     if "enum" in option:
-        return " | ".join(option["enum"])
+        return " | ".join(map(str, option["enum"]))
     if "const" in option:
         return option["const"]
     if option["type"] == "array":

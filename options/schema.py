@@ -74,9 +74,13 @@ class SwinIROptions(Section):
     drop_path: Fraction = Field(
         default=0.1, description="stochastic depth rate of the last block in training; it increases linearly from 0"
     )
-    upsampler: Literal["pixelshuffle", "nearest+conv"] = Field(
+    upsampler: Literal["pixelshuffle", "pixelshuffledirect", "nearest+conv", "none"] = Field(
         default="pixelshuffle",
-        description="pixelshuffle: as published for classical SR; nearest+conv: as published for Real SR",
+        description="as published for classical SR (pixelshuffle), lightweight SR (pixelshuffledirect), Real SR "
+        "(nearest+conv) and, with scale 1, for denoising (none)",
+    )
+    resi_connection: Literal["1conv", "3conv"] = Field(
+        default="1conv", description="convolutions that end each residual group; 3conv: those of SwinIR-L"
     )
 
 
@@ -178,9 +182,13 @@ class DatasetOptions(Section):
         min_length=1,
     )
     lr: FileName | None = Field(
-        default="train_sub_x4", description="folder of the LR images; null: LR is made from HR, see `degradation`"
+        default="train_sub_x{scale}",
+        description="folder of the LR images, where {scale} stands for the scale; null: LR is made from HR, see "
+        "`degradation`",
     )
-    lr_patch_px: Positive = Field(default=64, description="side of the random LR crop; the HR crop is 4 times as large")
+    hr_patch_px: Positive = Field(
+        default=256, description="side of the random HR crop, a multiple of the scale; the LR crop is as much smaller"
+    )
     augment: bool = Field(default=True, description="random flips and 90-degree rotations (8 variants)")
 
 
@@ -409,6 +417,7 @@ class Options(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]*$", max_length=200)] = Field(
         description="name of the run and of its folder: letters, digits, and . _ + -"
     )
+    scale: Literal[1, 2, 3, 4, 8] = Field(default=4, description="HR side / LR side")
     seed: Natural = Field(default=1, description="seed of all random numbers")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda if available, else cpu")
     paths: Paths = Paths()

@@ -176,7 +176,7 @@ def _furnish(root: Path, *, prepared: Path) -> Path:
             "name": recipe.stem.removeprefix("train_"),
             "device": "cpu",
             "generator": generator,
-            "dataset": {"lr_patch_px": 16},
+            "dataset": {"hr_patch_px": 64},
             "dataloader": {"batch_size": 2, "num_workers": 1},
             "optimizer": {"learning_rate": 1e-3, "milestones": [3]},
             "train": {"total_steps": 4, "total_batch_size": None, "log_every_steps": 1, "save_every_steps": 2},

@@ -327,7 +327,7 @@ def test_wrong_command_is_noticed(command, monkeypatch, capsys):
 
 
 # The network and the steps of a test; of two values that --set gives, the last one counts.
-SMALL = ("generator.features=8", "generator.blocks=1", "dataset.lr_patch_px=16", "dataloader.num_workers=0",
+SMALL = ("generator.features=8", "generator.blocks=1", "dataset.hr_patch_px=64", "dataloader.num_workers=0",
          "train.total_steps=2", "device=cpu")  # fmt: skip
 # Exports to all formats in one process: for each format the largest difference, or the error message.
 EXPORT_ALL = """

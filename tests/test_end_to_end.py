@@ -153,7 +153,7 @@ MISTAKES = {  # the words of a command, and what its sentence must say
     "train.py --opt rrdb_psn.yml": "did you mean rrdb_psnr.yml?",
     f"{PSNR} --data_root nowhere": "nowhere/train_sub",
     f"{PSNR} --set validation.benchmarks=[Photo]": "did you mean Photos?",
-    f"{PSNR} --set dataset.lr_patch_px=64": "smaller than the LR patch",
+    f"{PSNR} --set dataset.hr_patch_px=256": "smaller than the LR patch",
     f"{PSNR} --resume nothing.pth": "nothing.pth",
     f"{SED} --set semantic_extractor.weights=RN5O.pt": "did you mean RN50.pt?",
     f"{SED} --set losses.perceptual.layers.conv9_9=1": "conv9_9",

@@ -86,7 +86,7 @@ def written(tmp_path_factory) -> Path:
             "Hundred": BenchmarkScores({name: {"psnr": 30 - int(name) / 10} for name in HUNDRED}),
             "photos": BenchmarkScores({PHOTO: {}, LONG: {}}, failures=("broken.jpg cannot be decoded",)),
         }
-        results.append(Result(label, f"{label}.pth", "RRDB x4", None, by_benchmark))
+        results.append(Result(label, f"{label}.pth", 4, "RRDB x4", None, by_benchmark))
     path = root / "out" / "html_page.html"
     write_report(path, results, benchmarks=benchmarks, metrics=METRICS, sr_root=root / "out", title=TITLE)
     return path
@@ -431,7 +431,7 @@ def test_pictures_that_are_not_embedded_are_named_and_their_scores_listed(open_p
     lr = save(tmp_path / "lr.png", places(blue=0)[::4, ::4])
     write_report(
         tmp_path / "html_page.html",
-        [Result("one", "one.pth", "RRDB x4", None, {"Set": BenchmarkScores({"a": {"psnr": 30.0}})})],
+        [Result("one", "one.pth", 4, "RRDB x4", None, {"Set": BenchmarkScores({"a": {"psnr": 30.0}})})],
         benchmarks=[Benchmark("Set", (BenchmarkImage("a", lr, hr),))],
         metrics=METRICS,
         sr_root=tmp_path / "out",
@@ -455,7 +455,7 @@ def test_extra_pictures_can_be_chosen_but_have_no_error_map(open_page, tmp_path)
     save(tmp_path / "out/one/Set/a.png", places(blue=BLUE["one"]))
     write_report(
         tmp_path / "html_page.html",
-        [Result("one", "one.pth", "RRDB x4", None, {"Set": BenchmarkScores({"a": {"psnr": 30.0}})})],
+        [Result("one", "one.pth", 4, "RRDB x4", None, {"Set": BenchmarkScores({"a": {"psnr": 30.0}})})],
         benchmarks=[Benchmark("Set", (BenchmarkImage("a", lr, hr),))],
         metrics=METRICS,
         sr_root=tmp_path / "out",
@@ -492,7 +492,10 @@ def test_folder_without_ground_truth_has_no_hr_no_scatter_plot_and_no_columns_of
         save(tmp_path / "out" / label / "photos/a.png", places(blue=BLUE[label]))
     write_report(
         tmp_path / "html_page.html",
-        [Result(label, f"{label}.pth", "", None, {"photos": BenchmarkScores({"a": {}})}) for label in ("one", "two")],
+        [
+            Result(label, f"{label}.pth", 4, "", None, {"photos": BenchmarkScores({"a": {}})})
+            for label in ("one", "two")
+        ],
         benchmarks=[Benchmark("photos", (BenchmarkImage("a", lr, None),))],
         metrics={},
         sr_root=tmp_path / "out",

@@ -28,10 +28,10 @@ def finished(done, *expected: str) -> str:
     return done.stdout
 
 
-def network_of(seed: int) -> RRDBNet:
+def network_of(seed: int, *, scale: int = 4) -> RRDBNet:
     """Random weights whose output has contrast."""
     torch.manual_seed(seed)
-    network = RRDBNet(features=8, blocks=1, growth=4)
+    network = RRDBNet(scale=scale, features=8, blocks=1, growth=4)
     network.conv_last.weight.data *= 30
     network.conv_last.bias.data += 0.5
     return network.eval()
@@ -89,6 +89,46 @@ def test_weights_side_by_side(workshop, command):
     page = (out / "report.html").read_text()
     assert "https://" not in page
     assert "http://www.w3.org" in page or "http://" not in page
+
+
+def test_each_of_several_scales_has_its_benchmarks_table_and_bicubic(workshop, command):
+    torch.save(network_of(0, scale=2).state_dict(), workshop / "x2.pth")
+    weights_in(workshop, "x4.pth")
+    make = "-m data.prepare.lr_images --input Evaluation/Photos/GTmod12 --output Evaluation/Photos/LRbicx2 --scale 2"
+    finished(command(*make.split(), cwd=workshop))
+    words = f"{TEST} Photos --weights x4.pth bicubic x2.pth --metrics psnr --output_path out"
+    table = finished(command(*words.split(), cwd=workshop), "scores, x2", "scores, x4", "paper: bicubic")
+    weights = results_of(workshop / "out")["weights"]
+    found = {label: (each["scale"], *each["benchmarks"]) for label, each in weights.items()}
+    assert found == {
+        "tiny_P+SeD": (4, "Photos_x4"),
+        "bicubic_x2": (2, "Photos_x2"),
+        "bicubic_x4": (4, "Photos_x4"),
+        "x2": (2, "Photos_x2"),
+    }
+    means = {
+        label: each["benchmarks"][f"Photos_{label[-2:]}"]["mean"]["psnr"]
+        for label, each in weights.items()
+        if "bi" in label
+    }
+    assert means["bicubic_x2"] > means["bicubic_x4"] + 2
+    assert all(f"{mean:.2f}" in table for mean in means.values())
+    lr = read_rgb(workshop / "Evaluation/Photos/LRbicx2/catx2.png")
+    assert read_rgb(workshop / "out/x2/Photos_x2/cat.png").shape == (2 * lr.shape[0], 2 * lr.shape[1], 3)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_weights_of_another_scale_than_the_recipe_are_refused(scale, workshop, command):
+    torch.save(network_of(0, scale=scale).state_dict(), workshop / "other.pth")
+    recipe = (
+        f"--opt {ROOT}/options/train_rrdb_psnr.yml --set generator.features=8 generator.blocks=1 generator.growth=4"
+    )
+    words = f"{TEST} Photos {recipe} --weights other.pth --metrics psnr"
+    done = command(*words.split(), cwd=workshop)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(
+        rf"other.pth holds RRDB .*, x{'2 or 3' if scale == 3 else 2}, .* the options ask for x4$", done.stderr.strip()
+    )
 
 
 def test_checkpoint_needs_no_option_file(workshop, command, prepared):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from sed_sr.data.benchmarks import Benchmark, find_benchmark, find_inputs
 from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import Options
-from sed_sr.utils.evaluation.candidates import SCALE, Candidate, Entry, find_weights, load_candidates
+from sed_sr.utils.evaluation.candidates import Candidate, Entry, find_weights, load_candidates
 from sed_sr.utils.evaluation.evaluate import evaluate
 from sed_sr.utils.evaluation.metrics import Metric, build_metrics
 from sed_sr.utils.evaluation.paper_scores import paper_row
@@ -34,7 +34,7 @@ class TestSetup:
 
     options: Options
     candidates: list[Candidate]
-    benchmarks: list[Benchmark]
+    benchmarks: dict[int, list[Benchmark]]  # by scale
     metrics: dict[str, Metric]
     device: torch.device
     output: Path
@@ -107,16 +107,19 @@ def prepare(
         if not entries:
             raise UserError("no weights were given; give --weights FILE, --weights bicubic, or test.weights")
         paper_row(chosen.paper_row)  # reports an unknown row before the images are upscaled
-    benchmarks = world.from_main(lambda: find_benchmarks(options, inputs))
+    photographs = world.from_main(lambda: find_inputs(inputs)) if inputs else None
     candidates = load_all_weights(entries, options, has_recipe=has_recipe, device=device, world=world)
+    scales = sorted({candidate.scale for candidate in candidates})
+    benchmarks = world.from_main(lambda: find_benchmarks(options, photographs, scales=scales))
+    all_benchmarks = [benchmark for scale in scales for benchmark in benchmarks[scale]]
     output = output or Path("results") / (
         options.name if has_recipe else "_vs_".join(candidate.label for candidate in candidates)
     )
     sources = {candidate.label: candidate.source for candidate in candidates}
     with world.raise_together():
         if world.main:
-            check_output_folder(output, sources, benchmarks)
-    has_ground_truth = any(benchmark.has_ground_truth for benchmark in benchmarks)
+            check_output_folder(output, sources, all_benchmarks)
+    has_ground_truth = any(benchmark.has_ground_truth for benchmark in all_benchmarks)
     extra_pictures = NO_EXTRA_PICTURES
     with world.raise_together():
         if discriminator_state is not None and not has_ground_truth:
@@ -141,17 +144,22 @@ def prepare(
     return TestSetup(options, candidates, benchmarks, metrics, device, output, extra_pictures)
 
 
-def find_benchmarks(options: Options, inputs: list[Path] | None) -> list[Benchmark]:
-    """Find the images to upscale. Raises UserError if two benchmarks have the same name, and so the same folder."""
-    root = options.paths.data_test_root
-    if inputs:
-        benchmarks = find_inputs(inputs)
-    else:
-        benchmarks = [find_benchmark(root, name, scale=SCALE) for name in options.test.benchmarks]
-    name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
-    if uses > 1:
-        raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
-    return benchmarks
+def find_benchmarks(
+    options: Options, photographs: list[Benchmark] | None, *, scales: list[int]
+) -> dict[int, list[Benchmark]]:
+    """Find the images to upscale, for each scale. With several scales, it becomes a part of the benchmarks' names.
+
+    Raises UserError if two benchmarks have the same name, and so the same folder.
+    """
+    root, found = options.paths.data_test_root, {}
+    for scale in scales:
+        benchmarks = photographs or [find_benchmark(root, name, scale=scale) for name in options.test.benchmarks]
+        name, uses = Counter(benchmark.name for benchmark in benchmarks).most_common(1)[0]
+        if uses > 1:
+            raise UserError(f"{uses} of the benchmarks are called {name}; score them one after the other")
+        suffix = "" if len(scales) == 1 else f"_x{scale}"
+        found[scale] = [replace(benchmark, name=benchmark.name + suffix) for benchmark in benchmarks]
+    return found
 
 
 def load_all_weights(
@@ -177,6 +185,7 @@ def load_all_weights(
             entries,
             pretrained_root=pretrained_root,
             generator=options.generator.model_dump() if has_recipe else None,
+            scale=options.scale,
             paper_row=chosen.paper_row,
             check_hash=world.local_rank == 0,
             upscaler=upscaler,
@@ -186,7 +195,7 @@ def load_all_weights(
 def score(candidate: Candidate, setup: TestSetup, world: World) -> Result:
     """Upscale and score all benchmarks with one candidate."""
     scores = {}
-    for benchmark in setup.benchmarks:
+    for benchmark in setup.benchmarks[candidate.scale]:
         with tqdm(
             desc=f"{candidate.label}, {benchmark.name}",
             total=len(benchmark.images[world.rank :: world.size]),
@@ -204,7 +213,9 @@ def score(candidate: Candidate, setup: TestSetup, world: World) -> Result:
                 output=setup.output / candidate.label / benchmark.name,
                 on_image=lambda image, sr, bar=bar: bar.update(),
             )
-    return Result(candidate.label, candidate.source, candidate.about, candidate.paper_row, scores)
+    return Result(
+        candidate.label, candidate.source, candidate.scale, candidate.about, candidate.paper_row, benchmarks=scores
+    )
 
 
 def write_files(results: list[Result], setup: TestSetup) -> None:
@@ -214,7 +225,7 @@ def write_files(results: list[Result], setup: TestSetup) -> None:
     write_report(
         setup.output / REPORT,
         results,
-        benchmarks=setup.benchmarks,
+        benchmarks=[benchmark for benchmarks in setup.benchmarks.values() for benchmark in benchmarks],
         metrics=setup.metrics,
         sr_root=setup.output,
         title=", ".join(result.label for result in results),

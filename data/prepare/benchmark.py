@@ -76,7 +76,7 @@ def main() -> int:
     )
     parser.add_argument("--input", type=Path, required=True, help="folder of HR images, in any of the usual layouts")
     parser.add_argument("--name", required=True, help="name of the benchmark, such as Urban100")
-    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="how many times smaller (default 4)")
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4, 8), default=4, help="how many times smaller (default 4)")
     parser.add_argument(
         "--output", type=Path, default=Path("Evaluation"), help="folder of the benchmarks (default Evaluation)"
     )

@@ -22,7 +22,6 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.schema import DegradationOptions
 
 RECIPE = Path(__file__).parents[2] / "options" / "train_rrdb_P+SeD_real.yml"
-SCALE = 4
 HR, LR = "test_HR", "test_LR"
 MIN_PX = 64
 
@@ -86,14 +85,14 @@ def degradation_parser(description: str | None, *, command: str) -> argparse.Arg
     return parser
 
 
-def degradation_options(args: argparse.Namespace) -> DegradationOptions:
-    """The degradation of a recipe. Raises UserError when the seed or the recipe cannot be used."""
+def degradation_options(args: argparse.Namespace) -> tuple[DegradationOptions, int]:
+    """The degradation and the scale of a recipe. Raises UserError when the seed or the recipe cannot be used."""
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}; 0 or more is expected")
     options = options_from(args)
     if options.degradation is None:
         raise UserError(f"{args.opt} has no degradation: it trains on existing LR images")
-    return options.degradation
+    return options.degradation, options.scale
 
 
 def main() -> int:
@@ -101,13 +100,13 @@ def main() -> int:
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="HR images")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder for the benchmark")
     args = parser.parse_args()
-    options = degradation_options(args)
+    options, scale = degradation_options(args)
     # Imported here, because PyTorch takes two seconds, which --help and a mistake in the arguments do not need.
     from sed_sr.data.build import build_degradation
     from sed_sr.data.degradation.pipeline import degrade_image
 
-    degradation = build_degradation(options, scale=SCALE)
-    return degrade_folder(args.input, args.output, partial(degrade_image, degradation), scale=SCALE, seed=args.seed)
+    degradation = build_degradation(options, scale=scale)
+    return degrade_folder(args.input, args.output, partial(degrade_image, degradation), scale=scale, seed=args.seed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ TINY = {
     "generator__features": 8,
     "generator__growth": 4,
     "discriminator__features": 8,
-    "dataset__lr_patch_px": 16,
+    "dataset__hr_patch_px": 64,
     "dataloader__batch_size": 2,
     "device": "cpu",
     "train__precision": "fp32",

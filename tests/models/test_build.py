@@ -15,6 +15,7 @@ from sed_sr.models.build import (
     build_train_step,
     records_graphs,
 )
+from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 
@@ -110,7 +111,7 @@ def test_compiled_step_equals_the_step_and_compiles_each_kind_of_block_once(reci
     )
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    small = {"discriminator__features": 8, "dataset__lr_patch_px": 16, "dataloader__batch_size": 2}
+    small = {"discriminator__features": 8, "dataset__hr_patch_px": 64, "dataloader__batch_size": 2}
     terms = []
     for compiled in (False, True):
         overrides = {**small, **COMPILED[recipe], "train__compile": compiled}
@@ -142,8 +143,8 @@ def test_gradient_checkpointing_follows_the_options(asked):
 
 def test_unsupported_options_raise():
     options = read("train_rrdb_P+SeD", **SMALL, train__gradient_checkpointing=True)
-    with pytest.raises(UserError, match=r"train\.gradient_checkpointing is true, but Conv2d does not support it"):
-        build_step(options, torch.nn.Conv2d(3, 3, 1))
+    with pytest.raises(UserError, match=r"train\.gradient_checkpointing is true, but Generator does not support it"):
+        build_step(options, Generator())
     options = read("train_rrdb_P+SeD", **SMALL, train__cuda_graph=True)
     with pytest.raises(UserError, match=r"train\.cuda_graph is true, which needs a GPU"):
         build_step(options)

@@ -223,7 +223,7 @@ def test_no_step_waits_for_the_device(recipe, precision):
         train__ema_decay=0.999,
         optimizer__clip_grad_norm=1.0,
         dataloader__batch_size=2,
-        dataset__lr_patch_px=16,
+        dataset__hr_patch_px=64,
         **({"discriminator__features": 8} if "psnr" not in recipe else {}),
         **TINY[recipe.split("_")[1]],
     )

@@ -2,23 +2,62 @@
 
 import math
 
+import numpy as np
 import pytest
 import spandrel
 import torch
+from spandrel.architectures.ESRGAN import ESRGAN
 
-from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.rrdb import RESIZING, RRDBNet
 from sed_sr.utils.runtime.memory import TensorBytes
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (16, 9), (24, 24)])
-def test_equals_an_independent_implementation(size, fill_parameters):
-    net = fill_parameters(RRDBNet(features=16, blocks=3))
-    other = spandrel.ModelLoader().load_from_state_dict(net.state_dict()).model.eval()  # loads strictly
+def other_implementation(net):
+    """The same weights in spandrel's RRDBNet. It has them in the same order, under other names."""
+    factor, upsampling = RESIZING[net.scale]
+    other = ESRGAN(
+        in_nc=net.conv_first.in_channels,
+        num_filters=net.conv_first.out_channels,
+        num_blocks=len(net.RRDB_trunk),
+        scale=math.prod(upsampling),
+        shuffle_factor=factor if factor > 1 else None,
+    )
+    names = other.state_dict().keys()
+    other.load_state_dict(dict(zip(names, net.state_dict().values(), strict=True)))
+    return other.eval()
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("size", [(5, 6), (16, 9), (24, 24)])
+def test_equals_an_independent_implementation(size, scale, fill_parameters):
+    net = fill_parameters(RRDBNet(scale=scale, features=16, blocks=2))
     lr = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        sr, expected = net(lr), other(lr)
-    assert sr.shape == (2, 3, 4 * size[0], 4 * size[1])
+        sr, expected = net(lr), other_implementation(net)(lr)
+    assert sr.shape == (2, 3, scale * size[0], scale * size[1])
     torch.testing.assert_close(sr, expected, rtol=1e-4, atol=1e-5 * expected.std().item())
+
+
+# A bare file does not show whether its one upsampling is by 2 or 3.
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_files_are_those_of_an_independent_implementation(scale, fill_parameters):
+    net = fill_parameters(RRDBNet(scale=scale, features=16, blocks=2))
+    other = spandrel.ModelLoader().load_from_state_dict(net.state_dict())  # loads strictly
+    assert other.scale == scale
+    lr = torch.rand(1, 3, 12, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(net(lr), other.model.eval()(lr), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_images_smaller_than_the_unshuffling_are_reflected(scale, fill_parameters):
+    net = fill_parameters(RRDBNet(scale=scale, features=8, blocks=1, growth=4))
+    lr = torch.rand(1, 3, 3, 5, generator=torch.Generator().manual_seed(0))
+    padding = ((0, 0), (0, 0), (0, -3 % net.unshuffle), (0, -5 % net.unshuffle))
+    padded = torch.from_numpy(np.pad(lr.numpy(), padding, mode="reflect"))
+    with torch.no_grad():
+        torch.testing.assert_close(net(lr), net(padded)[..., : 3 * scale, : 5 * scale], rtol=0, atol=0)
+        assert net(lr[..., :1, :1]).shape == (1, 3, scale, scale)
 
 
 def test_published_network_equals_an_independent_implementation(fill_parameters):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spandrel.architectures.SwinIR import SwinIR as OtherSwinIR
 
-from sed_sr.models.swinir import SwinIR, reflect_pad, shift_mask
+from sed_sr.models.padding import reflect_pad
+from sed_sr.models.swinir import UPSAMPLER_SCALES, SwinIR, shift_mask
 from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import TensorBytes
 
@@ -46,13 +47,29 @@ def test_equals_an_independent_implementation(size, tiny):
     assert_same(sr, other_implementation(tiny.state_dict())(lr))
 
 
+@pytest.mark.parametrize(
+    ("upsampler", "scale"), [(upsampler, scale) for upsampler, scales in UPSAMPLER_SCALES.items() for scale in scales]
+)
+@pytest.mark.parametrize("resi_connection", ["1conv", "3conv"])
 @torch.no_grad()
-def test_real_sr_network_equals_an_independent_implementation(fill_parameters):
-    net = fill_parameters(SwinIR(**TINY, upsampler="nearest+conv")).eval()
-    lr = lr_image(21, 16, batch=2)
-    other = other_implementation(net.state_dict())
-    assert other.upsampler == "nearest+conv"
-    assert_same(net(lr), other(lr))
+def test_every_upsampler_and_scale_equals_an_independent_implementation(
+    upsampler, scale, resi_connection, fill_parameters
+):
+    arguments = {**TINY, "upsampler": upsampler, "scale": scale, "resi_connection": resi_connection}
+    net = fill_parameters(SwinIR(**arguments)).eval()
+    other = spandrel.ModelLoader().load_from_state_dict(net.state_dict())
+    assert (other.scale, other.model.upsampler) == (scale, "" if upsampler == "none" else upsampler)
+    lr = lr_image(21, 16)
+    sr = net(lr)
+    assert sr.shape == (1, 3, 21 * scale, 16 * scale)
+    assert_same(sr, other.model.eval()(lr))
+
+
+@torch.no_grad()
+def test_swinir_l_for_real_sr_has_28_01_million_parameters():
+    with torch.device("meta"):
+        net = SwinIR(embed_dim=240, depths=(6,) * 9, heads=(8,) * 9, upsampler="nearest+conv", resi_connection="3conv")
+    assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == 28.01
 
 
 @torch.no_grad()
@@ -186,8 +203,8 @@ def test_inconsistent_depths_and_heads_raise():
         SwinIR(depths=(6, 6), heads=(6,))
     with pytest.raises(UserError, match=r"embed_dim 64.*\(4, 6\) heads"):
         SwinIR(embed_dim=64, depths=(1, 1), heads=(4, 6))
-    with pytest.raises(UserError, match="upsampler 'nearest', but has only pixelshuffle, nearest"):
-        SwinIR(upsampler="nearest")
+    with pytest.raises(UserError, match=r"nearest\+conv; with scale 3 it should be pixelshuffle or pixelshuffledirect"):
+        SwinIR(upsampler="nearest+conv", scale=3)
 
 
 def test_trains_after_inference_mode_on_the_same_size(tiny):

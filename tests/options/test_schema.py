@@ -1,5 +1,6 @@
 """Recipes are valid, and their values are the published ones."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,11 @@ def test_defaults_are_the_published_recipe():
     assert options.optimizer.betas == (0.9, 0.99)
     assert (options.optimizer.milestones, options.optimizer.decay) == ((100_000, 200_000), 0.5)
     assert (options.train.total_steps, options.train.ema_decay, options.seed) == (300_000, None, 1)
-    assert (options.dataset.lr_patch_px, options.train.total_batch_size) == (64, 32)
+    assert (options.scale, options.dataset.hr_patch_px, options.train.total_batch_size) == (4, 256, 32)
 
 
 def test_perceptual_weight_is_1_in_unet_recipes_and_a_tenth_of_it_in_patch_recipes():
-    classical = [path for path in RECIPES if "psnr" not in path.stem and not path.stem.endswith("_real")]
+    classical = [path for path in RECIPES if "psnr" not in path.stem and "_real" not in path.stem]
     weights = {path.stem: load_options(path).losses.perceptual for path in classical}
     for name, perceptual in weights.items():
         assert perceptual.weight == (1.0 if "_U" in name else 0.1), name
@@ -68,7 +69,7 @@ def test_real_sr_recipe_degrades_as_published(recipe):
     assert (degradation.final_sinc_probability, degradation.hr_px, degradation.pool_pairs) == (0.8, 400, 180)
     assert degradation.sharpening.model_dump() == {"kernel_px": 51, "weight": 0.5, "threshold": 10}
     assert set(degradation.sharpened_targets) == {"pixel", "perceptual"}
-    assert (options.dataset.lr, options.dataset.lr_patch_px, options.train.ema_decay) == (None, 64, 0.999)
+    assert (options.dataset.lr, options.dataset.hr_patch_px, options.train.ema_decay) == (None, 256, 0.999)
 
 
 def test_real_sr_recipes_cover_every_pair_of_networks_with_the_published_losses():
@@ -86,6 +87,15 @@ def test_real_sr_recipes_cover_every_pair_of_networks_with_the_published_losses(
             assert (losses.pixel.weight, losses.perceptual.weight, losses.gan.weight) == (1, 1, 0.1)
             assert options.discriminator.type == kinds[path.stem.split("_")[2][0]]
             assert options.discriminator.fusion == ("cross-attention" if "+SeD" in path.stem else "none")
+
+
+def test_recipes_of_other_scales_differ_from_those_for_x4_in_scale_and_patch_only():
+    for recipe in (path for path in RECIPES if re.search(r"_x\d$", path.stem)):
+        base = load_options(recipe.with_stem(recipe.stem[:-3]))
+        options = load_options(recipe)
+        assert (options.name, options.scale) == (recipe.stem, int(recipe.stem[-1]))
+        dataset = options.dataset.model_copy(update={"hr_patch_px": base.dataset.hr_patch_px})
+        assert options.model_copy(update={"name": base.name, "scale": 4, "dataset": dataset}) == base, recipe.stem
 
 
 def test_number_of_workers_is_automatic_in_every_recipe_for_training():

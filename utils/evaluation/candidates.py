@@ -9,13 +9,12 @@ from pathlib import Path
 
 from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
-from sed_sr.utils.evaluation.paper_scores import PAPER
+from sed_sr.utils.evaluation.paper_scores import PAPER, PAPER_SCALE
 from sed_sr.utils.evaluation.upscaler import Upscale, bicubic
 from sed_sr.utils.weights.generator_file import GeneratorFile, load_generator, open_generator_file
 from sed_sr.utils.weights.pretrained import locate
 
 BICUBIC = "bicubic"
-SCALE = 4  # of every generator of this project
 LABEL = re.compile(r"\w[\w+.()-]{0,99}")  # labels become folder names
 NOT_IN_LABEL = re.compile(r"[^\w+.()-]")
 
@@ -44,6 +43,7 @@ class Candidate:
 
     label: str
     source: str  # a path, or `bicubic`
+    scale: int
     about: str  # description for users
     paper_row: str | None  # the row of the paper's Table 1 that it reproduces
     upscale: Upscale
@@ -63,16 +63,18 @@ def load_candidates(
     *,
     pretrained_root: Path,
     generator: dict | None,
+    scale: int,
     paper_row: str | None,
     upscaler: Callable[[Generator], Upscale],
     check_hash: bool = True,
 ) -> list[Candidate]:
-    """Load all weights.
+    """Load all weights. Bicubic interpolation is one candidate for each scale of the others.
 
     Args:
         check_hash: as of `find_weights`.
         generator: options of the network that all weights must fit; None: the architecture is read from each file.
-        paper_row: for all weights; None: each file's own, if it has one.
+        scale: of `generator`, and of bicubic interpolation without other candidates.
+        paper_row: for all weights; None: each file's own, if it has one. The scores of the paper are for x4 only.
         upscaler: makes an `Upscale` from a network.
 
     Raises:
@@ -80,19 +82,38 @@ def load_candidates(
     """
     paths = find_weights(entries, pretrained_root=pretrained_root, check_hash=check_hash)
     files = [None if path is None else open_generator_file(path) for path in paths]
+    fit_scale = None if generator is None else scale
+    networks = [None if file is None else load_generator(file, generator, scale=fit_scale) for file in files]
+    scales = sorted({network.scale for network in networks if network is not None}) or [scale]
     labels = _labels([_names(entry, file) for entry, file in zip(entries, files, strict=True)], entries)
-    return [
-        Candidate(label, entry.source, "MATLAB's bicubic interpolation", BICUBIC, bicubic(SCALE))
-        if file is None
-        else Candidate(
-            label,
-            entry.source,
-            file.about,
-            paper_row or (file.paper_row if file.paper_row in PAPER else None),
-            upscaler(load_generator(file, generator)),
+    candidates = []
+    for label, entry, file, network in zip(labels, entries, files, networks, strict=True):
+        if file is None or network is None:
+            about = "MATLAB's bicubic interpolation"
+            candidates += [
+                Candidate(
+                    label if len(scales) == 1 else f"{label}_x{each}",
+                    entry.source,
+                    each,
+                    about,
+                    BICUBIC if each == PAPER_SCALE else None,
+                    bicubic(each),
+                )
+                for each in scales
+            ]
+            continue
+        own_row = file.paper_row if file.paper_row in PAPER else None
+        candidates.append(
+            Candidate(
+                label,
+                entry.source,
+                network.scale,
+                file.about,
+                (paper_row or own_row) if network.scale == PAPER_SCALE else None,
+                upscaler(network),
+            )
         )
-        for label, entry, file in zip(labels, entries, files, strict=True)
-    ]
+    return candidates
 
 
 def _names(entry: Entry, file: GeneratorFile | None) -> list[str]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from sed_sr.options.errors import UserError
 
+PAPER_SCALE = 4
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -48,9 +48,10 @@ class Result:
 
     label: str  # in tables, and the name of its folder
     source: str  # path of the weights, or "bicubic"
+    scale: int
     about: str  # description for users
     paper_row: str | None  # the row of `paper_scores` to compare it with
-    benchmarks: dict[str, BenchmarkScores]
+    benchmarks: dict[str, BenchmarkScores]  # those of its scale
 
     def image_scores(self, benchmark: str, metric: str) -> dict[str, float]:
         """The scores of the images that have one, sorted by the images' names."""
@@ -58,6 +59,12 @@ class Result:
             return {}
         images = sorted(self.benchmarks[benchmark].images.items())
         return {image: scores[metric] for image, scores in images if metric in scores}
+
+
+def by_scale(results: Sequence[Result]) -> dict[int, list[Result]]:
+    """The results of each scale, the smallest scale first."""
+    scales = sorted({result.scale for result in results})
+    return {scale: [result for result in results if result.scale == scale] for scale in scales}
 
 
 def scored_benchmarks(results: Sequence[Result]) -> dict[str, int]:

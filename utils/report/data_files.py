@@ -11,7 +11,7 @@ from typing import Any
 
 from sed_sr.data.files import write_text
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.results import Result, scored_benchmarks
+from sed_sr.utils.evaluation.results import Result, by_scale, scored_benchmarks
 from sed_sr.utils.report.output_folder import CSV, MARKDOWN, RESULTS
 from sed_sr.utils.report.statistics import standard_error
 from sed_sr.utils.report.tables import ScoreTable, compare_results, score_tables
@@ -76,9 +76,9 @@ def as_json(results: list[Result], metrics: dict[str, Metric]) -> dict[str, Any]
 
     Returns:
         `protocol`: how the scores are computed. `metrics`: title and direction of each, by name. `weights`: for each
-        candidate its label, source, about, paper_row and `benchmarks`, by name: means and standard errors, the number
-        of images they are over (`images_scored`, by metric; `images_total`), scores of each image, failures and
-        notes. `comparisons`: of each of the other candidates with the first, by benchmark and metric.
+        candidate its label, source, scale, about, paper_row and `benchmarks`, by name: means and standard errors, the
+        number of images they are over (`images_scored`, by metric; `images_total`), scores of each image, failures
+        and notes. `comparisons`: of each of the other candidates with the first of its scale, by benchmark and metric.
     """
     return {
         "protocol": PROTOCOL,
@@ -89,13 +89,16 @@ def as_json(results: list[Result], metrics: dict[str, Metric]) -> dict[str, Any]
             {
                 "label": result.label,
                 "source": result.source,
+                "scale": result.scale,
                 "about": result.about,
                 "paper_row": result.paper_row,
                 "benchmarks": {name: _benchmark_json(result, name) for name in result.benchmarks},
             }
             for result in results
         ],
-        "comparisons": list(_comparisons_json(results, metrics)),
+        "comparisons": [
+            comparison for own in by_scale(results).values() for comparison in _comparisons_json(own, metrics)
+        ],
     }
 
 

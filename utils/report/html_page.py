@@ -52,7 +52,7 @@ def write_report(
 
     Args:
         path: of the HTML file.
-        results: one for each candidate, at least one; all of them contain all `benchmarks`.
+        results: one for each candidate, at least one; they contain the `benchmarks` of their scale.
         sr_root: the folder of the SR images, `label/benchmark/image.png`.
         extra_pictures: of each image; they count towards the limit.
 
@@ -89,21 +89,32 @@ class _Section:
 
     def __init__(self, benchmark: Benchmark, results: list[Result], metrics: dict[str, Metric], sr_root: Path):
         self._name = benchmark.name
-        self._results = [replace(result, benchmarks={self._name: result.benchmarks[self._name]}) for result in results]
-        images = [result.benchmarks[self._name].images for result in results]
+        self._weights = [number for number, result in enumerate(results) if self._name in result.benchmarks]
+        self._results = [
+            replace(results[number], benchmarks={self._name: results[number].benchmarks[self._name]})
+            for number in self._weights
+        ]
+        images = [result.benchmarks[self._name].images if self._name in result.benchmarks else {} for result in results]
         scored = {metric for scores in images for row in scores.values() for metric in row}
         self._metrics = {name: metric for name, metric in metrics.items() if name in scored}
         self._entries = []
         for image in benchmark.images:
-            files = [sr_root / result.label / self._name / f"{image.name}.png" for result in results]
-            sr = [file if file.is_file() else None for file in files]
+            files = [
+                sr_root / result.label / self._name / f"{image.name}.png" if self._name in result.benchmarks else None
+                for result in results
+            ]
+            sr = [file if file is not None and file.is_file() else None for file in files]
             if any(sr):
                 self._entries.append(_ImageEntry(image, sr, [scores.get(image.name, {}) for scores in images]))
 
     def worst_first(self, candidate: int) -> list[_ImageEntry]:
-        """The images sorted by the first metric of a candidate; those without a score come last."""
+        """The images sorted by the first metric of a candidate; those without a score come last.
+
+        If the candidate has another scale, the first one of this scale replaces it.
+        """
         if not self._metrics:
             return self._entries
+        candidate = candidate if candidate in self._weights else self._weights[0]
         metric = next(iter(self._metrics.values()))
 
         def rank(entry: _ImageEntry) -> tuple[bool, float]:
@@ -117,6 +128,7 @@ class _Section:
         fields = ("name", "title", "decimals", "lower_is_better")
         return {
             "name": self._name,
+            "weights": self._weights,
             "metrics": [{field: getattr(metric, field) for field in fields} for metric in self._metrics.values()],
             "tables": [
                 {

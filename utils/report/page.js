@@ -3,7 +3,7 @@
 /* The data, written by html_page.py:
    {title, weights: [{label, about, source, version}], ranked_by: index of the weights that sort the images at first,
     versions: ["LR", ..., "HR", ...], compared: how many of them show the image itself (the others are extra pictures,
-    explained by note), references: the versions of HR, if any, and of bicubic, benchmarks: [{name, metrics: [{name,
+    explained by note), references: the versions of HR, if any, and of bicubic, benchmarks: [{name, weights: indices of those of its scale, metrics: [{name,
     title, decimals, lower_is_better}], tables: [{title, columns, rows: [{name, cells: [{text, best}], aside}],
     caption}], remarks, images: [{name, scores: [of each weights, by metric], files, pictures: null if not embedded, or
     {numbers: [of each version, null if missing], size: [width, height], scale, thumbnail}}]}]}
@@ -66,14 +66,16 @@ function scoreTable({title, columns, rows, caption}) {
 
 function fillImages(table, benchmark) {
   const {metrics} = benchmark;
-  const columns = report.weights.flatMap((_, weights) => metrics.map(metric => ({weights, metric})));
+  const columns = benchmark.weights.flatMap(weights => metrics.map(metric => ({weights, metric})));
   const edge = metric => (metric === metrics[0] ? "edge" : "");
   const sorted = {column: null, bestFirst: false};
   benchmark.shown = [...benchmark.images]; // in the order of the table, which the viewer uses too
 
-  const groups = report.weights.map(({label}, number) =>
-    element("th", {scope: "colgroup", className: "edge", colSpan: metrics.length, title: label},
-      swatch(number), label));
+  const groups = benchmark.weights.map(number => {
+    const {label} = report.weights[number];
+    const properties = {scope: "colgroup", className: "edge", colSpan: metrics.length, title: label};
+    return element("th", properties, swatch(number), label);
+  });
   const headers = [null, ...columns].map(column => {
     const button = element("button", {title: "sort by name", textContent: "Image", onclick: () => sort(column)});
     if (!column) return element("th", {scope: "col"}, button);
@@ -108,7 +110,7 @@ function fillImages(table, benchmark) {
     });
   }
 
-  sort(columns.find(({weights}) => weights === report.ranked_by) ?? null);
+  sort(columns.find(({weights}) => weights === report.ranked_by) ?? columns[0] ?? null);
 }
 
 function byScore(a, b, {column: {weights, metric}, bestFirst}) {

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sed_sr.utils.evaluation.metrics import Metric
-from sed_sr.utils.evaluation.paper_scores import paper_row
-from sed_sr.utils.evaluation.results import Result, scored_benchmarks
+from sed_sr.utils.evaluation.paper_scores import PAPER_SCALE, paper_row
+from sed_sr.utils.evaluation.results import Result, by_scale, scored_benchmarks
 from sed_sr.utils.report.statistics import Comparison, compare, standard_error
 
 ABSENT = "-"
@@ -40,11 +40,14 @@ class ScoreTable:
 
 
 def score_tables(results: list[Result], metrics: dict[str, Metric]) -> list[ScoreTable]:
-    """Scores beside the published ones, and the differences of all other candidates to the first.
+    """Scores beside the published ones, and the differences of all other candidates to the first; for each scale.
 
     Benchmarks without scores are left out, and so are empty tables.
     """
-    tables = [_scores(results, metrics), _differences(results, metrics)]
+    tables, scales = [], by_scale(results)
+    for scale, own in scales.items():
+        suffix = "" if len(scales) == 1 else f", x{scale}"
+        tables += [_scores(own, metrics, suffix), _differences(own, metrics, suffix)]
     return [table for table in tables if table.sections]
 
 
@@ -55,7 +58,7 @@ def compare_results(baseline: Result, other: Result, benchmark: str, metric: str
     return compare([first[image] for image in common], [second[image] for image in common]) if common else None
 
 
-def _scores(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
+def _scores(results: list[Result], metrics: dict[str, Metric], suffix: str) -> ScoreTable:
     sections = {}
     for benchmark, total in scored_benchmarks(results).items():
         rows = []
@@ -67,7 +70,7 @@ def _scores(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
     if any(row.aside for rows in sections.values() for row in rows):
         remarks.append("in brackets: ours minus the paper's")
     remarks += _coverage_remarks(results)
-    return ScoreTable("scores", _columns(metrics), sections, "; ".join(remarks))
+    return ScoreTable(f"scores{suffix}", _columns(metrics), sections, "; ".join(remarks))
 
 
 def _score_cell(results: list[Result], result: Result, benchmark: str, metric: Metric) -> Cell:
@@ -88,7 +91,8 @@ def _score_cell(results: list[Result], result: Result, benchmark: str, metric: M
 
 def _paper_row(result: Result, benchmark: str, metrics: dict[str, Metric]) -> Iterator[Row]:
     """The published scores and the difference of our means over all images; no row where none are published."""
-    published = paper_row(result.paper_row).get(benchmark)
+    # The benchmarks of several scales have the scale in their names.
+    published = paper_row(result.paper_row).get(benchmark.removesuffix(f"_x{PAPER_SCALE}"))
     ours = result.benchmarks[benchmark].complete_mean if benchmark in result.benchmarks else {}
     cells = []
     for name, metric in metrics.items():
@@ -115,7 +119,7 @@ def _coverage_remarks(results: list[Result]) -> list[str]:
     return ["(n/m): over n of m images, because the others could not be scored"]
 
 
-def _differences(results: list[Result], metrics: dict[str, Metric]) -> ScoreTable:
+def _differences(results: list[Result], metrics: dict[str, Metric], suffix: str) -> ScoreTable:
     baseline, *others = results
     sections = {}
     for benchmark in scored_benchmarks(results):
@@ -130,7 +134,7 @@ def _differences(results: list[Result], metrics: dict[str, Metric]) -> ScoreTabl
             sections[benchmark] = rows
     remarks = ["mean of the paired differences [95 % bootstrap interval, from 5 images on]; *: the interval excludes 0"]
     remarks += _coverage_remarks(results)
-    return ScoreTable(f"differences to {baseline.label}", _columns(metrics), sections, "; ".join(remarks))
+    return ScoreTable(f"differences to {baseline.label}{suffix}", _columns(metrics), sections, "; ".join(remarks))
 
 
 def _difference_cell(compared: Comparison | None, metric: Metric, *, total: int) -> Cell:

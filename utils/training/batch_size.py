@@ -141,7 +141,7 @@ def largest_batch_size(
     if size < 1:
         raise UserError(
             "dataloader.batch_size is auto, but a step with a single pair needs more than the "
-            f"{free_bytes / 1e9:.3g} GB that are free on {device}: lower dataset.lr_patch_px, use a smaller network, "
+            f"{free_bytes / 1e9:.3g} GB that are free on {device}: lower dataset.hr_patch_px, use a smaller network, "
             "or set train.precision: bf16"
         )
     return size

@@ -8,15 +8,15 @@ from typing import Any
 
 from sed_sr.data.image_folders import first_few
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, SemanticExtractorOptions
+from sed_sr.options.schema import Options, SemanticExtractorOptions, SpandrelOptions
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.formats import GeneratorWeights, generator_weights
 
 AUTO = "auto"
-PSNR_ORIENTED = {"rrdb": "RRDB.pth", "swinir": "SwinIR.pth"}
+PSNR_ORIENTED = {("rrdb", 4): "RRDB.pth", ("swinir", 4): "SwinIR.pth"}  # by type and scale
 # Options that cannot change on resume; the discriminator depends on the semantic features.
-ARCHITECTURE = ("generator.", "discriminator.", "semantic_extractor.model", "semantic_extractor.layer")
+ARCHITECTURE = ("scale.", "generator.", "discriminator.", "semantic_extractor.model", "semantic_extractor.layer")
 RETRY_AFTER_S = 1.0
 REQUIRED_KEYS = ("step", "options", "train_step", "loop")
 
@@ -95,8 +95,10 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         return _newest_readable(options, folder, processes)
     before = (f"{folder.root} has no training state yet",) if auto else ()
     if path is None:
+        if isinstance(options.generator, SpandrelOptions):
+            return Start((*before, f"starts from {options.generator.weights}"))
         message = "starts from random weights"
-        published = PSNR_ORIENTED.get(options.generator.type)
+        published = PSNR_ORIENTED.get((options.generator.type, options.scale))
         if options.discriminator is not None and published:
             example = published if options.degradation is None else "FILE, from train_*_psnr_real.yml"
             message += f"; the paper starts from PSNR-oriented ones (--set train.start_from={example})"
@@ -104,7 +106,9 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
     found = checkpoint.load(path)
     if auto or resume is None or not checkpoint.is_training_state(found):
         weights = generator_weights(found, path)
-        return Start((*before, f"starts from {path}: {weights.kind}"), path, weights=weights)
+        # Only spandrel, which is not loaded yet, can name its networks.
+        kind = weights.origin if isinstance(options.generator, SpandrelOptions) else weights.kind
+        return Start((*before, f"starts from {path}: {kind}"), path, weights=weights)
     in_place = path.resolve().parent == folder.states.resolve()
     newest = next(iter(folder.saved_states()), None)
     if in_place and newest is not None and path.resolve() != newest.resolve():
@@ -189,6 +193,7 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
     """A message for each option that differs from the state's. Raises a UserError if it is one of ARCHITECTURE."""
     # A state of an earlier version lacks newer options of a network; their defaults are what it was trained with.
     defaults = {
+        "scale": 4,
         "generator": type(options.generator).model_construct(type=options.generator.type).model_dump(mode="json"),
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
     }
@@ -197,7 +202,7 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
         for name in ("dataloader.batch_size", "train.accumulate_batches", "train.total_batch_size"):
             now[name] = before.get(name) if now[name] in (AUTO, None) else now[name]
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    fixed = [key for key in changed if f"{key}.".startswith(ARCHITECTURE)]
+    fixed = [key for key in changed if f"{key}.".startswith(ARCHITECTURE) and key != "generator.weights"]
     if fixed:
         key = fixed[0]
         raise UserError(

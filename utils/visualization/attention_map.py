@@ -25,7 +25,7 @@ from sed_sr.utils.visualization.figure import INFERNO, VIRIDIS, Panel, Scale, dr
 from sed_sr.utils.visualization.pictures import attention_picture, mark_point, real_picture, semantics_picture
 
 DEFAULT_POINTS = 4
-MAX_MISSING_PX = 3  # by which SR may be smaller than HR: HR is cropped to a multiple of the scale before it is shrunk
+MAX_MISSING_PX = 7  # by which SR may be smaller than HR: HR is cropped to a multiple of the scale before it is shrunk
 FILES = ("overview.png", "attention.png", "semantics.png", "real_fake.png")
 
 

@@ -17,7 +17,7 @@ from sed_sr.data.degradation.draws import Stage, draw_kernel
 from sed_sr.data.degradation.kernels import stack_kernels
 from sed_sr.data.degradation.pipeline import Degradation
 from sed_sr.data.images import read_rgb, write_image
-from sed_sr.data.prepare.degrade import SCALE, degradation_options, degradation_parser
+from sed_sr.data.prepare.degrade import degradation_options, degradation_parser
 from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
@@ -172,14 +172,16 @@ def _compose(images: Sequence[Image.Image], *, gap_px: int, across: bool) -> Ima
     return canvas
 
 
-def crop_hr(path: Path, *, hr_px: int) -> np.ndarray:
+def crop_hr(path: Path, *, hr_px: int, scale: int) -> np.ndarray:
     """The most detailed square of hr_px of a photograph, or of its shorter side if that is less; (P, P, 3) uint8.
+
+    `scale` divides P.
 
     Raises:
         UserError: the file cannot be read, or the photograph or hr_px is too small for the sheet.
     """
     photo = read_rgb(path)
-    side_px = min(hr_px, *photo.shape[:2]) // SCALE * SCALE
+    side_px = min(hr_px, *photo.shape[:2]) // scale * scale
     if side_px < DETAIL_PX:
         height, width = photo.shape[:2]
         raise UserError(
@@ -198,13 +200,13 @@ def main() -> int:
     args = parser.parse_args()
     if not 1 <= args.samples <= MAX_SAMPLES:
         raise UserError(f"--samples is {args.samples}; 1 to {MAX_SAMPLES} is expected")
-    options = degradation_options(args)
+    options, scale = degradation_options(args)
     if args.output.suffix != ".png":
         raise UserError(f"--output is {args.output}; a file name that ends in .png is expected")
     if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
         raise UserError(f"--output {args.output} is the photograph itself; give another --output")
-    hr = crop_hr(args.input, hr_px=options.hr_px)
-    degradation, sharpening = build_degradation(options, scale=SCALE), build_sharpening(options)
+    hr = crop_hr(args.input, hr_px=options.hr_px, scale=scale)
+    degradation, sharpening = build_degradation(options, scale=scale), build_sharpening(options)
     sheet = contact_sheet(hr, degradation, sharpening=sharpening, seed=args.seed, samples=args.samples)
     write_image(args.output, sheet)
     print(f"{args.samples} draw{'s' * (args.samples > 1)} of {args.input}: {args.output}")

@@ -1,4 +1,4 @@
-"""Detect the architecture and options of an RRDB or SwinIR from the names and shapes in its state dict."""
+"""Detect the architecture, options and scale of an RRDB or SwinIR from the names and shapes in its state dict."""
 
 import math
 import re
@@ -6,33 +6,51 @@ from typing import Any
 
 from torch import Tensor
 
-TYPES = ("rrdb", "swinir")  # of generators that can be detected
-# Traits that all networks of this project share.
-OURS = {"scale": 4, "input channels": 3, "output channels": 3, "residual connection": "1conv"}
+from sed_sr.models.rrdb import RESIZING
+from sed_sr.models.swinir import UPSAMPLER_SCALES
 
+TYPES = ("rrdb", "swinir")  # of generators that can be detected
+X2_OR_X3 = "2 or 3"  # the scale of an RRDB with one upsampling, whose factor no tensor shows
+JPEG_WINDOW = 7  # of the SwinIR for JPEG artifacts, which computes in [0, 255]
 UPSAMPLER_NAMES = {
     "pixelshuffle": "pixelshuffle",
     "nearest+conv": "nearest+conv",
     "pixelshuffledirect": "pixelshuffledirect, as in lightweight SR",
-    None: "without upsampling, as for denoising",
+    "none": "without upsampling, as for denoising",
 }
 
 
-def detect_architecture(state: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The `generator:` options (options/schema.py) of the network with this state dict, in this project's names.
+def detect_architecture(
+    state: dict[str, Tensor], *, stated_scale: int | None = None
+) -> tuple[dict[str, Any], int] | None:
+    """The `generator:` options (options/schema.py) and the scale of the network with this state dict.
 
     All options but those that leave no trace in the tensors (SwinIR's `drop_path`, which is used in training only).
-    None for an unknown network, and for a relative of RRDB or SwinIR that this project has no options for.
+
+    Args:
+        state: in this project's names.
+        stated_scale: what the file states. It matters for an RRDB with one upsampling only: ours has the scale 3.
+
+    Returns:
+        None for an unknown network, and for a relative of RRDB or SwinIR that this project has no options for.
     """
     traits = traits_of(state)
-    if any(traits.get(trait, value) != value for trait, value in OURS.items()):
+    if not traits or traits["output channels"] != 3:
         return None
-    if traits.get("architecture") == "RRDB":
-        return {"type": "rrdb", **{option: traits[option] for option in ("features", "blocks", "growth")}}
-    if traits.get("architecture") == "SwinIR" and traits["upsampler"] in ("pixelshuffle", "nearest+conv"):
-        options = ("embed_dim", "depths", "heads", "window", "mlp_ratio", "upsampler")
-        return {"type": "swinir", **{option: traits[option] for option in options}}
-    return None
+    scale, unshuffle = traits["scale"], traits["unshuffle"]
+    if traits["architecture"] == "RRDB":
+        if scale == X2_OR_X3:
+            scale = stated_scale
+        if scale not in RESIZING or unshuffle != RESIZING[scale][0] or traits["input channels"] != 3 * unshuffle**2:
+            return None
+        return {"type": "rrdb", **{option: traits[option] for option in ("features", "blocks", "growth")}}, scale
+    upsampler = traits["upsampler"]
+    if traits["input channels"] != 3 or scale not in UPSAMPLER_SCALES[upsampler]:
+        return None
+    if upsampler == "none" and traits["window"] == JPEG_WINDOW:
+        return None
+    options = ("embed_dim", "depths", "heads", "window", "mlp_ratio", "upsampler", "resi_connection")
+    return {"type": "swinir", **{option: traits[option] for option in options}}, scale
 
 
 def describe(state: dict[str, Tensor]) -> str | None:
@@ -54,7 +72,7 @@ def describe(state: dict[str, Tensor]) -> str | None:
             f"{UPSAMPLER_NAMES[traits['upsampler']]}"
         )
     differences = ""
-    if traits["residual connection"] == "3conv":
+    if traits["resi_connection"] == "3conv":
         differences += ", with three convolutions after each group (3conv), as in SwinIR-L"
     if traits["unshuffle"] > 1:
         differences += f", on images pixel-unshuffled by {traits['unshuffle']}"
@@ -68,7 +86,7 @@ def traits_of(state: dict[str, Tensor]) -> dict[str, Any]:
     try:
         if {"conv_first.weight", "RRDB_trunk.0.RDB1.conv1.weight"} <= state.keys():
             return _rrdb_traits(state)
-        if {"conv_first.weight", _bias_table(0)} <= state.keys():
+        if {"conv_first.weight", _bias_table(0)} <= state.keys() and not _has_other_layers(state):
             return _swinir_traits(state)
     except (IndexError, KeyError, ValueError, ZeroDivisionError):
         pass  # the names are known, but no such layer has these shapes
@@ -80,6 +98,7 @@ def _rrdb_traits(state: dict[str, Tensor]) -> dict[str, Any]:
     outputs = state["conv_last.weight"].shape[0]
     # Real-ESRGAN's x2 and x1 networks are the x4 network on pixel-unshuffled images.
     unshuffle = math.isqrt(inputs // outputs) if inputs in (4 * outputs, 16 * outputs) else 1
+    upsamplings = _layers("upconv", state)
     return {
         "architecture": "RRDB",
         "blocks": len({name.split(".")[1] for name in state if name.startswith("RRDB_trunk.")}),
@@ -87,9 +106,9 @@ def _rrdb_traits(state: dict[str, Tensor]) -> dict[str, Any]:
         "growth": state["RRDB_trunk.0.RDB1.conv1.weight"].shape[0],
         "input channels": inputs,
         "output channels": outputs,
-        "residual connection": "1conv",
+        "resi_connection": "1conv",
         "unshuffle": unshuffle,
-        "scale": 2 ** _layers("upconv", state) // unshuffle,
+        "scale": X2_OR_X3 if unshuffle == upsamplings == 1 else 2**upsamplings // unshuffle,
     }
 
 
@@ -110,14 +129,14 @@ def _swinir_traits(state: dict[str, Tensor]) -> dict[str, Any]:
         "mlp_ratio": state["layers.0.residual_group.blocks.0.mlp.fc1.weight"].shape[0] / dim,
         "input channels": inputs,
         "output channels": outputs,
-        "residual connection": "1conv" if "conv_after_body.weight" in state else "3conv",
+        "resi_connection": "1conv" if "conv_after_body.weight" in state else "3conv",
         "unshuffle": 1,
         "upsampler": upsampler,
         "scale": scale,
     }
 
 
-def _swinir_upsampler(state: dict[str, Tensor]) -> tuple[str | None, int, int]:
+def _swinir_upsampler(state: dict[str, Tensor]) -> tuple[str, int, int]:
     """Its name, the scale, and the channels of SR."""
     shuffles = [state[name].shape for name in state if re.fullmatch(r"upsample\.\d\.weight", name)]
     if "conv_last.weight" not in state:
@@ -128,7 +147,16 @@ def _swinir_upsampler(state: dict[str, Tensor]) -> tuple[str | None, int, int]:
         return "nearest+conv", 2 ** _layers("conv_up", state), outputs
     if shuffles:
         return "pixelshuffle", math.prod(math.isqrt(after // before) for after, before, *_ in shuffles), outputs
-    return None, 1, outputs
+    return "none", 1, outputs
+
+
+def _has_other_layers(state: dict[str, Tensor]) -> bool:
+    """Whether the groups have layers that SwinIR's do not have, as those of HAT and other networks built on it do."""
+    own = re.compile(
+        r"residual_group\.blocks\.\d+\.(norm1|norm2|mlp\.fc[12]|attn_mask$"
+        r"|attn\.(qkv|proj|relative_position_bias_table|relative_position_index))\b|conv\b"
+    )
+    return not all(own.match(name.split(".", 2)[2]) for name in state if re.match(r"layers\.\d+\.", name))
 
 
 def _bias_table(group: int) -> str:

@@ -30,7 +30,7 @@ ONNX_NEEDS = "pip install onnx onnxruntime onnxscript"
 COMPARED_SHAPES = ((1, 3, 16, 16), (2, 3, 21, 37))
 MAX_DIFFERENCE = 1e-4  # of SR in [0, 1]
 
-Network = Callable[[Tensor], Tensor]  # LR (B, 3, H, W) float in [0, 1] -> SR (B, 3, 4H, 4W)
+Network = Callable[[Tensor], Tensor]  # LR (B, 3, H, W) float in [0, 1] -> SR (B, 3, scale * H, scale * W)
 
 
 @dataclass(frozen=True)

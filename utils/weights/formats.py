@@ -8,13 +8,14 @@ no generator inside a larger model, and renames RRDB's weights for a network of 
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights.architecture import describe, traits_of
 
@@ -216,8 +217,19 @@ def load_into(generator: nn.Module, weights: GeneratorWeights, path: str | Path)
     Raises:
         UserError: they do not fit (see `check_shapes`); `generator` is unchanged.
     """
+    if isinstance(generator, SpandrelGenerator):
+        weights = _as_loaded_by_spandrel(weights, path)
     check_shapes(generator, weights, path)
     generator.load_state_dict({**generator.state_dict(), **_without_recomputed(weights.state)})
+
+
+def _as_loaded_by_spandrel(weights: GeneratorWeights, path: str | Path) -> GeneratorWeights:
+    """`weights` under the names that spandrel's network for them has."""
+    try:
+        loaded = SpandrelGenerator(weights.original)
+    except UserError as error:
+        raise UserError(f"{path} holds {weights.kind}: {error}") from error
+    return replace(weights, state=loaded.state_dict(), network=loaded.about)
 
 
 def check_shapes(generator: nn.Module, weights: GeneratorWeights, path: str | Path) -> None:
@@ -259,6 +271,8 @@ def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], findings: dic
     differing = [trait for trait in ours if trait in theirs and theirs[trait] != ours[trait]]
     if "architecture" in differing:
         return f"but the options ask for {ours['architecture']}"
+    if "scale" in differing:
+        return f"but the options ask for x{ours['scale']}"
     if differing:
         traits = " and ".join(f"{trait} {theirs[trait]} where the options ask for {ours[trait]}" for trait in differing)
         return f"with {traits}"

@@ -19,7 +19,7 @@ def test_complete_mean_needs_the_scores_of_all_images():
 
 
 def test_image_scores_are_sorted_by_name():
-    result = Result("x", "x.pth", "RRDB", None, {"Set5": SCORES, "photos": BenchmarkScores({"c": {}})})
+    result = Result("x", "x.pth", 4, "RRDB", None, {"Set5": SCORES, "photos": BenchmarkScores({"c": {}})})
     assert list(result.image_scores("Set5", "psnr").items()) == [("a", 32.0), ("b", 30.0)]
     assert result.image_scores("Set5", "lpips") == {"b": 0.2}
     assert result.image_scores("Set14", "psnr") == {}

@@ -23,7 +23,7 @@ def result(label, psnr, lpips, *, row=None, benchmark="Set5", **others):
         str(number): {name: scores[number] for name, scores in columns.items() if scores[number] is not None}
         for number in range(len(psnr))
     }
-    return Result(label, f"{label}.pth", "RRDB, x4", row, {benchmark: BenchmarkScores(images), **others})
+    return Result(label, f"{label}.pth", 4, "RRDB, x4", row, {benchmark: BenchmarkScores(images), **others})
 
 
 def rows_of(table):

@@ -98,10 +98,10 @@ def test_comparisons_in_json_equal_the_table():
 def test_order_of_the_images_does_not_matter():
     first = result("a", [30.0, 20.0, 40.0, 25.0, 35.0], [0.1, 0.2, 0.3, 0.2, 0.2])
     shuffled = BenchmarkScores(dict(reversed(first.benchmarks["Set5"].images.items())))
-    same = Result("b", "b.pth", "RRDB, x4", None, {"Set5": shuffled})
+    same = Result("b", "b.pth", 4, "RRDB, x4", None, {"Set5": shuffled})
     assert all(comparison["interval_95"] == (0, 0) for comparison in as_json([first, same], METRICS)["comparisons"])
 
 
 def test_markdown_of_results_without_scores_is_empty():
-    results = [Result("a", "a.pth", "RRDB, x4", None, {"photos": BenchmarkScores({"x": {}})})]
+    results = [Result("a", "a.pth", 4, "RRDB, x4", None, {"photos": BenchmarkScores({"x": {}})})]
     assert as_markdown(results, METRICS) == ""

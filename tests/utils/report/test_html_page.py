@@ -58,6 +58,7 @@ class Evaluation:
             Result(
                 label,
                 source="bicubic" if label == "bicubic" else f"{label}.pth",
+                scale=4,
                 about="",
                 paper_row=None,
                 benchmarks={name: BenchmarkScores(images.get(name, {})) for name in self._benchmarks},

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 from sed_sr.utils.evaluation.paper_scores import PAPER
 from sed_sr.utils.evaluation.results import BenchmarkScores, Result
@@ -109,7 +110,7 @@ def test_single_weights_have_no_table_of_differences():
 
 def test_image_that_was_not_upscaled_counts_as_unscored():
     broken = BenchmarkScores({"0": {"psnr": 30.0}}, failures=("1 could not be upscaled",), not_upscaled=1)
-    other = Result("b", "b.pth", "RRDB, x4", None, {"Set5": broken})
+    other = Result("b", "b.pth", 4, "RRDB, x4", None, {"Set5": broken})
     scores, differences = score_tables([result("a", [32, 31], [0.1, 0.2]), other], METRICS)
     assert list(scores.sections) == ["Set5 (2 images)"]
     assert texts(rows_of(scores)["b"]) == ["30.00 (1/2)", "-"]
@@ -127,5 +128,14 @@ def test_folder_without_ground_truth_has_the_scores_of_no_reference_metrics():
 
 
 def test_there_is_no_table_without_scores():
-    results = [Result("a", "a.pth", "RRDB, x4", None, {"photos": BenchmarkScores({"x": {}})})]
+    results = [Result("a", "a.pth", 4, "RRDB, x4", None, {"photos": BenchmarkScores({"x": {}})})]
     assert score_tables(results, METRICS) == []
+
+
+def test_each_scale_has_its_own_tables_and_baseline():
+    x2 = [replace(result(label, [31, 33], [0.1, 0.2], benchmark="Set5_x2"), scale=2) for label in ("a", "b")]
+    x4 = [result(label, [30, 32], [0.1, 0.2], benchmark="Set5_x4", row="RRDB+P+SeD") for label in ("c", "d")]
+    tables = score_tables([x4[0], *x2, x4[1]], METRICS)
+    titles = ["scores, x2", "differences to a, x2", "scores, x4", "differences to c, x4"]
+    assert [table.title for table in tables] == titles
+    assert [list(rows_of(table)) for table in tables] == [["a", "b"], ["b"], ["c", "paper: RRDB+P+SeD", "d"], ["d"]]

@@ -29,6 +29,7 @@ def results(labels, row="RRDB+P+SeD"):
         Result(
             label,
             f"{label}.pth",
+            4,
             "RRDB, x4",
             row,
             {

@@ -42,7 +42,7 @@ GAN = {
 SETTINGS = {
     "train_rrdb_psnr.yml": TINY,
     "train_rrdb_P+SeD.yml": GAN,
-    "train_rrdb_psnr_real.yml": {**TINY, "dataset.lr_patch_px": 16, "degradation.hr_px": 80},
+    "train_rrdb_psnr_real.yml": {**TINY, "dataset.hr_patch_px": 64, "degradation.hr_px": 80},
 }
 
 

@@ -125,7 +125,7 @@ def test_sheet_repeats_with_its_seed_in_another_process_too(tmp_path, monkeypatc
     [
         (("--input", "missing.png"), "cannot read image missing.png"),
         (("--input", "small.png"), "small.png is 64x300 and"),
-        (("--set", "degradation.hr_px=64", "--set", "dataset.lr_patch_px=16"), "degradation.hr_px is 64"),
+        (("--set", "degradation.hr_px=64", "--set", "dataset.hr_patch_px=64"), "degradation.hr_px is 64"),
         (("--output", "photo.png"), "photo.png is the photograph itself"),
         (("--output", "sheet.jpg"), "ends in .png"),
         (("--output", "photo.png/sheet.png"), "cannot write"),

@@ -293,7 +293,7 @@ def without(state, *names):
         (
             lambda: with_one_doubling_fewer(foreign_state("old ESRGAN")),
             small_rrdb,
-            "with scale 2 where the options ask for 4$",
+            "x2 or 3, .* but the options ask for x4$",
         ),
         (lambda: small_swinir().state_dict(), lambda: small_swinir(window=2), "window 4 where the options ask for 2$"),
         (
