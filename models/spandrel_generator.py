@@ -74,31 +74,42 @@ class SpandrelGenerator(Generator):
         return self.network.load_state_dict(state_dict, strict=strict, assign=assign)
 
     def prepare_for_training(self) -> None:
-        """Check by a trial that the network can be trained, and freeze what it derives from its other parameters.
-
-        SPAN, for example, merges convolutions into one for inference. Whenever it runs in evaluation mode, it replaces
-        the parameters of that one, so that they must not be updated where they are.
+        """Check by a trial that the network can be trained, and freeze the parameters that it replaces itself.
 
         Raises:
             UserError: in training mode, the network fails, returns something other than SR, or SR without a gradient.
         """
-        side = TRIAL_PX + self._sizes.get_padding(TRIAL_PX, TRIAL_PX)[0]
-        lr, expected = torch.rand(2, 3, side, side), (2, 3, self.scale * side, self.scale * side)
-        trial = copy.deepcopy(self)  # because batch normalisation in training mode changes its buffers
+        lr = self._trial_images()
+        expected = (*lr.shape[:2], self.scale * lr.shape[2], self.scale * lr.shape[3])
         try:
             with torch.enable_grad():
-                sr = trial.train()(lr)
-            addresses = [parameter.data_ptr() for parameter in trial.parameters()]
-            trial.eval()(lr)
+                # By a copy, because batch normalisation in training mode changes its buffers.
+                sr = copy.deepcopy(self).train()(lr)
+            replaced = self.replaced_parameters()
         except Exception as error:  # of any kind, since the network's code is not known
-            raise UserError(f"{self.about}, cannot be trained: {_in_one_line(error)}") from error
+            raise UserError(f"{self.about}, cannot be trained: {in_one_line(error)}") from error
         if not isinstance(sr, Tensor) or sr.shape != expected:
             shape = tuple(sr.shape) if isinstance(sr, Tensor) else f"a {type(sr).__name__}"
             raise UserError(f"{self.about}, cannot be trained: in training, it returns {shape} instead of {expected}")
         if not sr.requires_grad:
             raise UserError(f"{self.about}, cannot be trained: its output has no gradient")
-        for parameter, tried, address in zip(self.parameters(), trial.parameters(), addresses, strict=True):
-            parameter.requires_grad_(parameter.requires_grad and tried.data_ptr() == address)
+        for name in replaced:
+            self.get_parameter(name).requires_grad_(False)
+
+    def replaced_parameters(self) -> list[str]:
+        """The names of the parameters that the network replaces whenever it runs in evaluation mode.
+
+        SPAN, for example, merges convolutions into one for inference. They must not be updated where they are.
+        """
+        trial = copy.deepcopy(self).eval()
+        addresses = {name: parameter.data_ptr() for name, parameter in trial.named_parameters()}
+        with torch.no_grad():
+            trial(self._trial_images())
+        return [name for name, parameter in trial.named_parameters() if parameter.data_ptr() != addresses[name]]
+
+    def _trial_images(self) -> Tensor:
+        side = TRIAL_PX + self._sizes.get_padding(TRIAL_PX, TRIAL_PX)[0]
+        return torch.rand(2, 3, side, side)
 
 
 def _load(state: dict[str, Tensor]):
@@ -112,9 +123,9 @@ def _load(state: dict[str, Tensor]):
     except UnsupportedModelError:
         raise UserError("no network that spandrel knows has weights of these names") from None
     except Exception as error:  # wrong sizes raise nearly anything: RuntimeError, KeyError, AssertionError...
-        raise UserError(f"spandrel cannot load these weights: {_in_one_line(error)}") from error
+        raise UserError(f"spandrel cannot load these weights: {in_one_line(error)}") from error
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
     """The kind of an error, and the beginning of its message."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"

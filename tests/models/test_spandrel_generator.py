@@ -16,7 +16,6 @@ from spandrel.architectures.CRAFT import CRAFT
 from spandrel.architectures.DAT import DAT
 from spandrel.architectures.DRCT import DRCT
 from spandrel.architectures.ESRGAN import ESRGAN
-from spandrel.architectures.FDAT import FDAT
 from spandrel.architectures.HAT import HAT
 from spandrel.architectures.MMRealSR import MMRealSR
 from spandrel.architectures.OmniSR import OmniSR
@@ -55,7 +54,6 @@ NETWORKS = {
         embed_dim=12, depths=(2,), num_heads=(2,), window_size=8, upscale=4, upsampler="pixelshuffle", gc=4
     ),
     "ESRGAN+": lambda: ESRGAN(num_filters=8, num_blocks=1, scale=4, plus=True),
-    "FDAT": lambda: FDAT(embed_dim=16, num_groups=1, depth_per_group=2, num_heads=2),
     "HAT": lambda: HAT(
         embed_dim=12, depths=(2,), num_heads=(2,), window_size=8, upscale=4, squeeze_factor=4, num_feat=8
     ),
