@@ -60,8 +60,8 @@ def _write_basicsr(file: GeneratorFile, generator: nn.Module) -> memoryview:
 def _write_esrgan(file: GeneratorFile, generator: nn.Module) -> memoryview:
     if file.other is not None or detect_architecture(file.weights.state) is None:
         raise UserError(
-            f"the pth-esrgan format is for RRDB and SwinIR that are detected from their tensors alone, unlike the network "
-            f"of {file.path}; use another format, such as safetensors"
+            f"the network of {file.path} cannot be detected from its tensors alone as RRDB or SwinIR, as the "
+            "pth-esrgan format requires; use another format, such as safetensors"
         )
     # The newer of ESRGAN's two namings, which is also this project's: ESRGAN's test.py and KAIR load it strictly.
     # Programs that read the older one (model.0, ...) convert it, and read both.
