@@ -148,6 +148,10 @@ def test_unsupported_options_raise():
     options = read("train_rrdb_P+SeD", **SMALL, train__cuda_graph=True)
     with pytest.raises(UserError, match=r"train\.cuda_graph is true, which needs a GPU"):
         build_step(options)
+    options, limited = read("train_rrdb_P+SeD", **SMALL, train__precision="bf16"), Generator()
+    limited.precisions = ("fp32", "tf32")
+    with pytest.raises(UserError, match=r"train\.precision is bf16, which Generator does not support; use fp32"):
+        build_step(options, limited)
     for precision in ("fp16", "tf32"):
         options = read("train_rrdb_P+SeD", **SMALL, train__precision=precision)
         with pytest.raises(UserError, match=f"train.precision is {precision}, which needs a GPU"):
