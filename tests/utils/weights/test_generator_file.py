@@ -192,22 +192,24 @@ def test_relatives_of_our_networks_are_read_by_spandrel(name, tmp_path):
         torch.testing.assert_close(load_generator(file).eval()(lr).clamp(0, 1), other(lr))
 
 
-def test_spandrel_is_imported_only_for_other_networks(write, monkeypatch, tmp_path):
+def test_spandrel_is_imported_only_for_other_networks(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "spandrel", None)  # an import would fail
-    load_generator(open_generator_file(write()))
+    for network in (RRDBNet(features=4, blocks=1), SwinIR(embed_dim=12, depths=(1,), heads=(2,))):
+        torch.save(network.state_dict(), tmp_path / "ours.pth")
+        load_generator(open_generator_file(tmp_path / "ours.pth"))
     torch.save(NETWORKS["Compact"]().state_dict(), tmp_path / "other.pth")
     with pytest.raises(ImportError):
         open_generator_file(tmp_path / "other.pth")
 
 
-@pytest.mark.parametrize("through", [None, "spandrel"])
-def test_our_own_network_is_used_for_rrdb_that_was_fine_tuned_through_spandrel(write, through):
-    options = {**OPTIONS, "generator": {"type": "spandrel", "weights": "RRDB.pth"}} if through else OPTIONS
-    file = open_generator_file(write(options=options))
-    assert file.other is None
-    assert file.generator_options == RRDB
-    recipe = None if through is None else options["generator"]
-    assert isinstance(load_generator(file, recipe, scale=4), RRDBNet)
+def test_our_own_network_is_used_for_rrdb_that_was_fine_tuned_through_spandrel(write):
+    network = RRDBNet(features=4, blocks=1)
+    state = spandrel.ModelLoader().load_from_state_dict(network.state_dict()).model.state_dict()
+    recipe = {"type": "spandrel", "weights": "RRDB.pth"}
+    file = open_generator_file(write(params=state, options={**OPTIONS, "generator": recipe}))
+    assert (file.other, file.generator_options["type"]) == (None, "rrdb")
+    for options in (None, recipe):
+        assert torch.equal(image_of(load_generator(file, options, scale=4)), image_of(network))
 
 
 def test_scale_of_the_recipe_must_be_that_of_the_file(tmp_path):
