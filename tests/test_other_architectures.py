@@ -85,6 +85,10 @@ def test_fine_tuning_with_sed_starts_from_the_file_and_resumes_without_it(comman
     words = ("--weights", latest, "--benchmarks", "Photos", "--metrics", "psnr")
     finished(command("test.py", *words, cwd=fine_tuning), about)
     finished(command("test.py", "--opt", "hat.yml", *words, cwd=fine_tuning), about)
+    state = "checkpoint/hat/states/state_000000002.pth"
+    photo = "Evaluation/Photos/GTmod12/cat.png"
+    maps = ("-m", "utils.visualization.attention_map", "--weights_d", state, "--image", photo, "--output", "maps")
+    finished(command(*maps, cwd=fine_tuning))
 
 
 def test_fine_tuning_may_start_from_other_weights_of_the_same_network(command, fine_tuning):
