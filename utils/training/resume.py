@@ -95,9 +95,8 @@ def find_start(resume: str | None, options: Options, folder: RunFolder, *, path:
         return _newest_readable(options, folder, processes)
     before = (f"{folder.root} has no training state yet",) if auto else ()
     if path is None:
-        if isinstance(options.generator, SpandrelOptions):
-            return Start((*before, f"starts from {options.generator.weights}"))
-        message = "starts from random weights"
+        network = options.generator
+        message = f"starts from {network.weights if isinstance(network, SpandrelOptions) else 'random weights'}"
         published = PSNR_ORIENTED.get((options.generator.type, options.scale))
         if options.discriminator is not None and published:
             example = published if options.degradation is None else "FILE, from train_*_psnr_real.yml"
