@@ -20,20 +20,43 @@ from sed_sr.models.precision import keep_in_autocast_type, resolved, use_determi
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.schedules import cosine, stepwise, warmup
 from sed_sr.models.semantic_extractor import SemanticExtractor
+from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.models.swinir import SwinIR
 from sed_sr.models.train_step import Adversary, TrainStep
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import GeneratorOptions, Options
+from sed_sr.options.schema import GeneratorOptions, Options, SpandrelOptions
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
 DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
 
 
-def build_generator(options: Options) -> Generator:
-    """Build the generator, with random weights drawn from `options.seed`."""
+def build_generator(options: Options, state: dict[str, Tensor] | None = None) -> Generator:
+    """Build the generator, with random weights drawn from `options.seed`.
+
+    Args:
+        state: for the type spandrel only: the weights that tell which network it is, and which it has then.
+
+    Raises:
+        UserError: the network cannot be built or trained, or does not have the scale of the options.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
+        if isinstance(options.generator, SpandrelOptions):
+            assert state is not None
+            return _network_of_spandrel(state, options.generator.weights, scale=options.scale)
         return _generator(options.generator, scale=options.scale)
+
+
+def _network_of_spandrel(state: dict[str, Tensor], name: str, *, scale: int) -> SpandrelGenerator:
+    """Build the network with these weights, and check that it can be trained. `name`: of the file, for messages."""
+    try:
+        generator = SpandrelGenerator(state)
+        if generator.scale != scale:
+            raise UserError(f"{generator.about}, but scale is {scale}")
+        generator.prepare_for_training()
+    except UserError as error:
+        raise UserError(f"generator.weights is {name}: {error}") from error
+    return generator
 
 
 def generator_from_dict(options: dict[str, Any], *, scale: int) -> Generator:
@@ -178,17 +201,17 @@ def build_train_step(
     return train_step
 
 
-def _check_support(options: Options, generator: nn.Module, device: torch.device, precision: str) -> None:
+def _check_support(options: Options, generator: Generator, device: torch.device, precision: str) -> None:
     """Raise UserError if the device or the generator does not support what the options ask for."""
     train = options.train
     if precision in ("fp16", "tf32") and device.type == "cpu":
         raise UserError(f"train.precision is {precision}, which needs a GPU; on a CPU use bf16 or fp32")
+    if precision not in generator.precisions:
+        raise UserError(f"train.precision is {precision}, which {generator.about} does not support; use fp32")
     if train.cuda_graph is True and device.type == "cpu":
         raise UserError("train.cuda_graph is true, which needs a GPU; on a CPU use auto or false")
     if train.gradient_checkpointing and not hasattr(generator, "checkpointing"):
-        raise UserError(
-            f"train.gradient_checkpointing is true, but {type(generator).__name__} does not support it: remove it"
-        )
+        raise UserError(f"train.gradient_checkpointing is true, but {generator.about} does not support it: remove it")
 
 
 def _adam(options: Options, network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

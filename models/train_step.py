@@ -256,8 +256,9 @@ class TrainStep:
 
     @torch.no_grad()
     def _update_average(self, ema: nn.Module, decay: float, skip: Tensor) -> None:
-        average: list[Tensor] = list(ema.parameters())
-        weights: list[Tensor] = list(self.generator.parameters())
+        # Of what is trained: frozen parameters are equal, and may be replaced by the network itself.
+        pairs = zip(ema.parameters(), self.generator.parameters(), strict=True)
+        average, weights = map(list, zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True))
         change = torch._foreach_sub(weights, average)
         torch._foreach_mul_(change, (1 - decay) * (1 - skip))
         torch._foreach_add_(average, change)

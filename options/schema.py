@@ -84,7 +84,17 @@ class SwinIROptions(Section):
     )
 
 
-GeneratorOptions = Annotated[Union[RRDBOptions, SwinIROptions], Field(discriminator="type")]  # noqa: UP007
+class SpandrelOptions(Section):
+    """The network of a weight file of another project, to be fine-tuned: every architecture that spandrel reads."""
+
+    type: Literal["spandrel"] = Field(description="the network of a weight file, such as HAT, DAT, SPAN or Compact")
+    weights: FileName = Field(
+        description="the weight file: it determines the network, and a new run starts from its weights; a path, also "
+        "one in pretrained_root"
+    )
+
+
+GeneratorOptions = Annotated[Union[RRDBOptions, SwinIROptions, SpandrelOptions], Field(discriminator="type")]  # noqa: UP007
 
 
 class DiscriminatorOptions(Section):

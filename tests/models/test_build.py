@@ -15,6 +15,7 @@ from sed_sr.models.build import (
     build_train_step,
     records_graphs,
 )
+from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 
@@ -142,11 +143,15 @@ def test_gradient_checkpointing_follows_the_options(asked):
 
 def test_unsupported_options_raise():
     options = read("train_rrdb_P+SeD", **SMALL, train__gradient_checkpointing=True)
-    with pytest.raises(UserError, match=r"train\.gradient_checkpointing is true, but Conv2d does not support it"):
-        build_step(options, torch.nn.Conv2d(3, 3, 1))
+    with pytest.raises(UserError, match=r"train\.gradient_checkpointing is true, but Generator does not support it"):
+        build_step(options, Generator())
     options = read("train_rrdb_P+SeD", **SMALL, train__cuda_graph=True)
     with pytest.raises(UserError, match=r"train\.cuda_graph is true, which needs a GPU"):
         build_step(options)
+    options, limited = read("train_rrdb_P+SeD", **SMALL, train__precision="bf16"), Generator()
+    limited.precisions = ("fp32", "tf32")
+    with pytest.raises(UserError, match=r"train\.precision is bf16, which Generator does not support; use fp32"):
+        build_step(options, limited)
     for precision in ("fp16", "tf32"):
         options = read("train_rrdb_P+SeD", **SMALL, train__precision=precision)
         with pytest.raises(UserError, match=f"train.precision is {precision}, which needs a GPU"):

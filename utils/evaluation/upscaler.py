@@ -51,7 +51,7 @@ class Upscaler:
         new_recorder: makes recorders of graphs; None: a CudaRecorder on a GPU, and no graphs on a CPU.
 
     Raises:
-        UserError: fp16 on a CPU.
+        UserError: fp16 on a CPU, or a precision that the generator does not support.
         OutOfMemory (when called): memory does not suffice for the smallest tiles, or for the result.
     """
 
@@ -67,6 +67,8 @@ class Upscaler:
     ) -> None:
         if precision == "fp16" and device.type == "cpu":
             raise UserError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+        if precision not in generator.precisions:
+            raise UserError(f"precision {precision} is not supported by {generator.about}; use fp32")
         if new_recorder is None and device.type == "cuda":
             new_recorder = CudaRecorder
         if new_recorder is not None:
@@ -150,7 +152,8 @@ class Upscaler:
                 return MIN_TILE_PX
         free = self._free_gpu_bytes if self.device.type == "cuda" else free_bytes(self.device) - result_bytes
         side_px = math.isqrt(max(0, int(MEMORY_SHARE * free / self._bytes_per_px)))
-        return min(max(side_px // TILE_MULTIPLE_PX * TILE_MULTIPLE_PX, MIN_TILE_PX), MAX_TILE_PX)
+        side_px = max(side_px // TILE_MULTIPLE_PX * TILE_MULTIPLE_PX, MIN_TILE_PX)
+        return side_px if self.generator.prefers_whole_images else min(side_px, MAX_TILE_PX)
 
     @cached_property
     def _free_gpu_bytes(self) -> int:

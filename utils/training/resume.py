@@ -8,7 +8,7 @@ from typing import Any
 
 from sed_sr.data.image_folders import first_few
 from sed_sr.options.errors import UserError
-from sed_sr.options.schema import Options, SemanticExtractorOptions
+from sed_sr.options.schema import Options, SemanticExtractorOptions, SpandrelOptions
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.formats import GeneratorWeights, generator_weights
@@ -113,7 +113,8 @@ def find_start(
         return _newest_readable(options, folder, processes)
     before = (f"{folder.root} has no training state yet",) if auto else ()
     if path is None:
-        message = "starts from random weights"
+        network = options.generator
+        message = f"starts from {network.weights if isinstance(network, SpandrelOptions) else 'random weights'}"
         published = PSNR_ORIENTED.get((options.generator.type, options.scale))
         if options.discriminator is not None and published:
             example = published if options.degradation is None else "FILE, from train_*_psnr_real.yml"
@@ -122,7 +123,9 @@ def find_start(
     found = checkpoint.load(path)
     if auto or resume is None or not checkpoint.is_training_state(found):
         weights = generator_weights(found, path)
-        message = f"starts from {path}: {weights.kind}"
+        # Only spandrel, which is not loaded yet, can name its networks.
+        kind = weights.origin if isinstance(options.generator, SpandrelOptions) else weights.kind
+        message = f"starts from {path}: {kind}"
         return Start((*before, message), path, weights=weights, discriminator=discriminator)
     in_place = path.resolve().parent == folder.states.resolve()
     newest = next(iter(folder.saved_states()), None)
@@ -211,7 +214,7 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
     # A state of an earlier version lacks newer options of a network; their defaults are what it was trained with.
     defaults = {
         "scale": 4,
-        "generator": type(options.generator).model_validate({"type": options.generator.type}).model_dump(mode="json"),
+        "generator": type(options.generator).model_construct(type=options.generator.type).model_dump(mode="json"),
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),
     }
     before, now = _leaves(defaults) | _leaves(state["options"]), _leaves(options.model_dump(mode="json"))
@@ -219,7 +222,7 @@ def _differences(state: dict[str, Any], options: Options, path: Path) -> list[st
         for name in ("dataloader.batch_size", "train.accumulate_batches", "train.total_batch_size"):
             now[name] = before.get(name) if now[name] in (AUTO, None) else now[name]
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    fixed = [key for key in changed if f"{key}.".startswith(ARCHITECTURE)]
+    fixed = [key for key in changed if f"{key}.".startswith(ARCHITECTURE) and key != "generator.weights"]
     if fixed:
         key = fixed[0]
         raise UserError(

@@ -5,15 +5,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from sed_sr.data.benchmarks import Benchmark, find_benchmark
 from sed_sr.data.build import build_dataset
 from sed_sr.data.datasets import TrainingSet
 from sed_sr.data.image_folders import image_list
 from sed_sr.models.build import build_generator, build_train_step
-from sed_sr.models.generator import Generator
 from sed_sr.models.train_step import TrainStep
-from sed_sr.options.schema import Options
+from sed_sr.options.schema import Options, SpandrelOptions
 from sed_sr.utils.evaluation.evaluate import check_best_by
 from sed_sr.utils.evaluation.metrics import Metric, build_metrics, metric_weights
 from sed_sr.utils.runtime.distributed import World
@@ -34,7 +34,7 @@ from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.discriminator_weights import discriminator_weights, load_shared
 from sed_sr.utils.weights.extractor_file import RANDOM
-from sed_sr.utils.weights.formats import load_into
+from sed_sr.utils.weights.formats import GeneratorWeights, generator_weights, load_into
 from sed_sr.utils.weights.pretrained import locate, verify
 
 
@@ -60,10 +60,11 @@ class FoundFiles:
     dataset: TrainingSet
     benchmarks: list[Benchmark]
     start: Start
+    generator: dict[str, Tensor] | None  # the weights that a generator of spandrel is built from
 
     def without_tensors(self) -> "FoundFiles":
         """A copy that is small enough to be sent to other processes."""
-        return replace(self, start=self.start.without_tensors())
+        return replace(self, start=self.start.without_tensors(), generator=None)
 
 
 def prepare(
@@ -86,16 +87,15 @@ def prepare(
     with world.raise_together():
         batches = resolve_batches(batches_of(options), processes=world.size)
         options = with_batches(options, batches)
-        generator = build_generator(options)
     folder = RunFolder(options.paths.out_root / options.name)
     device = checks.check("device", partial(world.device, options.device))
     found = None
     if world.main:
-        dataset = _find_dataset(options, checks, scale=generator.scale, thorough=thorough)
-        benchmarks = _find_benchmarks(options, checks, scale=generator.scale)
+        dataset = _find_dataset(options, checks, thorough=thorough)
+        benchmarks = _find_benchmarks(options, checks)
         start = _find_start(options, checks, folder, dataset, resume, thorough=thorough, processes=world.size)
         if dataset is not None and benchmarks is not None and start is not None:
-            found = FoundFiles(dataset, benchmarks, start)
+            found = FoundFiles(dataset, benchmarks, start, _find_generator(options, checks, start))
     # The other processes receive the tensors of `start` with those of the training step.
     shared = world.broadcast(found.without_tensors() if found is not None else None)
     checks.gather(world)
@@ -103,14 +103,14 @@ def prepare(
     if not checks.failures:
         assert device is not None  # otherwise a check would have failed
         assert shared is not None
-        setup = _build(options, batches, folder, generator, device, found or shared, checks=checks, world=world)
+        setup = _build(options, batches, folder, device, found or shared, checks=checks, world=world)
     if setup is None:
         checks.not_checked += [name for name in ("scores", "networks", "disk", "memory") if name not in checks.notes]
     return setup
 
 
-def _find_dataset(options: Options, checks: Checklist, *, scale: int, thorough: bool) -> TrainingSet | None:
-    dataset = checks.check("training set", partial(build_dataset, options, scale=scale), format_dataset)
+def _find_dataset(options: Options, checks: Checklist, *, thorough: bool) -> TrainingSet | None:
+    dataset = checks.check("training set", partial(build_dataset, options, scale=options.scale), format_dataset)
     if dataset is None:
         checks.not_checked.append("content of the images")
     else:
@@ -118,13 +118,13 @@ def _find_dataset(options: Options, checks: Checklist, *, scale: int, thorough: 
     return dataset
 
 
-def _find_benchmarks(options: Options, checks: Checklist, *, scale: int) -> list[Benchmark] | None:
+def _find_benchmarks(options: Options, checks: Checklist) -> list[Benchmark] | None:
     """Find all benchmarks of the validation; None if one of them was not found."""
     names = options.validation.benchmarks
     found = [
         checks.check(
             f"benchmark {name}",
-            partial(find_benchmark, options.paths.data_test_root, name, scale=scale),
+            partial(find_benchmark, options.paths.data_test_root, name, scale=options.scale),
             lambda benchmark: f"{len(benchmark.images)} images",
         )
         for name in names
@@ -164,11 +164,26 @@ def _find_start(
     return found
 
 
+def _find_generator(options: Options, checks: Checklist, start: Start) -> dict[str, Tensor] | None:
+    """Read the weights that a generator of spandrel is built from: those of a training state need no other file."""
+    if not isinstance(options.generator, SpandrelOptions):
+        return None
+    if start.train_step is not None:
+        return start.train_step["generator"]
+    name = options.generator.weights
+
+    def read() -> GeneratorWeights:
+        path = locate(name, pretrained_root=options.paths.pretrained_root)
+        return generator_weights(checkpoint.load(path), path)
+
+    weights = checks.check(f"generator.weights {name}", read, lambda weights: weights.origin)
+    return None if weights is None else weights.original
+
+
 def _build(
     options: Options,
     given: Batches | GivenBatches,
     folder: RunFolder,
-    generator: Generator,
     device: torch.device,
     found: FoundFiles,
     *,
@@ -178,15 +193,16 @@ def _build(
     """Build metrics and training step, and load the weights or the state that the run starts from.
 
     Args:
-        found: on the main process, with the tensors of `start`.
+        found: on the main process, with tensors.
     """
     start, benchmarks = found.start, found.benchmarks
+    generator_state = world.broadcast_tensors(found.generator, device=torch.device("cpu"))
     metrics = _build_metrics(options, checks, device, world)
     best_by = options.validation.best_by
     if best_by is not None and metrics is not None and world.main:
-        check = partial(check_best_by, metrics[best_by], benchmarks[0], scale=generator.scale)
+        check = partial(check_best_by, metrics[best_by], benchmarks[0], scale=options.scale)
         checks.check("best weights", check)
-    build = partial(_build_train_step, options, generator, device, start, pretrained=world.main)
+    build = partial(_build_train_step, options, generator_state, device, start, pretrained=world.main)
     train_step = checks.check("networks", build, _format_networks)
     if train_step is not None and start.discriminator is not None and world.main:
         checks.check("discriminator", partial(_load_discriminator, train_step, start.discriminator))
@@ -235,13 +251,20 @@ def _build_metrics(options: Options, checks: Checklist, device: torch.device, wo
 
 
 def _build_train_step(
-    options: Options, generator: Generator, device: torch.device, start: Start, *, pretrained: bool
+    options: Options,
+    generator_state: dict[str, Tensor] | None,
+    device: torch.device,
+    start: Start,
+    *,
+    pretrained: bool,
 ) -> TrainStep:
     """Build the training step, with what `start` holds.
 
     Args:
+        generator_state: the weights that a generator of spandrel is built from.
         pretrained: load the weights of the frozen networks; otherwise they are random.
     """
+    generator = build_generator(options, generator_state)
     if start.weights is not None:
         assert start.path is not None
         load_into(generator, start.weights, start.path)
@@ -291,8 +314,10 @@ def _format_checksum(path: Path) -> str:
 
 
 def _format_networks(train_step: TrainStep) -> str:
-    networks = filter(None, (train_step.generator, train_step.discriminator))
+    networks: dict[str, nn.Module] = {train_step.generator.about: train_step.generator}
+    if train_step.discriminator is not None:
+        networks[type(train_step.discriminator).__name__] = train_step.discriminator
     return ", ".join(
-        f"{type(network).__name__} with {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
-        for network in networks
+        f"{name} with {sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
+        for name, network in networks.items()
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sed_sr.data.files import atomic_writer
+from sed_sr.models.spandrel_generator import SpandrelGenerator, in_one_line
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
@@ -57,10 +58,10 @@ def _write_basicsr(file: GeneratorFile, generator: nn.Module) -> memoryview:
 
 
 def _write_esrgan(file: GeneratorFile, generator: nn.Module) -> memoryview:
-    if detect_architecture(file.weights.state) is None:
+    if file.other is not None or detect_architecture(file.weights.state) is None:
         raise UserError(
-            f"the network of {file.path} cannot be detected from its tensors alone, as the pth-esrgan format requires; "
-            "use another format, such as safetensors"
+            f"the network of {file.path} cannot be detected from its tensors alone as RRDB or SwinIR, as the "
+            "pth-esrgan format requires; use another format, such as safetensors"
         )
     # The newer of ESRGAN's two namings, which is also this project's: ESRGAN's test.py and KAIR load it strictly.
     # Programs that read the older one (model.0, ...) convert it, and read both.
@@ -77,6 +78,8 @@ def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
         import onnxscript  # noqa: F401, required by PyTorch's exporter
     except ImportError as error:
         raise UserError(f"an export to ONNX needs {error.name}, which is not installed: {ONNX_NEEDS}") from None
+    if isinstance(generator, SpandrelGenerator) and generator.replaced_parameters():  # the exporter would crash
+        raise UserError(f"{file.path} cannot be exported to ONNX: {generator.about}, replaces parameters when it runs")
     sizes = {dim: torch.export.Dim(name, min=1) for dim, name in ((0, "batch"), (2, "height"), (3, "width"))}
     try:
         program = torch.onnx.export(
@@ -91,7 +94,7 @@ def _write_onnx(file: GeneratorFile, generator: nn.Module) -> bytes:
         )
     except torch.onnx.OnnxExporterError as error:  # PyTorch 2.6 cannot export SwinIR for dynamic sizes
         raise UserError(
-            f"PyTorch {torch.__version__} cannot export {file.path} to ONNX for images of any size: use a newer version"
+            f"PyTorch {torch.__version__} cannot export {file.path} to ONNX for images of any size: a newer version may"
         ) from error
     assert program is not None  # it is without dynamo=True
     model = program.model_proto
@@ -150,9 +153,14 @@ def export(file: GeneratorFile, target: Format, output: Path) -> float:
     generator = load_generator(file).eval().requires_grad_(False)
     with atomic_writer(output) as written, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about deprecations within PyTorch, and sizes that tracing might fix
-        written.write(target.write(file, generator))
-        written.flush()
-        difference = _difference(target.open(Path(written.name)), generator)
+        try:
+            written.write(target.write(file, generator))
+            written.flush()
+            difference = _difference(target.open(Path(written.name)), generator)
+        except Exception as error:  # of any kind from networks that PyTorch's exporters were not tried on
+            if isinstance(error, UserError) or not isinstance(generator, SpandrelGenerator):
+                raise
+            raise UserError(f"{file.path} cannot be exported: {in_one_line(error)}") from error
         if not difference <= MAX_DIFFERENCE:
             raise UserError(
                 f"{output} was not written: its images would differ from those of {file.path} by up to {difference:.2g}"

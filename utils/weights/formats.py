@@ -1,25 +1,26 @@
 """Generator weights in the file formats in use: recognised by their keys, renamed to ours, loaded strictly.
 
-spandrel reads these formats too, and tests compare with it. It is not used here: it takes two seconds to import, knows
-no RRDB with another growth than 32 and no generator inside a larger model, and renames RRDB's weights for a network of
-its own, so that they would have to be renamed back.
+Networks that this project has no class for are left to spandrel (models/spandrel_generator.py), under the names of the
+file. spandrel is not used for the others: it takes two seconds to import, knows no RRDB with another growth than 32 and
+no generator inside a larger model, and renames RRDB's weights for a network of its own.
 """
 
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights.architecture import describe, traits_of
 
 # Entries that hold the weights; if a file has several, the first of them is taken.
-ENTRIES = ("params_ema", "params", "model", "state_dict", "model_state_dict")
+ENTRIES = ("params_ema", "params-ema", "params", "model", "net", "state_dict", "model_state_dict")
 # For each naming scheme, a key that all its files contain.
 MARKERS = {
     "SeD": "RRDB_trunk.0.RDB1.conv1.weight",
@@ -55,12 +56,18 @@ PLAIN_TYPES = frozenset(
 
 @dataclass(frozen=True)
 class GeneratorWeights:
-    """A generator's weights under the names of this project's modules."""
+    """A generator's weights, float32 on the CPU."""
 
-    state: dict[str, Tensor]  # float32 on the CPU
+    state: dict[str, Tensor]  # under the names of this project's modules
+    original: dict[str, Tensor]  # under the names of the file, without those of wrappers
     entry: str | None  # of the file, which they were taken from; None for a bare state dict
-    # For messages: "RRDB (23 blocks, 64 features, growth 32), x4, in SeD names, from 'params', stripped of 'module.'"
-    kind: str
+    network: str | None  # "RRDB (23 blocks, 64 features, growth 32), x4"; None if it is unknown
+    origin: str  # "in SeD names, from 'params', stripped of 'module.'"
+
+    @property
+    def kind(self) -> str:
+        """Network and origin, for messages."""
+        return f"{self.network or 'weights of an unknown architecture'}, {self.origin}"
 
 
 def generator_weights(payload: dict, path: str | Path, *, entry: str | None = None) -> GeneratorWeights:
@@ -83,9 +90,8 @@ def generator_weights(payload: dict, path: str | Path, *, entry: str | None = No
         raise UserError(
             f"{path} holds some of its weights twice, {naming} and under other names: it is unclear which ones count"
         )
-    network = describe(ours) or "weights of an unknown architecture"
-    origin = f"from {entry!r}" if entry else "as a bare state dict"
-    return GeneratorWeights(ours, entry, ", ".join(filter(None, (network, naming, origin, stripped))))
+    origin = (naming, f"from {entry!r}" if entry else "as a bare state dict", stripped)
+    return GeneratorWeights(ours, state, entry, describe(ours), ", ".join(filter(None, origin)))
 
 
 def network_weights(
@@ -233,8 +239,19 @@ def load_into(generator: nn.Module, weights: GeneratorWeights, path: str | Path)
     Raises:
         UserError: they do not fit (see `check_shapes`); `generator` is unchanged.
     """
+    if isinstance(generator, SpandrelGenerator):
+        weights = _as_loaded_by_spandrel(weights, path)
     check_shapes(generator, weights, path)
     generator.load_state_dict({**generator.state_dict(), **_without_recomputed(weights.state)})
+
+
+def _as_loaded_by_spandrel(weights: GeneratorWeights, path: str | Path) -> GeneratorWeights:
+    """`weights` under the names that spandrel's network for them has."""
+    try:
+        loaded = SpandrelGenerator(weights.original)
+    except UserError as error:
+        raise UserError(f"{path} holds {weights.kind}: {error}") from error
+    return replace(weights, state=loaded.state_dict(), network=loaded.about)
 
 
 def check_shapes(generator: nn.Module, weights: GeneratorWeights, path: str | Path) -> None:

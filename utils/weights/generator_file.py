@@ -1,11 +1,11 @@
 """Files of generator weights: the network, run, step and scores that a file states, and the network built from it.
 
 Files of this project state their network, run, step and scores. For files of other projects, the tensors tell the
-network.
+network: one of this project's where the weights fit it, else one of spandrel's.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from sed_sr.models.build import generator_from_dict
 from sed_sr.models.generator import Generator
+from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
-from sed_sr.utils.weights.architecture import TYPES, detect_architecture, traits_of
+from sed_sr.utils.weights.architecture import TYPES, detect_architecture
 from sed_sr.utils.weights.formats import (
     RECOMPUTED_BUFFERS,
     GeneratorWeights,
@@ -26,6 +27,7 @@ from sed_sr.utils.weights.formats import (
 )
 
 MAX_RECOMPUTED_BYTES = 2**30  # of SwinIR's buffers that follow from the window size; SwinIR-M has 20 MB of them
+SPANDREL = "spandrel"  # type of the generators that only the tensors tell
 Name = Annotated[str, Field(pattern=r"^[^\p{C}]+$", max_length=255)]  # printable, because it is printed
 
 
@@ -63,8 +65,9 @@ class GeneratorFile:
     weights: GeneratorWeights
     name: str  # of the run, if the file states it, else of the file
     about: str  # description for users: architecture, format and origin of the weights
-    generator_options: dict[str, Any] | None  # as the `generator:` of an option file; None for an unknown network
+    generator_options: dict[str, Any] | None  # as the `generator:` of an option file; None for other networks
     scale: int | None  # None for an unknown network
+    other: SpandrelGenerator | None = None  # the network, if it is not one of this project's
     step: int | None = None  # optimisation steps of the run
     scores: dict[str, dict[str, float]] = field(default_factory=dict)  # mean for each benchmark and metric
     scored_step: int | None = None  # the step at which the scores were computed
@@ -86,29 +89,58 @@ def open_generator_file(path: str | Path, *, entry: str | None = None) -> Genera
     weights = generator_weights(payload, path, entry=entry)
     if not isinstance(payload.get("options"), dict) or "generator" not in payload["options"]:
         network, scale = detect_architecture(weights.state) or (None, None)
+        weights, other = _by_spandrel(weights, network, scale, path)
         return GeneratorFile(
             path,
             weights,
             name=path.stem,
             about=weights.kind,
             generator_options=network,
-            scale=scale,
+            scale=scale if other is None else other.scale,
+            other=other,
         )
     record, options = _read_record(payload, path)
     network, scale = detect_architecture(weights.state, stated_scale=record.scale) or (None, record.scale)
+    other = None
+    if options.generator.get("type") == SPANDREL:
+        weights, other = _by_spandrel(weights, network, scale, path)
     return GeneratorFile(
         path,
         weights,
         name=options.name,
         about="; ".join((_describe_weights(weights, options.generator), *_describe_run(options.name, record))),
         generator_options=_merge_options(network, options.generator, path),
-        scale=scale,
+        scale=scale if other is None else other.scale,
+        other=other,
         step=record.step,
         scores=record.scores,
         scored_step=record.scored_step,
         paper_row=options.test.paper_row,
         record=record.model_dump(),
     )
+
+
+def _by_spandrel(
+    weights: GeneratorWeights, network: dict[str, Any] | None, scale: int | None, path: Path
+) -> tuple[GeneratorWeights, SpandrelGenerator | None]:
+    """Load weights by spandrel, unless they fit the network of this project that was detected.
+
+    Returns:
+        The weights with the name of the network found, and the network. None if they fit, or if spandrel cannot load
+        them: `load_generator` tells why.
+    """
+    if network is not None and scale is not None:
+        try:
+            check_shapes(_outline(network, scale, path), weights, path)
+        except UserError:
+            pass
+        else:
+            return weights, None
+    try:
+        other = SpandrelGenerator(weights.original)
+    except UserError:
+        return weights, None
+    return replace(weights, network=other.about), other
 
 
 def load_generator(
@@ -121,22 +153,24 @@ def load_generator(
             the file.
 
     Raises:
-        UserError: the network is not one of this project's, the weights do not fit the options, or the file's metadata
-            is invalid. Memory is allocated only after the shapes are known to fit, whatever sizes the metadata states.
+        UserError: neither this project nor spandrel knows the network, the weights do not fit the options, or the
+            metadata is invalid. For this project's networks, memory is allocated only after the shapes are known to
+            fit, whatever sizes the metadata states.
     """
+    if options is not None and options["type"] == SPANDREL:
+        options = None  # the network is that of the file
+    if options is None and file.other is not None:
+        if scale not in (None, file.other.scale):
+            raise UserError(f"{file.path} holds {file.weights.kind}, but the options ask for x{scale}")
+        return file.other
     options = file.generator_options if options is None else options
     scale = file.scale if scale is None else scale
     if options is None or scale is None:
-        raise UserError(
-            f"{file.path} holds {file.weights.kind}; the generators of this project are RRDB and SwinIR for RGB images"
-        )
-    try:
-        with torch.device("meta"):
-            outline = generator_from_dict(options, scale=scale)
-    except UserError as error:
-        raise UserError(f"{file.path} describes a generator that is not valid: {error}") from None
-    except RuntimeError:  # integer overflow in a size
-        raise UserError(f"{file.path} describes a generator that is larger than any memory") from None
+        try:
+            return SpandrelGenerator(file.weights.original)
+        except UserError as error:
+            raise UserError(f"{file.path} holds {file.weights.kind}: {error}") from error
+    outline = _outline(options, scale, file.path)
     check_shapes(outline, file.weights, file.path)
     recomputed_bytes = sum(b.nbytes for name, b in outline.state_dict().items() if name.endswith(RECOMPUTED_BUFFERS))
     if recomputed_bytes > MAX_RECOMPUTED_BYTES:
@@ -149,6 +183,17 @@ def load_generator(
     return generator
 
 
+def _outline(options: dict[str, Any], scale: int, path: Path) -> Generator:
+    """The network of these options on the meta device, which takes no memory."""
+    try:
+        with torch.device("meta"):
+            return generator_from_dict(options, scale=scale)
+    except UserError as error:
+        raise UserError(f"{path} describes a generator that is not valid: {error}") from None
+    except RuntimeError:  # integer overflow in a size
+        raise UserError(f"{path} describes a generator that is larger than any memory") from None
+
+
 def _read_record(payload: dict, path: Path) -> tuple[Record, RecordedOptions]:
     try:
         record = Record.model_validate({key: payload[key] for key in Record.model_fields if key in payload})
@@ -159,7 +204,7 @@ def _read_record(payload: dict, path: Path) -> tuple[Record, RecordedOptions]:
 
 
 def _describe_weights(weights: GeneratorWeights, stated: dict[str, Any]) -> str:
-    if traits_of(weights.state):
+    if weights.network is not None:
         return weights.kind
     return f"{json.dumps(stated):.200}, from {weights.entry!r}"  # a custom generator, which tensors do not identify
 
@@ -179,6 +224,8 @@ def _merge_options(network: dict[str, Any] | None, stated: dict[str, Any], path:
 
     Raises UserError if they differ.
     """
+    if stated.get("type") == SPANDREL:
+        return network
     if stated.get("type") not in TYPES:
         return stated  # a custom generator: only the metadata identifies it
     if network is None:

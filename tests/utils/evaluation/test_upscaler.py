@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import sed_sr.utils.evaluation.upscaler
 from sed_sr.data.imresize import imresize
 from sed_sr.models.cuda_graph import WARM_UP_CALLS
+from sed_sr.models.generator import Generator
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.upscaler import OutOfMemory, Upscaler, bicubic, self_ensembled
@@ -47,7 +48,7 @@ def rrdb():
     return network
 
 
-class Nearest(torch.nn.Module):
+class Nearest(Generator):
     """A generator that runs out of memory beyond `most_px` LR pixels; records its inputs."""
 
     scale = 4
@@ -95,7 +96,7 @@ def recorders():
 
 
 def test_network_runs_in_evaluation_mode_and_its_output_is_rounded():
-    class Constant(torch.nn.Module):
+    class Constant(Generator):
         scale = 4
 
         def forward(self, lr):
@@ -169,6 +170,21 @@ def test_tile_size_follows_from_half_of_the_free_memory(monkeypatch, free):
     left = free - 16 * lr.nbytes  # for the result
     expected = (left / 2 / (16 * 4 * (3 + 12 + 3))) ** 0.5
     assert max(64, 0.9 * expected - 8) <= side <= max(64, expected)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_large_image_is_upscaled_whole_if_the_generator_prefers_that_and_memory_suffices(whole):
+    generator = Nearest()
+    generator.prefers_whole_images = whole
+    Upscaler(generator, CPU)([image_of(520, 520)], ignore)
+    assert ((1, 520, 520) in generator.calls) == whole
+
+
+def test_precision_that_the_generator_does_not_support_is_refused():
+    generator = Nearest()
+    generator.precisions = ("fp32", "fp16")
+    with pytest.raises(UserError, match="precision bf16 is not supported by Nearest; use fp32"):
+        Upscaler(generator, CPU, precision="bf16")
 
 
 def test_self_ensemble_of_an_equivariant_network_equals_the_network():
@@ -343,7 +359,7 @@ def test_result_that_is_larger_than_the_memory_is_refused_before_it_is_computed(
 
 
 def test_other_errors_of_the_network_are_passed_on():
-    class Broken(torch.nn.Module):
+    class Broken(Generator):
         scale = 4
 
         def forward(self, lr):

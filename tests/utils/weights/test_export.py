@@ -20,6 +20,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.export import FORMATS, Format, export, main
 from sed_sr.utils.weights.generator_file import load_generator, open_generator_file
+from tests.spandrel_networks import NETWORKS as OTHER_NETWORKS
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in spandrel
 
@@ -195,3 +196,44 @@ def test_missing_library_is_reported_with_how_to_install_it(tmp_path, monkeypatc
         with pytest.raises(UserError, match=rf"needs {library}, which is not installed: pip install onnx "):
             exported(path, "onnx", tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Writes the weights of one of spandrel's networks, whose image has contrast."""
+
+    def write(name):
+        torch.manual_seed(0)
+        state = OTHER_NETWORKS[name]().state_dict()
+        last = next(key for key in reversed(state) if key.endswith("weight"))
+        state[last] *= 100
+        torch.save({"params": state}, tmp_path / f"{name}.pth")
+        return tmp_path / f"{name}.pth"
+
+    return write
+
+
+@pytest.mark.parametrize("to", ["safetensors", "pth-basicsr", "torchscript"])
+def test_other_networks_are_exported(other, to, tmp_path):
+    path, output = other("Compact"), tmp_path / f"out{FORMATS[to].suffix}"
+    lr = lr_images(1, 17, 23)
+    expected = spandrel.ModelLoader().load_from_file(path)(lr)
+    program = FORMATS[to].open(exported(path, to, output))
+    with torch.inference_mode():
+        torch.testing.assert_close(program(lr).clamp(0, 1), expected)
+    if to != "torchscript":
+        torch.testing.assert_close(spandrel.ModelLoader().load_from_file(output)(lr), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("SPAN", "onnx", r"SPAN\.pth cannot be exported to ONNX: SPAN .*, x4, replaces parameters when it runs"),
+        ("HAT", "torchscript", r"its images would differ from those of \S+HAT\.pth by up to"),  # computes masks by size
+        ("SPAN", "pth-esrgan", r"SPAN\.pth cannot be detected from its tensors alone as RRDB or SwinIR"),
+    ],
+)
+def test_other_networks_that_an_exporter_cannot_handle_are_refused(other, name, to, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        exported(other(name), to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.models.swinir import SwinIR
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights.checkpoint import load, save_generator, save_state
@@ -344,3 +345,14 @@ def test_weights_under_two_names_are_rejected(tmp_path):
     torch.save(foreign_state("BasicSR") | {"trunk_conv.weight": torch.ones(4, 4, 3, 3)}, tmp_path / "net.pth")
     with pytest.raises(UserError, match="twice, in BasicSR names and under other names"):
         generator_weights(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("style", ["SeD", "BasicSR", "old ESRGAN"])
+def test_weights_in_any_names_are_loaded_into_a_network_of_spandrel_that_has_names_of_its_own(style, tmp_path):
+    generator = SpandrelGenerator(foreign_state("SeD"))
+    state = foreign_state(style)
+    torch.save({"params": {name: value + 0.01 for name, value in state.items()}}, tmp_path / "net.pth")
+    load_into(generator, generator_weights(tmp_path / "net.pth"), tmp_path / "net.pth")
+    other = spandrel.ModelLoader().load_from_file(tmp_path / "net.pth").model
+    assert generator.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(generator.state_dict()[name], value) for name, value in other.state_dict().items())

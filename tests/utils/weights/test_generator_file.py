@@ -1,6 +1,9 @@
 """Generator weight files: metadata, its validation, and the generator built from it."""
 
+import sys
+
 import pytest
+import spandrel
 import torch
 
 from sed_sr.models.rrdb import RRDBNet
@@ -9,6 +12,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.utils.runtime.memory import peak_bytes
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.generator_file import load_generator, open_generator_file
+from tests.spandrel_networks import NETWORKS
 
 RRDB = {"type": "rrdb", "features": 4, "blocks": 2, "growth": 8}
 OPTIONS = {"name": "run_a", "generator": RRDB, "test": {"paper_row": "RRDB+P+SeD"}, "losses": {"gan": None}}
@@ -171,3 +175,49 @@ def test_huge_sizes_raise_before_memory_is_allocated(state, record, message, rea
         load_generator(file)
     assert "net.pth" in str(caught.value)
     assert peak_bytes(torch.device("cpu")) - before_bytes < 100e6
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # in spandrel
+@pytest.mark.parametrize("name", ["HAT", "ESRGAN+", "MMRealSR"])  # with names and shapes of SwinIR's or RRDB's
+def test_relatives_of_our_networks_are_read_by_spandrel(name, tmp_path):
+    state = NETWORKS[name]().state_dict()
+    torch.save({"params-ema": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "net.pth")
+    file = open_generator_file(tmp_path / "net.pth")
+    other = spandrel.ModelLoader().load_from_state_dict(dict(state))
+    assert file.about.startswith(other.architecture.name)
+    assert file.about.endswith(", from 'params-ema', stripped of 'module.'")
+    assert file.scale == other.scale == 4
+    lr = torch.rand(1, 3, 19, 17)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_generator(file).eval()(lr).clamp(0, 1), other(lr))
+
+
+def test_spandrel_is_imported_only_for_other_networks(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "spandrel", None)  # an import would fail
+    for network in (RRDBNet(features=4, blocks=1), SwinIR(embed_dim=12, depths=(1,), heads=(2,))):
+        torch.save(network.state_dict(), tmp_path / "ours.pth")
+        load_generator(open_generator_file(tmp_path / "ours.pth"))
+    torch.save(NETWORKS["Compact"]().state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ImportError):
+        open_generator_file(tmp_path / "other.pth")
+
+
+def test_our_own_network_is_used_for_rrdb_that_was_fine_tuned_through_spandrel(write):
+    network = RRDBNet(features=4, blocks=1)
+    state = spandrel.ModelLoader().load_from_state_dict(network.state_dict()).model.state_dict()
+    recipe = {"type": "spandrel", "weights": "RRDB.pth"}
+    file = open_generator_file(write(params=state, options={**OPTIONS, "generator": recipe}))
+    assert (file.other, file.generator_options["type"]) == (None, "rrdb")
+    for options in (None, recipe):
+        assert torch.equal(image_of(load_generator(file, options, scale=4)), image_of(network))
+
+
+def test_scale_of_the_recipe_must_be_that_of_the_file(tmp_path):
+    torch.save(NETWORKS["Compact"]().state_dict(), tmp_path / "net.pth")
+    file = open_generator_file(tmp_path / "net.pth")
+    recipe = {"type": "spandrel", "weights": "net.pth"}
+    assert load_generator(file, recipe, scale=4).scale == 4
+    with pytest.raises(UserError, match=r"net\.pth holds RealESRGAN Compact .*, x4, .*, but the options ask for x2$"):
+        load_generator(file, recipe, scale=2)
+    with pytest.raises(UserError, match=r"net\.pth holds RealESRGAN Compact .*: it is the wrong file"):
+        load_generator(file, RRDB, scale=4)
