@@ -30,8 +30,7 @@ def explain(problem: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
             path = (*path, "type")
         return path, "is required and was not given"
     if kind in ("literal_error", "union_tag_invalid"):
-        expected = problem["ctx"].get("expected") or problem["ctx"]["expected_tags"]  # 'a', 'b' or 'c'; 1, 2 or 3
-        allowed = re.findall(r"'([^']*)'", expected) or re.findall(r"\d+", expected)
+        allowed = re.findall(r"'([^']*)'", problem["ctx"].get("expected") or problem["ctx"]["expected_tags"])
         if kind == "union_tag_invalid":
             path, given = (*path, "type"), repr(problem["input"]["type"])
         return path, f"is {given}{did_you_mean(given.strip(repr(' ')), allowed)}; allowed: {', '.join(allowed)}"

@@ -26,6 +26,7 @@ from sed_sr.options.value_types import (
     PositiveRange,
     Probability,
     Range,
+    Scale,
     SharpeningSide,
     SwitchOrAuto,
     TileSide,
@@ -422,7 +423,7 @@ class Options(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9._+-]*$", max_length=200)] = Field(
         description="name of the run and of its folder: letters, digits, and . _ + -"
     )
-    scale: Literal[1, 2, 3, 4, 8] = Field(default=4, description="HR side / LR side")
+    scale: Scale = Field(default=4, description="HR side / LR side")
     seed: Natural = Field(default=1, description="seed of all random numbers")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda if available, else cpu")
     paths: Paths = Paths()

@@ -14,6 +14,8 @@ from pydantic import (
     WrapValidator,
 )
 
+SCALES = (1, 2, 3, 4, 8)
+
 
 def expect(what: str) -> WrapValidator:
     """Replaces pydantic's messages, of which a union has one for each member, by "should be <what>"."""
@@ -52,12 +54,19 @@ def _rising(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
+def _scale(value: int) -> int:
+    if value not in SCALES:
+        raise ValueError(f"should be {', '.join(map(str, SCALES[:-1]))} or {SCALES[-1]}")
+    return value
+
+
 # The bounds come before the validator: in the other order the JSON schema would lack them.
 Natural = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_whole)]
 Positive = Annotated[int, Field(ge=1, lt=2**63), BeforeValidator(_whole)]
 NaturalOrAuto = Annotated[Natural | Literal["auto"], expect("a whole number or auto")]
 BatchSize = Annotated[Positive | Literal["auto"] | None, expect("a whole number above 0, auto or null")]
 SwitchOrAuto = Annotated[bool | Literal["auto"], expect("true, false or auto")]
+Scale = Annotated[int, BeforeValidator(_whole), AfterValidator(_scale), WithJsonSchema({"enum": list(SCALES)})]
 TileSide = Annotated[int, Field(ge=64, multiple_of=8), BeforeValidator(_whole)]
 KernelSide = Annotated[int, Field(ge=3, le=21), BeforeValidator(_whole)]
 SharpeningSide = Annotated[int, Field(ge=3, le=255), BeforeValidator(_whole)]

@@ -17,6 +17,7 @@ import sed_sr.utils.evaluation.evaluate
 from sed_sr.data.benchmarks import Benchmark, BenchmarkImage, find_benchmark, find_inputs
 from sed_sr.data.images import Cancelled, read_rgb
 from sed_sr.data.tensors import to_tensor
+from sed_sr.models.generator import Generator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.evaluate import check_best_by, evaluate
 from sed_sr.utils.evaluation.metrics import FORMULAS, Metric, psnr_y, ssim_y
@@ -62,7 +63,7 @@ def photographs(tmp_path):
     return find_benchmark(tmp_path, "Photos", scale=4)
 
 
-class Nearest(torch.nn.Module):
+class Nearest(Generator):
     """A generator that runs out of memory beyond `most_px` LR pixels."""
 
     scale = 4

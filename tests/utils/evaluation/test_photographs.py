@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sed_sr.data.photographs import Photograph, luminance, read_photograph
+from sed_sr.models.generator import Generator
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.utils.evaluation.photographs import upscale_photographs
 from sed_sr.utils.evaluation.upscaler import Upscaler, bicubic
@@ -18,7 +19,7 @@ ALPHA = np.clip(60 * np.hypot(ROWS - 12, COLUMNS - 15) - 400, 0, 255).astype(np.
 SCALE = 2
 
 
-class Sharper(torch.nn.Module):
+class Sharper(Generator):
     """A generator whose results overshoot at edges and are 3 levels off in flat areas, as those of GANs are."""
 
     scale = SCALE
