@@ -1,41 +1,31 @@
 """Build everything that a training run needs from its options, and check all of it before anything is written."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sed_sr.data.benchmarks import Benchmark, find_benchmark
-from sed_sr.data.build import build_dataset
+from sed_sr.data.benchmarks import Benchmark
 from sed_sr.data.datasets import TrainingSet
-from sed_sr.data.image_folders import image_list
 from sed_sr.models.build import build_generator, build_train_step
 from sed_sr.models.train_step import TrainStep
-from sed_sr.options.schema import Options, SpandrelOptions
+from sed_sr.options.schema import Options
 from sed_sr.utils.evaluation.evaluate import check_best_by
-from sed_sr.utils.evaluation.metrics import Metric, build_metrics, metric_weights
+from sed_sr.utils.evaluation.metrics import Metric, build_metrics
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.runtime.memory import disable_malloc_trim
 from sed_sr.utils.training.batch_options import batches_of, measure_batch_size, with_batches
 from sed_sr.utils.training.batch_size import Batches, GivenBatches, resolve_auto, resolve_batches
 from sed_sr.utils.training.checklist import Checklist, check_disk
-from sed_sr.utils.training.frozen_weights import FrozenStates, load_frozen_states, pretrained_weights
-from sed_sr.utils.training.image_checks import check_training_images, format_dataset
-from sed_sr.utils.training.resume import (
-    Start,
-    discriminator_to_start_from,
-    file_to_start_from,
-    find_start,
-    with_changed_images,
-)
+from sed_sr.utils.training.found_files import FoundFiles, find_files
+from sed_sr.utils.training.frozen_weights import FrozenStates, load_frozen_states
+from sed_sr.utils.training.resume import Start
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.discriminator_weights import discriminator_weights, load_shared
-from sed_sr.utils.weights.extractor_file import RANDOM
-from sed_sr.utils.weights.formats import GeneratorWeights, generator_weights, load_into
-from sed_sr.utils.weights.pretrained import locate, verify
+from sed_sr.utils.weights.formats import load_into
 
 
 @dataclass(frozen=True)
@@ -51,20 +41,6 @@ class TrainingSetup:
     start: Start  # without its tensors, which the training step has
     metrics: dict[str, Metric]
     train_step: TrainStep
-
-
-@dataclass(frozen=True)
-class FoundFiles:
-    """What the main process has found for a run."""
-
-    dataset: TrainingSet
-    benchmarks: list[Benchmark]
-    start: Start
-    generator: dict[str, Tensor] | None  # the weights that a generator of spandrel is built from
-
-    def without_tensors(self) -> "FoundFiles":
-        """A copy that is small enough to be sent to other processes."""
-        return replace(self, start=self.start.without_tensors(), generator=None)
 
 
 def prepare(
@@ -91,11 +67,7 @@ def prepare(
     device = checks.check("device", partial(world.device, options.device))
     found = None
     if world.main:
-        dataset = _find_dataset(options, checks, thorough=thorough)
-        benchmarks = _find_benchmarks(options, checks)
-        start = _find_start(options, checks, folder, dataset, resume, thorough=thorough, processes=world.size)
-        if dataset is not None and benchmarks is not None and start is not None:
-            found = FoundFiles(dataset, benchmarks, start, _find_generator(options, checks, start))
+        found = find_files(options, checks, folder, resume=resume, thorough=thorough, processes=world.size)
     # The other processes receive the tensors of `start` with those of the training step.
     shared = world.broadcast(found.without_tensors() if found is not None else None)
     checks.gather(world)
@@ -107,77 +79,6 @@ def prepare(
     if setup is None:
         checks.not_checked += [name for name in ("scores", "networks", "disk", "memory") if name not in checks.notes]
     return setup
-
-
-def _find_dataset(options: Options, checks: Checklist, *, thorough: bool) -> TrainingSet | None:
-    dataset = checks.check("training set", partial(build_dataset, options, scale=options.scale), format_dataset)
-    if dataset is None:
-        checks.not_checked.append("content of the images")
-    else:
-        check_training_images(dataset, checks, seed=options.seed, thorough=thorough)
-    return dataset
-
-
-def _find_benchmarks(options: Options, checks: Checklist) -> list[Benchmark] | None:
-    """Find all benchmarks of the validation; None if one of them was not found."""
-    names = options.validation.benchmarks
-    found = [
-        checks.check(
-            f"benchmark {name}",
-            partial(find_benchmark, options.paths.data_test_root, name, scale=options.scale),
-            lambda benchmark: f"{len(benchmark.images)} images",
-        )
-        for name in names
-    ]
-    benchmarks = [benchmark for benchmark in found if benchmark is not None]
-    return benchmarks if len(benchmarks) == len(names) else None
-
-
-def _find_start(
-    options: Options,
-    checks: Checklist,
-    folder: RunFolder,
-    dataset: TrainingSet | None,
-    resume: str | None,
-    *,
-    thorough: bool,
-    processes: int,
-) -> Start | None:
-    """Find the state or the weights that the run starts from, and download missing pretrained weights."""
-    find = partial(locate, pretrained_root=options.paths.pretrained_root)
-    given = file_to_start_from(resume, options, folder)
-    given_d = discriminator_to_start_from(resume, options, folder)
-    for name in (*pretrained_weights(options).values(), given, given_d, *metric_weights(options.validation.metrics)):
-        if name is not None and name != RANDOM:
-            checks.check(name, partial(find, name), _format_checksum if thorough else str)
-    if checks.failures.keys() & {given, given_d}:
-        return None
-
-    def start() -> Start:
-        path, path_d = (find(name) if name is not None else None for name in (given, given_d))
-        found = find_start(resume, options, folder, path=path, discriminator=path_d, processes=processes)
-        return found if dataset is None else with_changed_images(found, image_list(dataset.hr_folders))
-
-    found = checks.check("start", start, lambda start: "\n".join(start.messages))
-    if found is not None:
-        checks.check("run folder", partial(folder.check, in_place=found.in_place), lambda _: str(folder.root))
-    return found
-
-
-def _find_generator(options: Options, checks: Checklist, start: Start) -> dict[str, Tensor] | None:
-    """Read the weights that a generator of spandrel is built from: those of a training state need no other file."""
-    if not isinstance(options.generator, SpandrelOptions):
-        return None
-    if start.train_step is not None:
-        return start.train_step["generator"]
-    name = options.generator.weights
-
-    def read() -> GeneratorWeights:
-        path = locate(name, pretrained_root=options.paths.pretrained_root)
-        return generator_weights(checkpoint.load(path), path)
-
-    weights = checks.check(f"generator.weights {name}", read, lambda weights: weights.origin)
-    return None if weights is None else weights.original
 
 
 def _build(
@@ -307,10 +208,6 @@ def _choose_batches(
     batches = resolve_auto(given, min(sizes), processes=world.size)
     checks.notes["batch size"] = f"{batches.size}, {reason}"
     return batches
-
-
-def _format_checksum(path: Path) -> str:
-    return f"{path}, {'its sha256 is right' if verify(path) else 'no sha256 is known for it'}"
 
 
 def _format_networks(train_step: TrainStep) -> str:
