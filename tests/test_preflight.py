@@ -37,6 +37,15 @@ def test_check_reports_what_it_found_and_writes_nothing(workshop, command):
     assert files_in(workshop) == before
 
 
+def test_run_without_validation_needs_no_weights_of_its_metrics(workshop, command, monkeypatch):
+    monkeypatch.setenv("SED_OFFLINE", "1")
+    words = ("train.py", "--opt", "rrdb_psnr.yml", "--set", "validation.metrics=[lpips]")
+    assert "alexnet" in command(*words, cwd=workshop).stderr
+    done = command(*words, "--set", "validation.benchmarks=[]", cwd=workshop)
+    assert done.returncode == 0, done.stderr
+    assert "no validation, save every 2" in done.stdout
+
+
 def test_all_problems_are_reported_together(workshop, command):
     done = command(
         "train.py", "--opt", "rrdb_P+SeD.yml", "--data_root", "nowhere", "--resume", "nothing.pth",

@@ -228,6 +228,7 @@ def test_damaged_or_small_image_is_reported_and_the_others_are_scored(workshop, 
     failures = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
     assert "small.png has no ssim: an image of 12x12 px is too small" in failures[0]
     assert "broken.png" in failures[1]
+    assert "7 images upscaled, 2 failures; see out/report.html" in done.stdout
     assert len(list((workshop / "out/bicubic/photos").iterdir())) == 3
     scores = results_of(workshop / "out")["weights"]["bicubic"]["benchmarks"]["Some"]
     rows = [row["ssim"] for row in scores["images"].values() if row]

@@ -238,15 +238,19 @@ def write_files(results: list[Result], setup: TestSetup) -> None:
 
 def print_summary(results: list[Result], output: Path, console: Console) -> int:
     """Print notes, failures and the number of images; returns the exit code."""
-    upscaled, failed = 0, False
+    upscaled = failures = 0
     for result in results:
         for name, scores in result.benchmarks.items():
             upscaled += len(scores.images)
-            failed = failed or bool(scores.failures)
+            failures += len(scores.failures)
             for note in scores.notes:
                 console.print(f"{result.label}, {name}: {note}", markup=False, style="yellow")
             for failure in scores.failures:
                 console.print(f"failed: {result.label}, {name}: {failure}", markup=False, style="red")
-    images = "1 image" if upscaled == 1 else f"{upscaled} images"
-    console.print(f"{images} upscaled; see {output / REPORT}", markup=False)
-    return 1 if failed else 0
+    done = f"{_count(upscaled, 'image')} upscaled" + (f", {_count(failures, 'failure')}" if failures else "")
+    console.print(f"{done}; see {output / REPORT}", markup=False)
+    return 1 if failures else 0
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
