@@ -20,6 +20,7 @@ WRITABLE_SUFFIXES = frozenset({".png", *PILLOW_FORMATS})
 MAX_SIDE_PX = {"JPEG": 65_500, "WEBP": 16_383}  # of libjpeg and libwebp
 QUALITY = 95  # of JPEG and WebP
 ORIENTATION = 0x0112  # the number of the EXIF tag
+ICC_COLOUR_SPACE = slice(16, 20)  # in the header of a profile (ICC.1:2022, 7.2)
 # EXIF 2.32, 4.6.4: how to turn an image that is stored with an orientation into one that is upright.
 TO_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
@@ -48,7 +49,8 @@ def read_photograph(path: Path) -> Photograph:
 
     The pixels are those of `data.images.read_rgb`, but of the file's depth and turned upright. Where alpha is 0, the
     colours are those of the nearest pixel that is not transparent: what editors leave there, often black, would give
-    the visible pixels beside it dark fringes. The profile of CMYK is dropped, because it does not fit RGB.
+    the visible pixels beside it dark fringes. A profile for other colours than those of the result is dropped: one of
+    CMYK or Lab, or of RGB beside a single channel of grey.
 
     Raises:
         UserError: as `read_rgb`.
@@ -63,14 +65,14 @@ def read_photograph(path: Path) -> Photograph:
                 # OpenCV multiplies the colours by alpha, and drops the alpha of grey.
                 stored = np.asarray(header.convert("RGBA"))[..., [2, 1, 0, 3]]
             alpha = _read_alpha(stored, header)
-            icc_profile = None if header.mode == "CMYK" else header.info.get("icc_profile")
+            icc_profile = header.info.get("icc_profile") or b""
             # OpenCV turns TIFF upright by itself.
             orientation = 1 if header.format == "TIFF" else header.getexif().get(ORIENTATION)
             # MPO is a JPEG photograph with a preview or a depth map, which are no frames.
             if getattr(header, "is_animated", False) and header.format != "MPO":
                 notes.append(f"{path} has several frames; only the first one is upscaled")
     except Exception:  # as in `image_size`: Pillow's plugins raise all kinds of errors
-        grey, alpha, icc_profile, orientation = stored.ndim == 2, None, None, 1
+        grey, alpha, icc_profile, orientation = stored.ndim == 2, None, b"", 1
         if stored.ndim == 3 and stored.shape[2] == 4:
             alpha = stored[..., 3]
         notes.append(f"{path}: the orientation and the colour profile cannot be read and are ignored")
@@ -79,7 +81,8 @@ def read_photograph(path: Path) -> Photograph:
     if alpha is not None:
         alpha = np.ascontiguousarray(upright(alpha))
         _fill_transparent(rgb, alpha)
-    return Photograph(rgb, alpha, grey, icc_profile or None, tuple(notes))
+    fits = icc_profile[ICC_COLOUR_SPACE] == (b"GRAY" if grey else b"RGB ")
+    return Photograph(rgb, alpha, grey, icc_profile if fits else None, tuple(notes))
 
 
 def _read_alpha(stored: np.ndarray, header: Image.Image) -> np.ndarray | None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 def to_tensor(rgb: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 array -> (3, H, W) uint8 tensor."""
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    # Not ascontiguousarray, which returns a flipped view of a single pixel as it is, with strides that PyTorch refuses.
+    return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
 
 
 def to_array(image: Tensor) -> np.ndarray:

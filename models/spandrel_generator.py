@@ -73,28 +73,42 @@ class SpandrelGenerator(Generator):
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
         return self.network.load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def prepare_for_training(self) -> None:
-        """Check by a trial that the network can be trained, and freeze the parameters that it replaces itself.
+    def check_upscaling(self) -> None:
+        """Check by a trial that the network upscales: spandrel may derive wrong sizes from weights that it loads.
 
         Raises:
-            UserError: in training mode, the network fails, returns something other than SR, or SR without a gradient.
+            UserError: in evaluation mode, the network fails or returns something other than SR.
         """
+        with torch.no_grad():
+            self._trial("used", training=False)
+
+    def prepare_for_training(self) -> None:
+        """Check by trials that the network can be trained, and freeze the parameters that it replaces itself.
+
+        Raises:
+            UserError: as `check_upscaling`, also in training mode, or it returns SR without a gradient.
+        """
+        self.check_upscaling()
+        with torch.enable_grad():
+            sr = self._trial("trained", training=True)
+        if not sr.requires_grad:
+            raise UserError(f"{self.about}, cannot be trained: its output has no gradient")
+        for name in self.replaced_parameters():
+            self.get_parameter(name).requires_grad_(False)
+
+    def _trial(self, use: str, *, training: bool) -> Tensor:
+        """SR of small images. Raises UserError if the network fails, or returns something else."""
         lr = self._trial_images()
         expected = (*lr.shape[:2], self.scale * lr.shape[2], self.scale * lr.shape[3])
         try:
-            with torch.enable_grad():
-                # By a copy, because batch normalisation in training mode changes its buffers.
-                sr = copy.deepcopy(self).train()(lr)
-            replaced = self.replaced_parameters()
+            # By a copy, because batch normalisation in training mode changes its buffers.
+            sr = copy.deepcopy(self).train(training)(lr)
         except Exception as error:  # of any kind, since the network's code is not known
-            raise UserError(f"{self.about}, cannot be trained: {in_one_line(error)}") from error
+            raise UserError(f"{self.about}, cannot be {use}: {in_one_line(error)}") from error
         if not isinstance(sr, Tensor) or sr.shape != expected:
             shape = tuple(sr.shape) if isinstance(sr, Tensor) else f"a {type(sr).__name__}"
-            raise UserError(f"{self.about}, cannot be trained: in training, it returns {shape} instead of {expected}")
-        if not sr.requires_grad:
-            raise UserError(f"{self.about}, cannot be trained: its output has no gradient")
-        for name in replaced:
-            self.get_parameter(name).requires_grad_(False)
+            raise UserError(f"{self.about}, cannot be {use}: it returns {shape} instead of {expected}")
+        return sr
 
     def replaced_parameters(self) -> list[str]:
         """The names of the parameters that the network replaces whenever it runs in evaluation mode.

@@ -213,13 +213,14 @@ def test_tile_px_is_the_size_of_the_tiles(workshop, command):
 
 
 def test_damaged_or_small_image_is_reported_and_the_others_are_scored(workshop, command, prepared):
-    """A folder with a broken image, and a benchmark with an image that is too small for SSIM."""
+    """A folder with a broken image and a link to itself, and a benchmark with an image that is too small for SSIM."""
     for folder in ("LRbicx4", "GTmod12"):
         for path, root in ((workshop / "photos", "LRbicx4"), (workshop / "Some" / folder, folder)):
             path.mkdir(parents=True, exist_ok=True)
             for image in (prepared / "Evaluation/Photos" / root).iterdir():
                 (path / image.name).write_bytes(image.read_bytes())
     (workshop / "photos/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (workshop / "photos/loop.png").symlink_to("loop.png")
     Image.new("RGB", (3, 3)).save(workshop / "Some/LRbicx4/small.png")
     Image.new("RGB", (12, 12)).save(workshop / "Some/GTmod12/small.png")
     words = f"{TEST} Some photos --weights bicubic --metrics ssim --output_path out"
@@ -228,7 +229,8 @@ def test_damaged_or_small_image_is_reported_and_the_others_are_scored(workshop, 
     failures = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
     assert "small.png has no ssim: an image of 12x12 px is too small" in failures[0]
     assert "broken.png" in failures[1]
-    assert "7 images upscaled, 2 failures; see out/report.html" in done.stdout
+    assert "7 images upscaled, 3 failures; see out/report.html" in done.stdout
+    assert "loop.png: Too many levels of symbolic links" in failures[2]
     assert len(list((workshop / "out/bicubic/photos").iterdir())) == 3
     scores = results_of(workshop / "out")["weights"]["bicubic"]["benchmarks"]["Some"]
     rows = [row["ssim"] for row in scores["images"].values() if row]

@@ -191,9 +191,22 @@ def test_colour_profile_is_kept_bit_for_bit(tmp_path, name):
         assert "icc_profile" not in image.info
 
 
-def test_profile_of_cmyk_is_dropped_with_the_cmyk(tmp_path):
-    Image.fromarray(PHOTO).convert("CMYK").save(tmp_path / "a.jpg", icc_profile=PROFILE)
-    assert read_photograph(tmp_path / "a.jpg").icc_profile is None
+@pytest.mark.parametrize(
+    ("name", "mode", "space", "kept"),
+    [
+        ("a.jpg", "RGB", b"RGB ", True),
+        ("a.png", "P", b"RGB ", True),
+        ("a.jpg", "L", b"GRAY", True),
+        ("a.jpg", "L", b"RGB ", False),  # PNG forbids it
+        ("a.jpg", "CMYK", b"CMYK", False),
+        ("a.tif", "LAB", b"Lab ", False),
+        ("a.webp", "RGB", b"junk", False),
+    ],
+)
+def test_profile_is_kept_where_it_fits_the_colours_of_the_result(tmp_path, name, mode, space, kept):
+    profile = PROFILE[:16] + space + PROFILE[20:]
+    Image.new(mode, (51, 43)).save(tmp_path / name, icc_profile=profile)
+    assert read_photograph(tmp_path / name).icc_profile == (profile if kept else None)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])

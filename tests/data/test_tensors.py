@@ -32,3 +32,8 @@ def test_tensor_and_array_are_inverse_and_channels_come_first():
     assert tensor.shape == (3, 20, 30)
     assert tensor[1, 5, 7] == rgb[5, 7, 1]
     np.testing.assert_array_equal(to_array(tensor), rgb)
+
+
+def test_flipped_single_pixel_becomes_a_tensor():
+    """The LR patch of training with hr_patch_px equal to the scale."""
+    assert to_tensor(np.uint8([[[1, 2, 3]]])[::-1, ::-1]).flatten().tolist() == [1, 2, 3]

@@ -222,16 +222,28 @@ def test_weights_of_an_unknown_architecture_are_one_sentence():
 
 
 def in_training_a_tuple(weight, lr):
-    return (enlarged(weight, lr), lr)
+    return (enlarged(weight, lr), lr) if torch.is_grad_enabled() else enlarged(weight, lr)
 
 
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (in_training_a_tuple, r"in training, it returns a tuple instead of \(2, 3, 32, 32\)"),
-        (lambda weight, lr: weight * lr, r"in training, it returns \(2, 3, 16, 16\) instead of \(2, 3, 32, 32\)"),
-        (torch.no_grad()(enlarged), "its output has no gradient"),
+        (lambda weight, lr: weight * lr, r"it returns \(2, 3, 16, 16\) instead of \(2, 3, 32, 32\)"),
         (lambda weight, lr: enlarged(weight, lr).view(3, -1)[5], r"IndexError: index 5 is out of bounds.*"),
+    ],
+)
+def test_networks_that_cannot_upscale_are_refused(forward, message):
+    odd(enlarged).check_upscaling()
+    for check in (SpandrelGenerator.check_upscaling, SpandrelGenerator.prepare_for_training):
+        with pytest.raises(UserError, match=f"^Odd, x2, cannot be used: {message}$"):
+            check(odd(forward))
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (in_training_a_tuple, r"it returns a tuple instead of \(2, 3, 32, 32\)"),
+        (torch.no_grad()(enlarged), "its output has no gradient"),
     ],
 )
 def test_networks_that_cannot_be_trained_are_refused(forward, message):

@@ -61,8 +61,10 @@ def create_output_folder(folder: Path, sources: Mapping[str, str]) -> None:
 
 def _check_image_folder(folder: Path, benchmark: Benchmark) -> None:
     """Raise UserError if SR images of a benchmark cannot be written into the folder of one candidate."""
-    resolved, paths = folder.resolve(), [path for image in benchmark.images for path in (image.lr, image.hr) if path]
-    if any(resolved in path.resolve().parents for path in paths):
+    # realpath, because Path.resolve raises an error for a symbolic link that leads to itself.
+    resolved = Path(os.path.realpath(folder))
+    paths = [path for image in benchmark.images for path in (image.lr, image.hr) if path]
+    if any(resolved in Path(os.path.realpath(path)).parents for path in paths):
         raise UserError(
             f"SR images would be written into {folder}, which contains the input images of {benchmark.name}; "
             "give another --output_path"

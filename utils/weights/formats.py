@@ -264,7 +264,7 @@ def check_shapes(generator: nn.Module, weights: GeneratorWeights, path: str | Pa
     given, wanted = _without_recomputed(weights.state), _without_recomputed(generator.state_dict())
     differences = differences_between(given, wanted)
     if differences:
-        raise UserError(f"{path} holds {weights.kind}, {_mismatch(given, wanted, differences)}")
+        raise UserError(f"{path} holds {weights.kind}, {_mismatch(given, generator, differences)}")
 
 
 def differences_between(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
@@ -293,8 +293,9 @@ def _without_recomputed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.endswith(RECOMPUTED_BUFFERS)}
 
 
-def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], differences: str) -> str:
+def _mismatch(given: dict[str, Tensor], generator: nn.Module, differences: str) -> str:
     """The mistake behind the `differences`: the wrong file, architecture or size, or single tensors."""
+    wanted = generator.state_dict()
     theirs, ours = traits_of(given), traits_of(wanted)
     if not theirs and not given.keys() & wanted.keys():
         return f"and no name in it is one of the generator: it is the wrong file (it holds {_first_few(given)})"
@@ -302,7 +303,7 @@ def _mismatch(given: dict[str, Tensor], wanted: dict[str, Tensor], differences: 
     if "architecture" in differing:
         return f"but the options ask for {ours['architecture']}"
     if "scale" in differing:
-        return f"but the options ask for x{ours['scale']}"
+        return f"but the options ask for x{generator.scale}"
     if differing:
         traits = " and ".join(f"{trait} {theirs[trait]} where the options ask for {ours[trait]}" for trait in differing)
         return f"with {traits}"

@@ -153,15 +153,19 @@ def load_generator(
             the file.
 
     Raises:
-        UserError: neither this project nor spandrel knows the network, the weights do not fit the options, or the
-            metadata is invalid. For this project's networks, memory is allocated only after the shapes are known to
-            fit, whatever sizes the metadata states.
+        UserError: neither this project nor spandrel knows the network, spandrel's fails in a trial, the weights do not
+            fit the options, or the metadata is invalid. For this project's networks, memory is allocated only after
+            the shapes are known to fit, whatever sizes the metadata states.
     """
     if options is not None and options["type"] == SPANDREL:
         options = None  # the network is that of the file
     if options is None and file.other is not None:
         if scale not in (None, file.other.scale):
             raise UserError(f"{file.path} holds {file.weights.kind}, but the options ask for x{scale}")
+        try:
+            file.other.check_upscaling()
+        except UserError as error:
+            raise UserError(f"{file.path}: {error}") from error
         return file.other
     options = file.generator_options if options is None else options
     scale = file.scale if scale is None else scale

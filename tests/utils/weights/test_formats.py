@@ -296,6 +296,11 @@ def without(state, *names):
             small_rrdb,
             "x2 or 3, .* but the options ask for x4$",
         ),
+        (
+            lambda: foreign_state("BasicSR"),
+            lambda: RRDBNet(features=4, blocks=BLOCKS, growth=32, scale=3),
+            "x4, .* but the options ask for x3$",
+        ),
         (lambda: small_swinir().state_dict(), lambda: small_swinir(window=2), "window 4 where the options ask for 2$"),
         (
             lambda: without(foreign_state("SeD"), "conv_last.bias") | {"extra.weight": torch.ones(1)},

@@ -5,6 +5,7 @@ import sys
 import pytest
 import spandrel
 import torch
+from spandrel.architectures.SCUNet import SCUNet
 
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
@@ -210,6 +211,13 @@ def test_our_own_network_is_used_for_rrdb_that_was_fine_tuned_through_spandrel(w
     assert (file.other, file.generator_options["type"]) == (None, "rrdb")
     for options in (None, recipe):
         assert torch.equal(image_of(load_generator(file, options, scale=4)), image_of(network))
+
+
+def test_network_that_spandrel_builds_but_that_cannot_run_is_one_sentence(tmp_path):
+    """The attention of SCUNet has heads of 32 channels, which spandrel takes for granted."""
+    torch.save(SCUNet(config=[1] * 7, dim=16).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(UserError, match=r"net\.pth: SCUNet.*, x1, cannot be used: EinopsError: [^\n]+$"):
+        load_generator(open_generator_file(tmp_path / "net.pth"))
 
 
 def test_scale_of_the_recipe_must_be_that_of_the_file(tmp_path):
