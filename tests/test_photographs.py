@@ -167,6 +167,7 @@ def test_damaged_images_are_reported_and_the_others_are_upscaled(photographs, ru
     failures = [line for line in said.splitlines() if line.startswith("failed: ")]
     assert len(failures) == len(DAMAGED)
     assert all(any(f"photos/{name}" in line for line in failures) for name in DAMAGED)
+    assert f"{len(KINDS)} images upscaled, {len(DAMAGED)} failures; see" in said
     assert len(list((photographs / "out/bicubic/photos").iterdir())) == len(KINDS)
 
 

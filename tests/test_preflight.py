@@ -37,6 +37,15 @@ def test_check_reports_what_it_found_and_writes_nothing(workshop, command):
     assert files_in(workshop) == before
 
 
+def test_metrics_need_no_weights_without_benchmarks(workshop, command):
+    """The workshop has no weights of LPIPS and may not download them."""
+    options = ("validation.benchmarks=[]", "validation.metrics=[lpips]", "train.total_steps=1")
+    words = [word for option in options for word in ("--set", option)]
+    done = command("train.py", "--opt", "rrdb_psnr.yml", *words, cwd=workshop)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 1 done; no validation, save every" in done.stdout
+
+
 def test_all_problems_are_reported_together(workshop, command):
     done = command(
         "train.py", "--opt", "rrdb_P+SeD.yml", "--data_root", "nowhere", "--resume", "nothing.pth",

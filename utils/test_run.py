@@ -238,15 +238,16 @@ def write_files(results: list[Result], setup: TestSetup) -> None:
 
 def print_summary(results: list[Result], output: Path, console: Console) -> int:
     """Print notes, failures and the number of images; returns the exit code."""
-    upscaled, failed = 0, False
+    upscaled = failed = 0
     for result in results:
         for name, scores in result.benchmarks.items():
             upscaled += len(scores.images)
-            failed = failed or bool(scores.failures)
+            failed += len(scores.failures)
             for note in scores.notes:
                 console.print(f"{result.label}, {name}: {note}", markup=False, style="yellow")
             for failure in scores.failures:
                 console.print(f"failed: {result.label}, {name}: {failure}", markup=False, style="red")
     images = "1 image" if upscaled == 1 else f"{upscaled} images"
-    console.print(f"{images} upscaled; see {output / REPORT}", markup=False)
+    failures = f", {failed} failure{'s' * (failed > 1)}" if failed else ""
+    console.print(f"{images} upscaled{failures}; see {output / REPORT}", markup=False)
     return 1 if failed else 0

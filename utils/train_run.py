@@ -213,9 +213,9 @@ def log_header(log: SilentLog, setup: TrainingSetup, notes: dict[str, str], *, w
         f"batch: {batches.total} pairs per step ({processes} x batch size {batches.size} x {batches.per_step} "
         "accumulated)"
     )
+    validation = f"validation every {options.validation.every_steps:,}" if setup.benchmarks else "no validation"
     log.info(
-        f"steps: {start.step:,} of {train.total_steps:,} done; validation every {options.validation.every_steps:,}, "
-        f"save every {train.save_every_steps:,}"
+        f"steps: {start.step:,} of {train.total_steps:,} done; {validation}, save every {train.save_every_steps:,}"
     )
     for message in start.messages:
         log.info(message)

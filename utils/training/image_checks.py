@@ -30,7 +30,7 @@ def check_training_images(dataset: TrainingSet, checks: Checklist, *, seed: int,
         return
     samples = COMPARED_PAIRS_THOROUGHLY if thorough else COMPARED_PAIRS
     compare = partial(check_content, dataset.pairs, scale=dataset.scale, samples=samples, seed=seed)
-    checks.check("LR is HR downscaled", compare, lambda compared: f"in {compared} of {len(dataset):,} pairs, compared")
+    checks.check("LR is HR downscaled", compare, lambda compared: f"{compared} of {len(dataset):,} pairs compared")
 
 
 def format_dataset(dataset: TrainingSet) -> str:

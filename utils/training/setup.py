@@ -197,7 +197,7 @@ def _build(
     """
     start, benchmarks = found.start, found.benchmarks
     generator_state = world.broadcast_tensors(found.generator, device=torch.device("cpu"))
-    metrics = _build_metrics(options, checks, device, world)
+    metrics = _build_metrics(options, checks, device, world) if benchmarks else {}
     best_by = options.validation.best_by
     if best_by is not None and metrics is not None and world.main:
         check = partial(check_best_by, metrics[best_by], benchmarks[0], scale=options.scale)

@@ -4,7 +4,7 @@ In the cross-attention of SeD, queries come from the semantics, keys and values 
 map of a point shows which image features a fusion block uses there. Default points are those with the most distinct
 semantics.
 
-    python -m utils.visualization.attention_map --weights_d checkpoint/run/states/state_000300000.pth --image photo.png
+    python -m utils.visualization.attention_map --weights_d checkpoint/run/discriminator_latest.pth --image photo.png
 """
 
 import argparse
@@ -36,8 +36,8 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--weights_d", "--weights-d", type=Path, required=True, metavar="STATE",
-                        help="training state, checkpoint/<run>/states/state_*.pth")  # fmt: skip
+    parser.add_argument("--weights_d", "--weights-d", type=Path, required=True, metavar="FILE",
+                        help="discriminator_latest.pth or a training state of a run")  # fmt: skip
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="HR image")
     parser.add_argument("--sr", type=Path, metavar="FILE", help="SR image of it, for real/fake maps of both")
     parser.add_argument("--point", type=int, nargs=2, action="append", metavar=("X", "Y"),
