@@ -147,7 +147,8 @@ def _find_start(
     find = partial(locate, pretrained_root=options.paths.pretrained_root)
     given = file_to_start_from(resume, options, folder)
     given_d = discriminator_to_start_from(resume, options, folder)
-    for name in (*pretrained_weights(options).values(), given, given_d, *metric_weights(options.validation.metrics)):
+    of_metrics = metric_weights(options.validation.metrics) if options.validation.benchmarks else ()
+    for name in (*pretrained_weights(options).values(), given, given_d, *of_metrics):
         if name is not None and name != RANDOM:
             checks.check(name, partial(find, name), _format_checksum if thorough else str)
     if checks.failures.keys() & {given, given_d}:
