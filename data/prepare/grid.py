@@ -122,8 +122,7 @@ def single_jobs(source: Path, output: Path, *, scale: int, sizes: tuple[Fraction
     check_unique_names({path: subimage_name(stem, 1, FULL_SIZE) for path, stem in stems.items()})
     lr_folder = images.has_scale_suffix(source.absolute().name)
     lr = {path for path in paths if lr_folder or images.has_scale_suffix(path.stem)}
-    if lr:
-        print(f"{source}: {len(paths) - len(lr)} HR and {len(lr)} LR images by their names")
+    print(f"{source}: {len(paths) - len(lr)} HR and {len(lr)} LR images by their names")
     if lr and sizes != (FULL_SIZE,):
         raise UserError(f"--scales is for HR images, and {min(lr)} is LR by its name or its folder's")
     return [Job(stems[path], (Cut(path, output),), 1 if path in lr else scale, sizes) for path in paths]
