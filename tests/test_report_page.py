@@ -506,6 +506,32 @@ def test_folder_without_ground_truth_has_no_hr_no_scatter_plot_and_no_columns_of
     expect(page.locator(".layer figcaption").last).to_contain_text("difference to bicubic")
 
 
+def test_versions_of_another_scale_are_not_offered_for_an_image(open_page, tmp_path):
+    """Bicubic and weights, both at two scales: the viewer compares those of the image's own scale, with errors."""
+    lr = save(tmp_path / "lr.png", places(blue=100)[2::4, 2::4])
+    results, benchmarks = [], []
+    for name in ("bicubic", "one"):
+        for scale in (2, 4):
+            label, benchmark = f"{name}_x{scale}", f"photos_x{scale}"
+            save(tmp_path / "out" / label / benchmark / "a.png", places(blue=BLUE["one"]))
+            scores = {benchmark: BenchmarkScores({"a": {}})}
+            results.append(Result(label, "bicubic" if name == "bicubic" else "one.pth", scale, "", None, scores))
+    for scale in (2, 4):
+        benchmarks.append(Benchmark(f"photos_x{scale}", (BenchmarkImage("a", lr, None),)))
+    path = tmp_path / "html_page.html"
+    write_report(path, results, benchmarks=benchmarks, metrics={}, sr_root=tmp_path / "out", title=TITLE)
+    page = open_page(path.as_uri())
+    for number, scale in ((0, 2), (1, 4), (0, 2)):
+        look_at(page, "a", number)
+        offered = page.get_by_label("Right").locator("option:enabled").all_inner_texts()
+        assert [text.split()[1] for text in offered] == ["LR", f"bicubic_x{scale}", f"one_x{scale}"]
+        press(page, "e")
+        for caption, label in zip(page.locator(".layer figcaption").all(), ("bicubic", "one"), strict=True):
+            expect(caption).to_contain_text(f"{label}_x{scale}: difference to bicubic_x{scale}")
+        press(page, "e")
+        page.keyboard.press("Escape")
+
+
 def test_jpeg_and_webp_are_shown_as_png_is(open_page, tmp_path):
     """Side by side with the bicubic version, which is PNG."""
     lr = save(tmp_path / "lr.png", places(blue=100)[2::4, 2::4])

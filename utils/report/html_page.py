@@ -172,12 +172,12 @@ class _Versions:
         before = ["LR", "bicubic"] if self._adds_bicubic else ["LR"]
         compared = [*before, *(result.label for result in self._results), *["HR"] * self._has_ground_truth]
         after_lr = [*["bicubic"] * self._adds_bicubic, *(result.source for result in self._results)]
-        bicubic = 1 + after_lr.index("bicubic")
+        bicubic = [version for version, source in enumerate(after_lr, 1) if source == "bicubic"]  # one for each scale
         return {
             "versions": [*compared, *self._extras.titles],
             "compared": len(compared),
             "note": self._extras.note,
-            "references": [len(compared) - 1, bicubic] if self._has_ground_truth else [bicubic],
+            "references": [*[len(compared) - 1] * self._has_ground_truth, *bicubic],
             "ranked_by": self.ranked_by,
             "weights": [
                 {"label": result.label, "about": result.about, "source": result.source, "version": len(before) + number}

@@ -196,9 +196,22 @@ const view = {
 
 function openViewer(benchmark, image, right = view.right) {
   Object.assign(view, {benchmark, right});
+  offerVersions(benchmark);
   stage.replaceChildren();
   viewer.showModal();
   showImage(image);
+}
+
+// Weights of another scale have no pictures of this benchmark.
+function offerVersions(benchmark) {
+  const elsewhere = new Set(report.weights.map(({version}) => version));
+  const ours = benchmark.weights.map(weights => report.weights[weights].version);
+  for (const version of ours) elsewhere.delete(version);
+  for (const side of ["left", "right"])
+    for (const option of byId(side).options) option.hidden = option.disabled = elsewhere.has(Number(option.value));
+  if (elsewhere.has(view.right)) view.right = ours.at(-1);
+  if (elsewhere.has(view.left))
+    view.left = report.versions.findLastIndex((_, version) => version < view.right && !elsewhere.has(version));
 }
 
 function step(by) {
