@@ -101,8 +101,10 @@ class SpandrelGenerator(Generator):
         lr = self._trial_images()
         expected = (*lr.shape[:2], self.scale * lr.shape[2], self.scale * lr.shape[3])
         try:
-            # By a copy, because batch normalisation in training mode changes its buffers.
-            sr = copy.deepcopy(self).train(training)(lr)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of PyTorch about the network's code, which it gives only once
+                # By a copy, because batch normalisation in training mode changes its buffers.
+                sr = copy.deepcopy(self).train(training)(lr)
         except Exception as error:  # of any kind, since the network's code is not known
             raise UserError(f"{self.about}, cannot be {use}: {in_one_line(error)}") from error
         if not isinstance(sr, Tensor) or sr.shape != expected:
