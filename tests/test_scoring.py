@@ -119,6 +119,18 @@ def test_each_of_several_scales_has_its_benchmarks_table_and_bicubic(workshop, c
     assert read_rgb(workshop / "out/x2/Photos_x2/cat.png").shape == (2 * lr.shape[0], 2 * lr.shape[1], 3)
 
 
+def test_label_of_bicubic_at_one_of_several_scales_is_not_given_twice(workshop, command):
+    torch.save(network_of(0, scale=2).state_dict(), workshop / "bicubic_x2.pth")
+    torch.save(network_of(1, scale=2).state_dict(), workshop / "b.pth")
+    weights_in(workshop, "x4.pth")
+    words = "test.py --input Evaluation/Photos/LRbicx4 --output_path out --weights bicubic x4.pth"
+    finished(command(*words.split(), "bicubic_x2.pth", cwd=workshop))
+    assert list(results_of(workshop / "out")["weights"]) == ["bicubic_x2", "bicubic_x4", "tiny_P+SeD", "bicubic_x2.pth"]
+    done = command(*words.split(), "bicubic_x2=b.pth", cwd=workshop)
+    assert done.returncode == 2
+    assert "bicubic and b.pth have the same label bicubic_x2" in done.stderr
+
+
 @pytest.mark.parametrize("scale", [2, 3])
 def test_weights_of_another_scale_than_the_recipe_are_refused(scale, workshop, command):
     torch.save(network_of(0, scale=scale).state_dict(), workshop / "other.pth")

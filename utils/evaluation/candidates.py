@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -85,47 +85,34 @@ def load_candidates(
     fit_scale = None if generator is None else scale
     networks = [None if file is None else load_generator(file, generator, scale=fit_scale) for file in files]
     scales = sorted({network.scale for network in networks if network is not None}) or [scale]
-    labels = _labels([_names(entry, file) for entry, file in zip(entries, files, strict=True)], entries)
-    candidates = []
-    for label, entry, file, network in zip(labels, entries, files, networks, strict=True):
+    names, candidates = [], []
+    for entry, file, network in zip(entries, files, networks, strict=True):
         if file is None or network is None:
-            about = "MATLAB's bicubic interpolation"
-            candidates += [
-                Candidate(
-                    label if len(scales) == 1 else f"{label}_x{each}",
-                    entry.source,
-                    each,
-                    about,
-                    BICUBIC if each == PAPER_SCALE else None,
-                    bicubic(each),
-                )
-                for each in scales
-            ]
+            label = entry.label or BICUBIC
+            for each in scales:
+                names.append([label if len(scales) == 1 else f"{label}_x{each}"])
+                row = BICUBIC if each == PAPER_SCALE else None
+                about = "MATLAB's bicubic interpolation"
+                candidates.append(Candidate(names[-1][0], entry.source, each, about, row, bicubic(each)))
             continue
-        own_row = file.paper_row if file.paper_row in PAPER else None
-        candidates.append(
-            Candidate(
-                label,
-                entry.source,
-                network.scale,
-                file.about,
-                (paper_row or own_row) if network.scale == PAPER_SCALE else None,
-                upscaler(network),
-            )
-        )
-    return candidates
+        names.append(_names(entry, file))
+        row = paper_row or (file.paper_row if file.paper_row in PAPER else None)
+        row = row if network.scale == PAPER_SCALE else None
+        candidates.append(Candidate(names[-1][0], entry.source, network.scale, file.about, row, upscaler(network)))
+    labels = _labels(names, candidates)
+    return [replace(candidate, label=label) for candidate, label in zip(candidates, labels, strict=True)]
 
 
-def _names(entry: Entry, file: GeneratorFile | None) -> list[str]:
-    """Possible labels of an entry, the preferred one first."""
-    if entry.label is not None or file is None:
-        return [entry.label or BICUBIC]
+def _names(entry: Entry, file: GeneratorFile) -> list[str]:
+    """Possible labels of a file, the preferred one first."""
+    if entry.label is not None:
+        return [entry.label]
     steps = [] if file.step is None else [f"{file.name}_{file.step:09d}"]
     return [NOT_IN_LABEL.sub("_", name)[:100] for name in (file.name, *steps, file.path.name)]
 
 
-def _labels(names: Sequence[list[str]], entries: Sequence[Entry]) -> list[str]:
-    """The first name of each entry; if another entry has it too, the next one.
+def _labels(names: Sequence[list[str]], candidates: Sequence[Candidate]) -> list[str]:
+    """The first name of each candidate; if another candidate has it too, the next one.
 
     Raises UserError if labels are still equal.
     """
@@ -138,7 +125,7 @@ def _labels(names: Sequence[list[str]], entries: Sequence[Entry]) -> list[str]:
         ]
     label, uses = Counter(labels).most_common(1)[0]
     if uses > 1:
-        sources = [entry.source for entry, other in zip(entries, labels, strict=True) if other == label]
+        sources = [candidate.source for candidate, other in zip(candidates, labels, strict=True) if other == label]
         raise UserError(
             f"{' and '.join(sources)} have the same label {label}; give labels: --weights A={sources[0]} B={sources[1]}"
         )
