@@ -40,7 +40,7 @@ def random_train_step(options: Options, device: torch.device) -> TrainStep:
     if device.type == "cpu":
         disable_malloc_trim()  # as training does
     generator = build_generator(options)
-    return build_train_step(options, generator=generator, device=device, extractor_state=None, vgg_state=None)
+    return build_train_step(options, generator=generator, device=device, extractor_state=None, loss_states={})
 
 
 def random_batch(options: Options, device: torch.device, *, scale: int) -> Batch:

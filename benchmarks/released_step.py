@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sed_sr.data.batches import Batch
-from sed_sr.models.build import build_discriminator, build_extractor, build_generator, build_perceptual_loss
+from sed_sr.models.build import build_discriminator, build_extractor, build_generator, build_image_losses
 from sed_sr.models.precision import convolutions
 from sed_sr.options.schema import Options
 
@@ -23,7 +23,9 @@ class ReleasedStep:
         extractor = build_extractor(options, None)
         self.generator = build_generator(options).to(device).train()
         self.discriminator = build_discriminator(options, extractor).to(device).train()
-        self.extractor, self.perceptual = extractor.to(device), build_perceptual_loss(options, None).to(device)
+        self.extractor, self.perceptual = extractor, build_image_losses(options, {})["perceptual"]
+        for network in (self.extractor, self.perceptual):
+            network.to(device)
         self.weights, chosen = options.losses, options.optimizer
         self.generator_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=chosen.learning_rate, betas=chosen.betas

@@ -5,7 +5,7 @@ To add a generator or a discriminator, add its class to `GENERATORS` or `DISCRIM
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.generator import Generator
-from sed_sr.models.losses import GANLoss, PerceptualLoss
+from sed_sr.models.losses.gan import GANLoss
+from sed_sr.models.losses.perceptual import PerceptualLoss
+from sed_sr.models.losses.pixel import l1_loss
 from sed_sr.models.precision import keep_in_autocast_type, resolved, use_deterministic_algorithms
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.schedules import cosine, stepwise, warmup
@@ -119,17 +121,23 @@ def build_extractor(options: Options, state: dict[str, Tensor] | None) -> Semant
     )
 
 
-def build_perceptual_loss(options: Options, state: dict[str, Tensor] | None) -> PerceptualLoss | None:
-    """Build the frozen VGG19 perceptual loss; None if the objective has no such term.
+def build_image_losses(
+    options: Options, states: Mapping[str, dict[str, Tensor]]
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """The terms of the generator's objective that compare SR with HR, by name.
 
     Args:
-        state: torchvision's state dict of VGG19; None gives random weights.
+        states: weights of the pretrained networks among them, by name; a network without gets random ones.
 
     Raises:
-        UserError: `state` does not fit VGG19.
+        UserError: a state dict does not fit its network.
     """
-    perceptual = options.losses.perceptual
-    return None if perceptual is None else PerceptualLoss(layer_weights=perceptual.layers, state=state)
+    chosen, losses = options.losses, {}
+    if chosen.pixel is not None:
+        losses["pixel"] = l1_loss
+    if chosen.perceptual is not None:
+        losses["perceptual"] = PerceptualLoss(layer_weights=chosen.perceptual.layers, state=states.get("perceptual"))
+    return losses
 
 
 def build_schedule(options: Options) -> Callable[[int], float]:
@@ -148,13 +156,14 @@ def build_train_step(
     generator: Generator,
     device: torch.device,
     extractor_state: dict[str, Tensor] | None,
-    vgg_state: dict[str, Tensor] | None,
+    loss_states: Mapping[str, dict[str, Tensor]],
 ) -> TrainStep:
     """Build the training step and everything in it on `device`, for a generator whose weights are loaded.
 
     Args:
-        extractor_state, vgg_state: weights of the semantic extractor and of the perceptual loss; None gives random
-            weights, for tests and for processes that receive the weights from another one.
+        extractor_state: weights of the semantic extractor; None gives random weights, for tests and for processes that
+            receive the weights from another one.
+        loss_states: weights of the pretrained networks of the losses, by term; likewise.
 
     Raises:
         UserError: a state dict does not fit, or the device or the generator does not support what the options ask for.
@@ -166,13 +175,14 @@ def build_train_step(
         use_deterministic_algorithms()
     if train.gradient_checkpointing:
         generator.checkpointing = True  # pyright: ignore[reportArgumentType]: nn.Module is typed for tensors only
-    extractor, perceptual = build_extractor(options, extractor_state), build_perceptual_loss(options, vgg_state)
+    extractor, image_losses = build_extractor(options, extractor_state), build_image_losses(options, loss_states)
     discriminator = build_discriminator(options, extractor)
-    for network in filter(None, (generator, discriminator, extractor, perceptual)):
+    frozen = [network for network in (extractor, *image_losses.values()) if isinstance(network, nn.Module)]
+    for network in filter(None, (generator, discriminator, *frozen)):
         # Convolutions are fastest in channels_last, by far in bfloat16.
         network.to(device=device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
-    for frozen in filter(None, (extractor, perceptual)):
-        keep_in_autocast_type(frozen, precision)
+    for network in frozen:
+        keep_in_autocast_type(network, precision)
     adversary = None
     if discriminator is not None:
         assert options.losses.gan is not None  # options with a discriminator only are refused
@@ -186,7 +196,7 @@ def build_train_step(
         generator=generator,
         generator_optimizer=_adam(options, generator, options.optimizer.learning_rate),
         adversary=adversary,
-        perceptual=perceptual,
+        image_losses=image_losses,
         weights={name: term.weight for name, term in options.losses if term is not None},
         batches_per_step=train.accumulate_batches or 1,  # unknown until an automatic batch size is measured
         sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),

@@ -9,13 +9,14 @@ the HR image, which a frozen vision model extracts:
 Without a discriminator this is PSNR-oriented training.
 
 A step calls `_backward` for each batch, sums gradients over processes, and calls `_update`. Neither waits for the
-device, so both can be recorded as CUDA graphs (models/cuda_graph.py). To add a loss, see models/losses.py.
+device, so both can be recorded as CUDA graphs (models/cuda_graph.py). To add a loss, see docs/extending.md.
 """
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from sed_sr.data.batches import Batch
 from sed_sr.models.cuda_graph import GraphedFunction, Recorder
 from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares
 from sed_sr.models.generator import Generator
-from sed_sr.models.losses import GANLoss, PerceptualLoss, l1_loss
+from sed_sr.models.losses.gan import GANLoss
+from sed_sr.models.losses.pixel import l1_loss
 from sed_sr.models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
 from sed_sr.models.step_memory import SCALARS, FlatGradients, Outcome
 
@@ -59,8 +61,8 @@ class TrainStep:
         schedule: steps done -> factor of both learning rates.
         clip_grad_norm: maximum L2 norm of a network's gradient over all its parameters; None: no clipping.
         adversary: the discriminator; None for PSNR-oriented training.
-        perceptual: L_VGG(sr, hr), if it is one of the terms.
-        weights: factor of each term of L_G, among pixel, perceptual and gan; the others are not computed.
+        image_losses: the terms of L_G that compare SR with HR: (sr, hr) -> scalar.
+        weights: factor of each term of L_G: of the image losses and, with an adversary, of `gan`.
         sharpened: the terms that compare with sharpened HR (Real-ESRGAN). Semantic features are always those of HR.
         ema_decay: decay of the exponential moving average of G's weights, which starts from G's initial weights; None:
             no average.
@@ -77,7 +79,7 @@ class TrainStep:
         batches_per_step: int = 1,
         sharpened: Collection[str] = (),
         adversary: Adversary | None = None,
-        perceptual: PerceptualLoss | None = None,
+        image_losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType({"pixel": l1_loss}),
         schedule: Callable[[int], float] = lambda steps_done: 1.0,
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
@@ -85,7 +87,8 @@ class TrainStep:
         deterministic: bool = False,
     ) -> None:
         self.step = 0  # optimisation steps done
-        self.generator, self.adversary, self.perceptual, self.weights = generator, adversary, perceptual, weights
+        self.generator, self.adversary = generator, adversary
+        self.image_losses, self.weights = image_losses, weights
         self.batches_per_step, self.sharpened = batches_per_step, sharpened
         self.schedule, self.clip_grad_norm = schedule, clip_grad_norm
         self.ema, self.ema_decay = (copy.deepcopy(generator) if ema_decay is not None else None), ema_decay
@@ -112,6 +115,12 @@ class TrainStep:
     @property
     def extractor(self) -> nn.Module | None:
         return None if self.adversary is None else self.adversary.extractor
+
+    @property
+    def frozen_networks(self) -> list[nn.Module]:
+        """The pretrained networks, which are not part of the state: the extractor and those of the losses."""
+        candidates = (self.extractor, *self.image_losses.values())
+        return [network for network in candidates if isinstance(network, nn.Module)]
 
     def _set_up_precision(self, precision: str, device: torch.device, *, deterministic: bool) -> None:
         dtype = AUTOCAST_DTYPE[precision]
@@ -198,13 +207,9 @@ class TrainStep:
         generator, terms = self._working["generator"].network, {}
         with self.autocast():
             sr = generator(batch.lr).float()
-            if "pixel" in self.weights:
-                terms["pixel"] = l1_loss(sr, self._target("pixel", batch))
-            if "perceptual" in self.weights:
-                assert self.perceptual is not None
-                terms["perceptual"] = self.perceptual(sr, self._target("perceptual", batch))
-            if "gan" in self.weights:
-                assert self.adversary is not None
+            for name, image_loss in self.image_losses.items():
+                terms[name] = image_loss(sr, self._target(name, batch))
+            if self.adversary is not None:
                 loss, discriminator = self.adversary.loss, self._working["discriminator"].network.requires_grad_(False)
                 real = discriminator(self._target("gan", batch), semantic) if loss.needs_real else None
                 terms["gan"] = loss.generator(discriminator(sr, semantic), real)

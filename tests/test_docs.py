@@ -128,7 +128,14 @@ def test_files_modules_and_options_that_are_named_exist(page):
 def test_missing_names_are_noticed():
     wrong = ("models/missing.py", "options/missing_*.yml", "utils.missing", "train.total_step=1", "python missing.py",
              "python -m data.missing", "make missing")  # fmt: skip
-    right = ("models/losses.py", "options/*.yml", "utils.weights", "train.total_steps=1", "train.py", "python train.py")
+    right = (
+        "models/losses/gan.py",
+        "options/*.yml",
+        "utils.weights",
+        "train.total_steps=1",
+        "train.py",
+        "python train.py",
+    )
     assert missing_names(" ".join(f"`{name}`" for name in (*wrong, *right))) == list(wrong)
 
 

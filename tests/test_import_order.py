@@ -13,7 +13,8 @@ BELOW = {
     "data": ("options", "data/degradation"),  # data/batches.py degrades what was loaded
     "data/degradation": ("options", "data"),
     "data/prepare": ("options", "data", "data/degradation"),
-    "models": ("options", "data", "data/degradation"),
+    "models": ("options", "data", "data/degradation", "models/losses"),
+    "models/losses": ("options", "models"),
     "utils/runtime": ("options", "data", "models"),
     "utils/weights": ("options", "data", "models", "utils/runtime"),
     "utils/evaluation": ("options", "data", "models", "utils/runtime", "utils/weights"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from sed_sr.models.losses import PerceptualLoss
+from sed_sr.models.losses.perceptual import PerceptualLoss
 from sed_sr.utils.training.run_folder import RunFolder
 from tests.conftest import TRAIN, assert_equal_runs, finished, newest_step, not_outlived
 

@@ -7,7 +7,6 @@ from hashlib import sha256
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from sed_sr.data.batches import DegradedPairs, batch_seed
 from sed_sr.data.build import build_loader, build_training_pairs
@@ -107,7 +106,7 @@ def synchronize(train_step: TrainStep, world: World) -> None:
         state = world.broadcast_tensors(train_step.state_dict(), device=device)
         if not world.main:
             train_step.load_state_dict(state)
-        for frozen in _frozen_networks(train_step):
+        for frozen in train_step.frozen_networks:
             world.broadcast_into(frozen.state_dict().values())
     train_step.distribute(all_reduce=world.all_reduce, processes=world.size)
 
@@ -116,7 +115,7 @@ def check_synchronized(setup: TrainingSetup, world: World) -> None:
     """Raise a UserError that names the difference if the processes do not start from the same state."""
     if world.size > 1:
         precision = resolved(setup.options.train.precision, setup.device)
-        states = [setup.train_step.state_dict(), *(net.state_dict() for net in _frozen_networks(setup.train_step))]
+        states = [setup.train_step.state_dict(), *(net.state_dict() for net in setup.train_step.frozen_networks)]
         world.check_equal(
             {
                 "PyTorch": torch.__version__,
@@ -127,11 +126,6 @@ def check_synchronized(setup: TrainingSetup, world: World) -> None:
                 "the digest of networks and optimisers": checkpoint.digest(states)[:DIGITS],
             }
         )
-
-
-def _frozen_networks(train_step: TrainStep) -> list[nn.Module]:
-    """The pretrained networks of a training step, which are not part of its state."""
-    return [network for network in (train_step.extractor, train_step.perceptual) if network is not None]
 
 
 def build_loop(setup: TrainingSetup, *, world: World, log: SilentLog) -> TrainLoop:

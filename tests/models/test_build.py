@@ -30,7 +30,7 @@ def read(recipe: str, **settings):
 def build_step(options, generator=None):
     generator = build_generator(options) if generator is None else generator
     cpu = torch.device("cpu")
-    return build_train_step(options, generator=generator, device=cpu, extractor_state=None, vgg_state=None)
+    return build_train_step(options, generator=generator, device=cpu, extractor_state=None, loss_states={})
 
 
 @pytest.mark.parametrize(("recipe", "millions"), [("train_rrdb_P+SeD", 16.70), ("train_swinir_U", 11.90)])

@@ -13,7 +13,7 @@ from benchmarks.random_step import random_recipe, random_step
 from sed_sr.data.batches import Batch
 from sed_sr.models.cuda_graph import MAX_GRAPHS, WARM_UP_CALLS, GraphedFunction
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
-from sed_sr.models.losses import GANLoss
+from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
 from sed_sr.models.train_step import Adversary, TrainStep

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares, spectral_norms
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
-from sed_sr.models.losses import GAN_LOSSES, GANLoss
+from sed_sr.models.losses.gan import GAN_LOSSES, GANLoss
 from sed_sr.models.rrdb import RRDBNet
 
 BOTH = pytest.mark.parametrize("cls", [PatchDiscriminator, UNetDiscriminator])

@@ -7,7 +7,7 @@ from torch import nn
 from sed_sr.data.batches import Batch
 from sed_sr.models import train_step
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
-from sed_sr.models.losses import GANLoss
+from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.precision import WorkingCopy, convolutions, keep_in_autocast_type, resolved, without_tf32
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.spectral_norm import spectral_norm

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import PatchDiscriminator
-from sed_sr.models.losses import GANLoss
+from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.models.train_step import Adversary, TrainStep
 from sed_sr.options.errors import UserError

@@ -11,7 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
-from sed_sr.models.losses import GANLoss, PerceptualLoss
+from sed_sr.models.losses.gan import GANLoss
+from sed_sr.models.losses.perceptual import PerceptualLoss
+from sed_sr.models.losses.pixel import l1_loss
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.train_step import Adversary, TrainStep
 
@@ -78,7 +80,7 @@ def test_each_loss_uses_the_target_of_the_options(batch, sharpened):
     """A term changes with the sharpened HR if and only if it compares with it."""
 
     def terms_of(sharp):
-        step = make(perceptual=lambda sr, target: (sr - target).square().mean(), sharpened=[sharpened])
+        step = make(image_losses={"pixel": l1_loss, "perceptual": F.mse_loss}, sharpened=[sharpened])
         step.weights = {"pixel": 1.0, "perceptual": 1.0, "gan": 0.5}
         return step(batch._replace(sharp=sharp)).terms
 
@@ -86,7 +88,7 @@ def test_each_loss_uses_the_target_of_the_options(batch, sharpened):
     seen_in = {"pixel": "pixel", "perceptual": "perceptual", "gan": "d_real"}
     for term, figure in seen_in.items():
         assert (one[figure] == other[figure]) == (term != sharpened), term
-    unsharpened = make(perceptual=lambda sr, target: (sr - target).square().mean())
+    unsharpened = make(image_losses={"pixel": l1_loss, "perceptual": F.mse_loss})
     unsharpened.weights = {"pixel": 1.0, "perceptual": 1.0, "gan": 0.5}
     expected = unsharpened(batch).terms
     assert plain == expected
@@ -232,7 +234,7 @@ def test_infinite_gradient_of_a_finite_loss_is_detected(batch):
     """The square root at zero has the value 0 and an infinite derivative."""
     step = make()
     step.weights = {"pixel": 1.0, "perceptual": 1.0, "gan": 0.5}
-    step.perceptual = lambda sr, hr: (sr - sr.detach()).square().sum().sqrt()
+    step.image_losses = {"pixel": l1_loss, "perceptual": lambda sr, hr: (sr - sr.detach()).square().sum().sqrt()}
     before = parameters(step.generator)
     assert step(batch).broken == ("generator_gradient",)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters(step.generator), strict=True))
@@ -293,7 +295,8 @@ def test_bfloat16_step_is_close_to_the_float32_step(batch):
     """The objective differs by the rounding of bfloat16 (8 bits) only, perceptual loss included."""
     terms = {}
     for precision in ("fp32", "bf16"):
-        step = make(precision=precision, perceptual=PerceptualLoss(layer_weights={"conv2_2": 1.0}))
+        losses = {"pixel": l1_loss, "perceptual": PerceptualLoss(layer_weights={"conv2_2": 1.0})}
+        step = make(precision=precision, image_losses=losses)
         step.weights = {**step.weights, "perceptual": 1.0}
         terms[precision] = step(batch).terms
     for name in ("pixel", "perceptual", "gan", "d_loss"):

@@ -10,7 +10,7 @@ import torch
 
 from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import PatchDiscriminator
-from sed_sr.models.losses import GANLoss
+from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.train_step import Adversary, TrainStep
 from sed_sr.options.cli import run

@@ -1,5 +1,7 @@
-"""Pretrained weights of the networks that training uses but does not update: semantic extractor and VGG19."""
+"""Pretrained weights of the networks that training uses but does not update: the extractor and those of losses."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,10 +12,10 @@ from sed_sr.utils.weights.extractor_file import load_extractor_state, load_vgg_s
 
 
 class FrozenStates(NamedTuple):
-    """State dicts for `build_train_step`; None gives random weights."""
+    """State dicts for `build_train_step`; a network without one gets random weights."""
 
     extractor: dict[str, Tensor] | None = None
-    vgg: dict[str, Tensor] | None = None
+    losses: Mapping[str, dict[str, Tensor]] = MappingProxyType({})
 
 
 def pretrained_weights(options: Options) -> dict[str, str]:
@@ -34,10 +36,10 @@ def load_frozen_states(options: Options) -> FrozenStates:
     Raises:
         UserError: a file is missing, or cannot be read.
     """
-    root, extractor, vgg = options.paths.pretrained_root, None, None
+    root, extractor, losses = options.paths.pretrained_root, None, {}
     if needs_extractor(options):
         chosen = options.semantic_extractor
         extractor = load_extractor_state(chosen.model, chosen.weights, pretrained_root=root)
     if options.losses.perceptual is not None:
-        vgg = load_vgg_state(options.losses.perceptual.vgg_weights, pretrained_root=root)
-    return FrozenStates(extractor, vgg)
+        losses["perceptual"] = load_vgg_state(options.losses.perceptual.vgg_weights, pretrained_root=root)
+    return FrozenStates(extractor, {name: state for name, state in losses.items() if state is not None})

@@ -173,7 +173,7 @@ def _build_train_step(
         disable_malloc_trim()
     states = load_frozen_states(options) if pretrained else FrozenStates()
     train_step = build_train_step(
-        options, generator=generator, device=device, extractor_state=states.extractor, vgg_state=states.vgg
+        options, generator=generator, device=device, extractor_state=states.extractor, loss_states=states.losses
     )
     if start.train_step is not None:
         train_step.load_state_dict(start.train_step)

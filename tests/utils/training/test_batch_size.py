@@ -54,7 +54,7 @@ class Found:
         overrides = [Override(key, value, key) for key, value in settings.items()]
         self.options = load_options(RECIPES / recipe, overrides)
         self.step = build_train_step(
-            self.options, generator=build_generator(self.options), device=CPU, extractor_state=None, vgg_state=None
+            self.options, generator=build_generator(self.options), device=CPU, extractor_state=None, loss_states={}
         )
         real = self.options.degradation is not None
         sides = {"hr": 80} if real else {"hr": 64, "lr": 16}
@@ -103,7 +103,7 @@ def test_networks_optimisers_and_random_numbers_do_not_change():
 
     found = Found("train_rrdb_P+SeD.yml")
     found.step.generator.register_forward_hook(draw)  # as stochastic depth does
-    frozen = torch.nn.ModuleList([found.step.extractor, found.step.perceptual])
+    frozen = torch.nn.ModuleList(found.step.frozen_networks)
     before = copy.deepcopy((found.step.state_dict(), frozen.state_dict(), torch.get_rng_state()))
     found.size()
     after = (found.step.state_dict(), frozen.state_dict(), torch.get_rng_state())

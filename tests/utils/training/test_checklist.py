@@ -37,7 +37,7 @@ def needed_bytes(tmp_path, monkeypatch, request):
     settings = SETTINGS | getattr(request, "param", {})
     options = load_options(RECIPE, [Override(key, value, key) for key, value in settings.items()])
     generator, device = build_generator(options), torch.device("cpu")
-    step = build_train_step(options, generator=generator, device=device, extractor_state=None, vgg_state=None)
+    step = build_train_step(options, generator=generator, device=device, extractor_state=None, loss_states={})
     step(Batch(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)))  # creates Adam's moments
 
     def fits(free_bytes, benchmarks):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares
 from sed_sr.models.discriminators import PatchDiscriminator
-from sed_sr.models.losses import GANLoss
+from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.options.schema import Options
 from sed_sr.utils.training.gan_monitor import DRIFT_LINES, SETTLED_STEPS, WON, WON_LINES, GanMonitor

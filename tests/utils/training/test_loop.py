@@ -18,7 +18,7 @@ import sed_sr.utils.training.progress as progress_module
 from sed_sr.data.batches import GivenPairs
 from sed_sr.data.benchmarks import find_benchmark
 from sed_sr.models.discriminators import PatchDiscriminator
-from sed_sr.models.losses import GANLoss
+from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.precision import resolved
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.train_step import Adversary, TrainStep

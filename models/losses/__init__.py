@@ -1,0 +1,1 @@
+"""The losses of training, each a function or a module."""
