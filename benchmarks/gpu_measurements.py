@@ -203,7 +203,7 @@ def train(
         "train.log_every_steps": plan.log_every_steps,
         "validation.benchmarks": [],
         "semantic_extractor.weights": RANDOM,
-        "losses.perceptual.vgg_weights": RANDOM,
+        "losses.perceptual.weights": RANDOM,
         **settings,
     }
     words = ["--opt", plan.recipes[recipe_name], "--data_root", scratch / "DF2K", "--out_root", scratch]

@@ -39,7 +39,7 @@ SETTINGS = {
     "generator.blocks": "1",
     "generator.growth": "4",
     "semantic_extractor.weights": "random",
-    "losses.perceptual.vgg_weights": "random",
+    "losses.perceptual.weights": "random",
     "dataset.hr_patch_px": "64",
     "train.total_batch_size": "1",
     "dataloader.num_workers": "2",

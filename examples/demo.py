@@ -97,7 +97,7 @@ def pretrained_settings() -> list[str]:
 
     The demo downloads nothing.
     """
-    files = {"semantic_extractor.weights": "RN50.pt", "losses.perceptual.vgg_weights": "vgg19-dcbb9e9d.pth"}
+    files = {"semantic_extractor.weights": "RN50.pt", "losses.perceptual.weights": "vgg19-dcbb9e9d.pth"}
     present = {key: name for key, name in files.items() if (PRETRAINED / name).is_file()}
     missing = [name for name in files.values() if name not in present.values()]
     if missing:

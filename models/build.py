@@ -136,7 +136,10 @@ def build_image_losses(
     if chosen.pixel is not None:
         losses["pixel"] = l1_loss
     if chosen.perceptual is not None:
-        losses["perceptual"] = PerceptualLoss(layer_weights=chosen.perceptual.layers, state=states.get("perceptual"))
+        term = chosen.perceptual
+        losses["perceptual"] = PerceptualLoss(
+            model=term.model, layer_weights=term.layers, state=states.get("perceptual")
+        )
     return losses
 
 

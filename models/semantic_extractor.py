@@ -3,52 +3,29 @@
 The default is CLIP's RN50 image encoder up to `layer3`, as in the paper. Other CLIP models and every timm model that
 makes feature maps from images of any size can be used instead.
 
-Sources: SeD (CVPR 2024, arXiv 2402.19387), section 3; Radford et al., "CLIP", ICML 2021; Wightman, timm.
+Source: SeD (CVPR 2024, arXiv 2402.19387), section 3.
 """
 
-import difflib
-import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
-
-import open_clip
-import timm
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sed_sr.models.partial_load import load_part
-from sed_sr.options.errors import UserError
-
-CLIP_RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
-# CLIP's ViTs are taken from timm, which interpolates positional embeddings to the image's size. OpenAI trained them
-# with QuickGELU.
-CLIP_VITS = {
-    "ViT-B-32": "vit_base_patch32_clip_quickgelu_224.openai",
-    "ViT-B-16": "vit_base_patch16_clip_quickgelu_224.openai",
-    "ViT-L-14": "vit_large_patch14_clip_quickgelu_224.openai",
-    "ViT-L-14-336": "vit_large_patch14_clip_quickgelu_336.openai",
-}
-CLIP_TOWERS = (*CLIP_RESNETS, *CLIP_VITS)
-CLIP_PREFIX = "visual."  # of the image encoder's weights in a whole CLIP model
+from sed_sr.models.backbones import FrozenBackbone
 
 
 class SemanticExtractor(nn.Module):
-    """HR image -> semantic feature map. All parameters are frozen.
+    """HR image -> semantic feature map, of one layer of a frozen model.
 
-    The module stays in evaluation mode, also after `train()`, so that features do not depend on the other images of the
-    batch.
+    Args:
+        model, layer, state: as of `FrozenBackbone`.
+        batch_statistics: run BatchNorm in training mode, as the released SeD code did.
 
     Attributes:
         channels: of the feature map.
         stride: pixels of the image per position of the map, in each direction.
-    """
 
-    mean: Tensor
-    std: Tensor
+    Raises:
+        UserError: as by `FrozenBackbone`.
+    """
 
     def __init__(
         self,
@@ -58,209 +35,13 @@ class SemanticExtractor(nn.Module):
         state: dict[str, Tensor] | None = None,
         batch_statistics: bool = False,
     ):
-        """Build the model up to a layer. Later layers are dropped.
-
-        Args:
-            model: `clip/<model>`, with open_clip's names for OpenAI's models, or `timm/<model>`.
-            layer: the layer whose output is used, before any norm that follows it: its name in the model, or a stride,
-                such as "16", which stands for the deepest layer of that stride.
-            state: the model's weights (`utils.weights.extractor_file`); entries that are not needed are ignored. None
-                gives random weights, the same in every process, for tests.
-            batch_statistics: stay in training mode instead, as the released SeD code did: BatchNorm normalises with
-                the statistics of the batch, and its running statistics drift.
-
-        Raises:
-            UserError: the model or the layer does not exist; the model accepts images of one size only; a weight in
-                `state` is missing or has another shape; `batch_statistics` is set for a model without BatchNorm.
-        """
         super().__init__()
-        self.batch_statistics = batch_statistics
-        _, name = parse_model_name(model)
-        # The global generator of random numbers is restored afterwards. Only the CPU's is used.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            self.encoder = ClipResNet(name) if name in CLIP_RESNETS else TimmModel(CLIP_VITS.get(name, name))
-        index = _find_layer(self.encoder.layers, layer, model)
-        chosen = self.encoder.layers[index]
+        self.backbone = FrozenBackbone(model, [layer], state=state, batch_statistics=batch_statistics)
+        (chosen,) = self.backbone.layers
         self.channels, self.stride = chosen.channels, chosen.stride
-        if state is not None:
-            state = self.encoder.convert(state)  # before later layers are dropped: timm may need all of them
-        self.encoder.truncate(index)
-        if state is not None:
-            load_part(self.encoder.network, state, prefix="", what=f"the weights of {model}")
-        if batch_statistics and not any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
-            raise UserError(f"batch_statistics needs BatchNorm, and {model} has none up to {chosen.name}")
-        self.encoder.eval()
-        _check_accepts_any_size(self.encoder, chosen, model)
-        self.register_buffer("mean", torch.tensor(self.encoder.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.encoder.std).view(1, 3, 1, 1), persistent=False)
-        self.requires_grad_(False)
-        self.train()
-
-    def train(self, mode: bool = True) -> "SemanticExtractor":
-        """Set the mode that `batch_statistics` asks for. `mode` is ignored."""
-        return super().train(self.batch_statistics)
 
     @torch.no_grad()
     def forward(self, hr: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [0, 1] -> (B, channels, h, w), h = max(1, round(H / stride)), w likewise.
-
-        An image whose sides are not multiples of the stride is first resized to the nearest multiples, so that the map
-        covers all of it.
-        """
-        size = [max(1, round(side / self.stride)) * self.stride for side in hr.shape[-2:]]
-        if size != list(hr.shape[-2:]):
-            hr = F.interpolate(hr, size, mode="bicubic", antialias=True)
-        return self.encoder((hr - self.mean) / self.std)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer whose output can be used."""
-
-    name: str
-    channels: int
-    stride: int
-
-
-class ClipResNet(nn.Module):
-    """The image encoder of a CLIP ResNet, as open_clip builds it, with random weights."""
-
-    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-
-    def __init__(self, tower: str):
-        super().__init__()
-        config = open_clip.get_model_config(tower)
-        assert config is not None, tower
-        vision = config["vision_cfg"]
-        self.network = ModifiedResNet(
-            layers=vision["layers"],
-            output_dim=config["embed_dim"],
-            heads=vision["width"] * 32 // 64,  # 64 channels per head, of 32 * width at the end
-            image_size=vision["image_size"],
-            width=vision["width"],
-        )
-        self.layers = [Layer(f"layer{i + 1}", vision["width"] * 4 * 2**i, 4 * 2**i) for i in range(4)]
-
-    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the weights in a state dict of the image encoder or of the whole CLIP model to the network's names."""
-        return {name.removeprefix(CLIP_PREFIX): value for name, value in state.items()}
-
-    def truncate(self, index: int) -> None:
-        """Return the output of layer `index` from now on, and drop all later layers."""
-        del self.network.attnpool
-        for layer in self.layers[index + 1 :]:
-            delattr(self.network, layer.name)
-        self.layers = self.layers[: index + 1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised image (B, 3, H, W) -> output of the last layer (B, channels, H / stride, W / stride)."""
-        x = self.network.stem(x)
-        for layer in self.layers:
-            x = getattr(self.network, layer.name)(x)
-        return x
-
-
-class TimmModel(nn.Module):
-    """A timm model with random weights."""
-
-    network: Any  # an nn.Module with attributes and methods of timm's models
-
-    def __init__(self, name: str):
-        super().__init__()
-        try:  # transformers: interpolate positional embeddings to the image's size
-            self.network = timm.create_model(name, dynamic_img_size=True)
-        except TypeError:  # other models do not have this argument
-            self.network = timm.create_model(name)
-        self.layers = [Layer(info["module"], info["num_chs"], info["reduction"]) for info in self.network.feature_info]
-        self.index = len(self.layers) - 1
-        config = resolve_model_data_config(self.network)
-        self.mean, self.std = config["mean"], config["std"]
-
-    def convert(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename weights to timm's names. timm converts the original weights of many models.
-
-        Raises UserError if timm cannot convert them.
-        """
-        if "class_embedding" in state:  # CLIP's image encoder alone; timm converts the whole model only
-            state = {f"{CLIP_PREFIX}{name}": value for name, value in state.items()}
-        model = self.network.pretrained_cfg["architecture"]
-        family = sys.modules[timm.model_entrypoint(model).__module__]
-        convert = getattr(family, "checkpoint_filter_fn", None)
-        if convert is None:
-            return state
-        try:
-            return convert(dict(state), self.network)  # a copy, because some functions remove entries
-        except Exception as error:  # weights of another model may raise any exception
-            raise UserError(
-                f"weights of timm's {model} were expected, but timm cannot convert those given "
-                f"({type(error).__name__}: {error})"
-            ) from error
-
-    def truncate(self, index: int) -> None:
-        """Return the output of layer `index` from now on, and drop all later layers."""
-        self.network.prune_intermediate_layers([index], prune_norm=True, prune_head=True)
-        self.index = index
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised image (B, 3, H, W) -> output of the chosen layer (B, channels, h, w)."""
-        (features,) = self.network.forward_intermediates(
-            x, indices=[self.index], stop_early=True, output_fmt="NCHW", intermediates_only=True
-        )
+        """(B, 3, H, W) float in [0, 1] -> (B, channels, h, w), h = max(1, round(H / stride)), w likewise."""
+        (features,) = self.backbone(hr)
         return features
-
-
-def parse_model_name(model: str) -> tuple[str, str]:
-    """Split `clip/RN50` or `timm/resnet50` into the source and the model's name there.
-
-    Raises UserError if the source or the model does not exist.
-    """
-    source, _, name = model.partition("/")
-    if source == "clip":
-        if name not in CLIP_TOWERS:
-            raise UserError(
-                f"CLIP has no model {name!r}, but {', '.join(CLIP_TOWERS)}{_did_you_mean(name, CLIP_TOWERS)}"
-            )
-    elif source == "timm":
-        names = {*timm.list_models(), *timm.list_pretrained()}
-        if name not in names:
-            raise UserError(f"timm {timm.__version__} has no model {name!r}{_did_you_mean(name, names)}")
-    else:
-        raise UserError(f"the semantic extractor {model!r} was given, but clip/<model> or timm/<model> was expected")
-    return source, name
-
-
-def _find_layer(layers: list[Layer], wanted: str, model: str) -> int:
-    """The index of the layer with this name or stride; of several with this stride, the deepest."""
-    found = [i for i, layer in enumerate(layers) if wanted in (layer.name, str(layer.stride))]
-    if not found:
-        strides = " or ".join(map(str, sorted({layer.stride for layer in layers})))
-        names = ", ".join(f"{layer.name} ({layer.stride})" for layer in layers)
-        raise UserError(
-            f"{model} has no layer {wanted!r}; give a stride, {strides}, or a name, of {names}"
-            f"{_did_you_mean(wanted, [layer.name for layer in layers])}"
-        )
-    return found[-1]
-
-
-@torch.no_grad()
-def _check_accepts_any_size(encoder: nn.Module, layer: Layer, model: str) -> None:
-    """Fail when the model is built, not in the first training step or on the first large image."""
-    rows, columns = 4, 6
-    try:
-        shape = tuple(encoder(torch.zeros(1, 3, rows * layer.stride, columns * layer.stride)).shape)
-    except Exception as error:  # timm's models raise different exceptions for wrong sizes
-        reason = str(error).partition("\n")[0]
-    else:
-        if shape == (1, layer.channels, rows, columns):
-            return
-        reason = f"{rows}x{columns} strides become {shape[-2]}x{shape[-1]} positions"
-    raise UserError(
-        f"{model} cannot be the semantic extractor, because it does not make maps of stride {layer.stride} from images "
-        f"of any size ({reason}); choose another model or layer"
-    )
-
-
-def _did_you_mean(given: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(given, sorted(known), n=3)
-    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""

@@ -139,18 +139,24 @@ class PixelLossOptions(Section):
 
 
 class PerceptualLossOptions(Section):
-    """L1 between VGG19 features of SR and HR, taken before the ReLU."""
+    """L1 between features of SR and HR in a pretrained network."""
 
     weight: PositiveFloat = Field(
         default=0.1, description="factor in the generator's objective; 0.1 with patch, 1.0 with unet"
     )
+    model: str = Field(
+        default="vgg19",
+        description="vgg19, whose features are taken before the ReLU; or one of semantic_extractor.model, such as "
+        "timm/tf_efficientnet_lite0.in1k",
+    )
     layers: dict[str, NonNegativeFloat] = Field(
         default={"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0},
-        description="weight of each layer, at least one",
+        description="weight of each layer, at least one; must be given for another model than vgg19",
         min_length=1,
     )
-    vgg_weights: FileName = Field(
-        default="vgg19-dcbb9e9d.pth", description="a known file (downloaded if missing), a path, or `random`"
+    weights: FileName | None = Field(
+        default=None,
+        description="null: the published weights, downloaded to pretrained_root if missing; or a path, or `random`",
     )
 
 
@@ -169,7 +175,9 @@ class LossOptions(Section):
     """The terms of the generator's objective; `null` omits one."""
 
     pixel: PixelLossOptions | None = Field(default=PixelLossOptions(), description="L1 loss")
-    perceptual: PerceptualLossOptions | None = Field(default=PerceptualLossOptions(), description="VGG19 loss")
+    perceptual: PerceptualLossOptions | None = Field(
+        default=PerceptualLossOptions(), description="loss on deep features"
+    )
     gan: GANLossOptions | None = Field(default=GANLossOptions(), description="adversarial loss")
 
 

@@ -190,7 +190,7 @@ def _furnish(root: Path, *, prepared: Path) -> Path:
         if "_psnr" not in recipe.stem:
             options["discriminator"] = {"features": 8}
             options["semantic_extractor"] = {"weights": "random"}
-            options["losses"] = {"perceptual": {"vgg_weights": "random", "layers": {"conv2_2": 1.0}}}
+            options["losses"] = {"perceptual": {"weights": "random", "layers": {"conv2_2": 1.0}}}
         (root / f"{options['name']}.yml").write_text(yaml.safe_dump(options))
     return root
 

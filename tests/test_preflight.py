@@ -50,7 +50,7 @@ def test_all_problems_are_reported_together(workshop, command):
     done = command(
         "train.py", "--opt", "rrdb_P+SeD.yml", "--data_root", "nowhere", "--resume", "nothing.pth",
         "--set", "validation.benchmarks=[Photo,Photos]", "--set", "semantic_extractor.weights=RN5O.pt", "--set",
-        "losses.perceptual.vgg_weights=rrdb_psnr.yml", "--set", "device=cuda", cwd=workshop,
+        "losses.perceptual.weights=rrdb_psnr.yml", "--set", "device=cuda", cwd=workshop,
     )  # fmt: skip
     assert done.returncode == 2
     lines = done.stderr.strip().splitlines()

@@ -36,13 +36,13 @@ def test_a_process_that_sees_no_state_goes_on_from_that_of_the_main_process(work
 
 def test_start_up_opens_and_reads_nothing_a_second_time_for_a_second_process(workshop, command):
     """Of images, a state and weights: the main process reads as much as one that is alone, the other one nothing."""
-    features = PerceptualLoss(layer_weights={"conv2_2": 1.0}, state=None).features
+    features = PerceptualLoss(layer_weights={"conv2_2": 1.0}, state=None).backbone.features
     (workshop / "pretrained").mkdir()
     # other than the random ones, which all processes would have of their own accord
     weights = {f"features.{name}": 2 * value for name, value in features.state_dict().items()}
     torch.save(weights, workshop / "vgg.pth")
     options = yaml.safe_load((workshop / "rrdb_P+SeD.yml").read_text())
-    options["losses"]["perceptual"]["vgg_weights"] = str(workshop / "vgg.pth")
+    options["losses"]["perceptual"]["weights"] = str(workshop / "vgg.pth")
     options["train"] |= {"total_batch_size": 2, "ema_decay": 0.9}
     options["dataloader"] = {"num_workers": 0}
     (workshop / "options.yml").write_text(yaml.safe_dump(options))

@@ -136,7 +136,7 @@ def test_payloads_work_if_they_are_executed(canary):
         f"{PSNR} --resume evil.pth",
         f"{TEST} --weights evil.pth",
         f"{SED} --set semantic_extractor.weights=evil.pth",
-        f"{SED} --set losses.perceptual.vgg_weights=evil.pth",
+        f"{SED} --set losses.perceptual.weights=evil.pth",
     ],
 )
 def test_code_in_a_weight_file_is_never_executed(canary, refused, words, write):
@@ -148,7 +148,7 @@ def test_code_in_a_weight_file_is_never_executed(canary, refused, words, write):
     ("words", "name"),
     [
         (f"{SED} --set semantic_extractor.weights=RN50.pt", "RN50.pt"),
-        (f"{SED} --set losses.perceptual.vgg_weights=vgg19-dcbb9e9d.pth", "vgg19-dcbb9e9d.pth"),
+        (f"{SED} --set losses.perceptual.weights=vgg19-dcbb9e9d.pth", "vgg19-dcbb9e9d.pth"),
         (f"{TEST} {LPIPS}", "alexnet-owt-7be5be79.pth"),
     ],
 )

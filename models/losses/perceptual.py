@@ -1,16 +1,18 @@
 """The perceptual loss: distances between features of a pretrained network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from sed_sr.models.backbones import FrozenBackbone
 from sed_sr.models.losses.pixel import l1_loss
 from sed_sr.models.partial_load import load_part
 from sed_sr.options.errors import UserError
 
+VGG19 = "vgg19"  # torchvision's; all other models are named by their source too
 # Convolution `j` of block `i` (Simonyan & Zisserman, ICLR 2015, table 1, column E) -> its index in `vgg19().features`.
 VGG19_LAYERS = {
     "conv1_1": 0,
@@ -36,56 +38,86 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PerceptualLoss(nn.Module):
-    """Weighted sum of L1 distances between VGG19 features of SR and HR, before the ReLU.
+    """Weighted sum of L1 distances between features of SR and HR in a pretrained network.
+
+    Features of VGG19 are taken before the ReLU, those of other models where the model's layers end.
 
     Source: Johnson et al., ECCV 2016; features before activation: Wang et al., "ESRGAN", ECCVW 2018, section 3.3.
 
     Args:
-        layer_weights: weight of each layer, such as `conv3_4`.
-        state: torchvision's state dict of vgg19 (`features.0.weight`, ...); entries that are not needed are ignored.
-            None gives random weights, the same in every process, for tests.
+        model: `vgg19`, or a model of `FrozenBackbone`.
+        layer_weights: weight of each layer, such as `conv3_4` of VGG19, or by a name that `FrozenBackbone` knows.
+        state: the model's weights (`utils.weights.extractor_file`), for VGG19 in torchvision's names; entries that are
+            not needed are ignored. None gives random weights, the same in every process, for tests.
 
     Raises:
-        UserError: a layer is unknown or none is given, or a weight in `state` is missing or has another shape.
+        UserError: the model or a layer is unknown or no layer is given, or a weight in `state` is missing or has
+            another shape.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = VGG19,
+        layer_weights: Mapping[str, float] = SED_LAYER_WEIGHTS,
+        state: dict[str, Tensor] | None = None,
+    ):
+        super().__init__()
+        if not layer_weights:
+            raise UserError("the perceptual loss was given no layer, but needs at least one")
+        self.weights = tuple(layer_weights.values())
+        layers = list(layer_weights)
+        self.backbone = (
+            Vgg19Features(layers, state=state) if model == VGG19 else FrozenBackbone(model, layers, state=state)
+        )
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """sr, hr: (B, 3, H, W) float in [0, 1], for VGG19 with sides of at least 16 pixels -> scalar.
+
+        hr gets no gradient.
+        """
+        with torch.no_grad():
+            hr_features = self.backbone(hr)
+        sr_features = self.backbone(sr)
+        return reduce(
+            torch.add,
+            (weight * l1_loss(a, b) for weight, a, b in zip(self.weights, sr_features, hr_features, strict=True)),
+        )
+
+
+class Vgg19Features(nn.Module):
+    """Features of VGG19 before the ReLU. All parameters are frozen.
+
+    Args:
+        layers: such as `conv3_4`.
+        state: as of `PerceptualLoss`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, *, layer_weights: Mapping[str, float] = SED_LAYER_WEIGHTS, state: dict[str, Tensor] | None = None
-    ):
+    def __init__(self, layers: Sequence[str], *, state: dict[str, Tensor] | None):
         super().__init__()
-        if not layer_weights:
-            raise UserError(f"the perceptual loss was given no layer, but needs some of {', '.join(VGG19_LAYERS)}")
-        for name in layer_weights:
+        for name in layers:
             if name not in VGG19_LAYERS:
                 raise UserError(
                     f"the perceptual loss was given the layer {name!r}, but VGG19 has {', '.join(VGG19_LAYERS)}"
                 )
-        self.weights = {VGG19_LAYERS[name]: weight for name, weight in layer_weights.items()}
-        self.features = _vgg19_features(max(self.weights) + 1, state)
+        self.indices = [VGG19_LAYERS[name] for name in layers]
+        self.features = _vgg19_features(max(self.indices) + 1, state)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """sr, hr: (B, 3, H, W) float in [0, 1], sides of at least 16 pixels -> scalar. hr gets no gradient."""
-        with torch.no_grad():
-            hr_features = self._extract(hr)
-        sr_features = self._extract(sr)
-        return reduce(
-            torch.add, (weight * l1_loss(sr_features[i], hr_features[i]) for i, weight in self.weights.items())
-        )
-
-    def _extract(self, image: Tensor) -> dict[int, Tensor]:
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) float in [0, 1] -> the features of each layer, (B, channels, h, w)."""
         x = (image - self.mean) / self.std
-        features = {}
+        outputs = {}
         for i, layer in enumerate(self.features):
             x = layer(x)
-            if i in self.weights:
-                features[i] = x
-        return features
+            if i in self.indices:
+                outputs[i] = x
+        return [outputs[i] for i in self.indices]
 
 
 def _vgg19_features(depth: int, state: dict[str, Tensor] | None) -> nn.Sequential:

@@ -87,7 +87,7 @@ SMALL = {
     "generator": {"type": "rrdb", "features": 8, "blocks": 1, "growth": 4},
     "discriminator__features": 8,
     "semantic_extractor__weights": "random",
-    "losses__perceptual__vgg_weights": "random",
+    "losses__perceptual__weights": "random",
 }
 
 

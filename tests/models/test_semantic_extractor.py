@@ -20,7 +20,7 @@ CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 @pytest.fixture(scope="module")
 def state(fill):
     """A state dict of CLIP's image encoder with OpenAI's names, filled by a function of the names."""
-    shapes = {name: value.shape for name, value in SemanticExtractor().encoder.network.state_dict().items()}
+    shapes = {name: value.shape for name, value in SemanticExtractor().backbone.encoder.network.state_dict().items()}
     return {
         name: torch.from_numpy(fill.fill(name, shape))
         for name, shape in shapes.items()
@@ -53,7 +53,7 @@ def test_parameters_and_statistics_are_frozen(extractor, hr):
     features = extractor.train()(hr.requires_grad_())
     assert not features.requires_grad
     assert not any(p.requires_grad for p in extractor.parameters())
-    assert not any(module.training for module in extractor.modules())
+    assert not any(module.training for module in extractor.backbone.modules())
     assert all(torch.equal(value, before[name]) for name, value in extractor.state_dict().items())
 
 
@@ -63,11 +63,11 @@ def test_features_do_not_depend_on_other_images_of_the_batch(extractor, hr):
 
 def test_batch_statistics_restore_the_released_behaviour(state, hr):
     extractor = SemanticExtractor(state=state, batch_statistics=True)
-    before = extractor.encoder.network.bn1.running_mean.clone()
+    before = extractor.backbone.encoder.network.bn1.running_mean.clone()
     together = extractor.eval()(hr)  # eval() does not change the mode either
     assert not together.requires_grad
     assert not torch.allclose(together[:1], extractor(hr[:1]), rtol=1e-2, atol=1e-2)
-    assert not torch.equal(extractor.encoder.network.bn1.running_mean, before)
+    assert not torch.equal(extractor.backbone.encoder.network.bn1.running_mean, before)
 
 
 def test_batch_statistics_without_batchnorm_raise():
@@ -138,7 +138,7 @@ def test_torchvision_vgg_weights_give_torchvision_features():
     image = torch.rand(1, 3, 64, 64)
     # 19: the last ReLU, before the last pooling
     torch.testing.assert_close(extractor(image), output_of(features, "19", normalize(image, *IMAGENET)))
-    assert {name.split(".")[0] for name, _ in extractor.encoder.network.named_parameters()} == {"features"}
+    assert {name.split(".")[0] for name, _ in extractor.backbone.encoder.network.named_parameters()} == {"features"}
 
 
 @pytest.mark.parametrize(
@@ -176,19 +176,21 @@ def test_clip_vit_equals_open_clip_block_by_block():
     for block in range(blocks):
         expected = output_of(tower, f"transformer.resblocks.{block}", normalised)
         torch.testing.assert_close(
-            output_of(extractor.encoder, f"network.blocks.{block}", normalised), expected, rtol=1e-4, atol=1e-4
+            output_of(extractor.backbone.encoder, f"network.blocks.{block}", normalised), expected, rtol=1e-4, atol=1e-4
         )
     torch.testing.assert_close(extractor(image), as_map(expected, 7), rtol=1e-4, atol=1e-4)
     whole = {f"visual.{name}": value for name, value in tower.state_dict().items()} | {"logit_scale": torch.ones(())}
-    converted = extractor.encoder.convert(whole)
-    assert all(torch.equal(value, converted[name]) for name, value in extractor.encoder.network.state_dict().items())
+    converted = extractor.backbone.encoder.convert(whole)
+    assert all(
+        torch.equal(value, converted[name]) for name, value in extractor.backbone.encoder.network.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("tower", ["RN50", "RN101"])
 def test_clip_resnets_have_the_shapes_of_open_clip(tower):
     with torch.device("meta"):
         whole = open_clip.create_model(tower, device="meta").visual.state_dict()
-    network = SemanticExtractor(model=f"clip/{tower}", layer="32").encoder.network
+    network = SemanticExtractor(model=f"clip/{tower}", layer="32").backbone.encoder.network
     assert {name: value.shape for name, value in network.state_dict().items()} == {
         name: value.shape for name, value in whole.items() if not name.startswith("attnpool.")
     }
@@ -235,8 +237,8 @@ def test_stride_selects_its_deepest_layer():
     ],
 )
 def test_parameters_that_features_do_not_depend_on_are_dropped(model, layer):
-    encoder = SemanticExtractor(model=model, layer=layer).requires_grad_().encoder
-    encoder(torch.rand(1, 3, 32, 32)).sum().backward()
+    encoder = SemanticExtractor(model=model, layer=layer).requires_grad_().backbone.encoder
+    encoder(torch.rand(1, 3, 32, 32))[0].sum().backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from sed_sr.models.build import needs_extractor
 from sed_sr.options.schema import Options
-from sed_sr.utils.weights.extractor_file import load_extractor_state, load_vgg_state, published_weights
+from sed_sr.utils.weights.extractor_file import (
+    load_extractor_state,
+    load_perceptual_state,
+    published_perceptual_weights,
+    published_weights,
+)
 
 
 class FrozenStates(NamedTuple):
@@ -25,8 +30,11 @@ def pretrained_weights(options: Options) -> dict[str, str]:
         chosen = options.semantic_extractor
         published = chosen.weights is None
         sources["semantic extractor"] = published_weights(chosen.model) if published else chosen.weights
-    if options.losses.perceptual is not None:
-        sources["VGG19 of the perceptual loss"] = options.losses.perceptual.vgg_weights
+    perceptual = options.losses.perceptual
+    if perceptual is not None:
+        published = perceptual.weights is None
+        source = published_perceptual_weights(perceptual.model) if published else perceptual.weights
+        sources[f"{perceptual.model} of the perceptual loss"] = source
     return sources
 
 
@@ -40,6 +48,7 @@ def load_frozen_states(options: Options) -> FrozenStates:
     if needs_extractor(options):
         chosen = options.semantic_extractor
         extractor = load_extractor_state(chosen.model, chosen.weights, pretrained_root=root)
-    if options.losses.perceptual is not None:
-        losses["perceptual"] = load_vgg_state(options.losses.perceptual.vgg_weights, pretrained_root=root)
+    perceptual = options.losses.perceptual
+    if perceptual is not None:
+        losses["perceptual"] = load_perceptual_state(perceptual.model, perceptual.weights, pretrained_root=root)
     return FrozenStates(extractor, {name: state for name, state in losses.items() if state is not None})

@@ -1,4 +1,4 @@
-"""Weight files of the pretrained networks that training uses: the semantic extractor and VGG19."""
+"""Weight files of the pretrained networks that training uses: the semantic extractor, the perceptual loss."""
 
 import warnings
 import zipfile
@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor
 
-from sed_sr.models.semantic_extractor import CLIP_PREFIX, parse_model_name
+from sed_sr.models.backbones import CLIP_PREFIX, parse_model_name
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.catalogue import PUBLISHED
@@ -17,6 +17,7 @@ from sed_sr.utils.weights.formats import unwrap
 from sed_sr.utils.weights.pretrained import locate, sha256_of, verify
 
 RANDOM = "random"  # given in place of a weight file
+TORCHVISION = {"vgg19": "vgg19-dcbb9e9d.pth"}  # models of the perceptual loss that are torchvision's
 
 
 def published_weights(model: str) -> str:
@@ -54,14 +55,16 @@ def load_extractor_state(model: str, weights: str | None, *, pretrained_root: Pa
     return read_extractor_file(locate(source, pretrained_root=pretrained_root), model)
 
 
-def load_vgg_state(weights: str, *, pretrained_root: Path) -> dict[str, Tensor] | None:
-    """The state dict of VGG19 from a file, which is downloaded first if necessary; None for random weights.
+def published_perceptual_weights(model: str) -> str:
+    """`published_weights` of a model of `PerceptualLoss`."""
+    return TORCHVISION[model] if model in TORCHVISION else published_weights(model)
 
-    Raises UserError if the file is missing or cannot be read.
-    """
-    if weights == RANDOM:
-        return None
-    path = locate(weights, pretrained_root=pretrained_root)
+
+def load_perceptual_state(model: str, weights: str | None, *, pretrained_root: Path) -> dict[str, Tensor] | None:
+    """`load_extractor_state` for a model of `PerceptualLoss`."""
+    if model not in TORCHVISION or weights == RANDOM:
+        return load_extractor_state(model, weights, pretrained_root=pretrained_root)
+    path = locate(TORCHVISION[model] if weights is None else weights, pretrained_root=pretrained_root)
     return checkpoint.load(path, verified=verify(path))
 
 

@@ -37,7 +37,7 @@ GAN = {
     "discriminator.features": 8,
     "semantic_extractor.weights": "random",
     "semantic_extractor.batch_statistics": True,
-    "losses.perceptual.vgg_weights": "random",
+    "losses.perceptual.weights": "random",
 }
 SETTINGS = {
     "train_rrdb_psnr.yml": TINY,

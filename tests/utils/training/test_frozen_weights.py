@@ -33,13 +33,13 @@ def test_only_the_weights_that_a_recipe_needs_are_listed(recipe, wanted):
 
 def test_nothing_is_read_for_psnr_training_and_random_weights():
     assert load_frozen_states(read("train_rrdb_psnr")) == FrozenStates()
-    random = {"semantic_extractor__weights": "random", "losses__perceptual__vgg_weights": "random"}
+    random = {"semantic_extractor__weights": "random", "losses__perceptual__weights": "random"}
     assert load_frozen_states(read("train_rrdb_P+SeD", **random)) == FrozenStates()
 
 
 def test_wrong_weight_file_raises_with_the_name_of_the_model(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "clip.pt")
-    settings = {"semantic_extractor__weights": str(tmp_path / "clip.pt"), "losses__perceptual__vgg_weights": "random"}
+    settings = {"semantic_extractor__weights": str(tmp_path / "clip.pt"), "losses__perceptual__weights": "random"}
     options = read("train_rrdb_P+SeD", **settings)
     with pytest.raises(UserError, match="clip/RN50"):
         build_extractor(options, load_frozen_states(options).extractor)

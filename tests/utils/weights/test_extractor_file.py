@@ -10,12 +10,14 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from sed_sr.models.semantic_extractor import CLIP_TOWERS, SemanticExtractor
+from sed_sr.models.backbones import CLIP_TOWERS
+from sed_sr.models.semantic_extractor import SemanticExtractor
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights.catalogue import PUBLISHED
 from sed_sr.utils.weights.extractor_file import (
     load_extractor_state,
-    load_vgg_state,
+    load_perceptual_state,
+    published_perceptual_weights,
     published_weights,
     read_extractor_file,
 )
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
 @pytest.fixture(scope="module")
 def state():
     """CLIP RN50's image encoder with weights that differ from the random ones that a new extractor has."""
-    weights = SemanticExtractor().encoder.network.state_dict()
+    weights = SemanticExtractor().backbone.encoder.network.state_dict()
     return {name: value + 0.01 for name, value in weights.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -51,7 +53,7 @@ class Clip(nn.Module):
 @pytest.fixture
 def archive(extractor, tmp_path):
     path = tmp_path / "RN50.pt"
-    torch.jit.trace(Clip(extractor.encoder.network), torch.rand(1, 3, 32, 32)).save(path)
+    torch.jit.trace(Clip(extractor.backbone.encoder.network), torch.rand(1, 3, 32, 32)).save(path)
     return path
 
 
@@ -132,15 +134,21 @@ def test_invalid_file_raises_one_line_and_runs_no_code(write, name, tmp_path, ca
 def test_weights_come_from_the_given_file_the_published_file_or_are_random(tmp_path, monkeypatch):
     monkeypatch.setenv("SED_OFFLINE", "1")
     assert load_extractor_state("clip/RN50", "random", pretrained_root=tmp_path) is None
-    assert load_vgg_state("random", pretrained_root=tmp_path) is None
+    assert load_perceptual_state("vgg19", "random", pretrained_root=tmp_path) is None
+    assert load_perceptual_state("timm/resnet18", "random", pretrained_root=tmp_path) is None
     torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "mine.pth")
     for state in (
         load_extractor_state("timm/resnet18", "mine.pth", pretrained_root=tmp_path),
-        load_vgg_state("mine.pth", pretrained_root=tmp_path),
+        load_perceptual_state("vgg19", "mine.pth", pretrained_root=tmp_path),
+        load_perceptual_state("timm/resnet18", "mine.pth", pretrained_root=tmp_path),
     ):
         assert torch.equal(state["conv1.weight"], torch.ones(3))
     with pytest.raises(UserError, match=r"RN50\.pt"):
         load_extractor_state("clip/RN50", None, pretrained_root=tmp_path)
+    for model, name in (("vgg19", "vgg19-dcbb9e9d.pth"), ("timm/vgg19.tv_in1k", "vgg19.tv_in1k.safetensors")):
+        assert published_perceptual_weights(model) == name
+        with pytest.raises(UserError, match=name):
+            load_perceptual_state(model, None, pretrained_root=tmp_path)
 
 
 @pytest.mark.parametrize("model", ["RN50", "clip/ViT-B/32", "timm/resnet50.tv_in1"])
