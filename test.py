@@ -47,7 +47,8 @@ def parse_arguments() -> argparse.Namespace:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="psnr, ssim, lpips, lpips-vgg, or any metric of pyiqa, such as dists, niqe, musiq (test.metrics)",
+        help="psnr, ssim, lpips, lpips-vgg, a model such as timm/tf_efficientnet_lite0.in1k for the distance in its "
+        "features, or any metric of pyiqa, such as dists, niqe, musiq (test.metrics)",
     )
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="arithmetic (test.precision)")
     parser.add_argument(

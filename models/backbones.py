@@ -47,14 +47,19 @@ class FrozenBackbone(nn.Module):
     std: Tensor
 
     def __init__(
-        self, model: str, layers: Sequence[str], *, state: dict[str, Tensor] | None, batch_statistics: bool = False
+        self,
+        model: str,
+        layers: Sequence[str] | None,
+        *,
+        state: dict[str, Tensor] | None,
+        batch_statistics: bool = False,
     ):
         """Build the model up to the deepest of the layers. Later layers are dropped.
 
         Args:
             model: `clip/<model>`, with open_clip's names for OpenAI's models, or `timm/<model>`.
             layers: each by its name in the model, or by a stride, such as "16", which stands for the deepest layer of
-                that stride. Outputs are taken before any norm that follows the layer.
+                that stride. Outputs are taken before any norm that follows the layer. None: all layers.
             state: the model's weights (`utils.weights.extractor_file`); entries that are not needed are ignored. None
                 gives random weights, the same in every process, for tests.
             batch_statistics: stay in training mode instead: BatchNorm normalises with the statistics of the batch, and
@@ -71,8 +76,9 @@ class FrozenBackbone(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             self.encoder = ClipResNet(name) if name in CLIP_RESNETS else TimmModel(CLIP_VITS.get(name, name))
-        indices = [_find_layer(self.encoder.layers, layer, model) for layer in layers]
-        self.layers = [self.encoder.layers[index] for index in indices]
+        known = self.encoder.layers
+        indices = list(range(len(known))) if layers is None else [_find_layer(known, layer, model) for layer in layers]
+        self.layers = [known[index] for index in indices]
         self._max_stride = max(layer.stride for layer in self.layers)
         if state is not None:
             state = self.encoder.convert(state)  # before later layers are dropped: timm may need all of them

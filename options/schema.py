@@ -379,7 +379,8 @@ class ValidationOptions(Section):
     )
     metrics: tuple[str, ...] = Field(
         default=("psnr", "ssim"),
-        description="psnr, ssim, lpips, lpips-vgg, or a metric of pyiqa by its name there; all must be available",
+        description="psnr, ssim, lpips, lpips-vgg, a model's name such as timm/tf_efficientnet_lite0.in1k for the "
+        "distance in its features, or a metric of pyiqa by its name there; all must be available",
         min_length=1,
     )
     best_by: str | None = Field(
@@ -405,7 +406,8 @@ class TestOptions(Section):
     )
     metrics: tuple[str, ...] | None = Field(
         default=None,
-        description="psnr, ssim, lpips, lpips-vgg, or a metric of pyiqa by its name there; all must be available; "
+        description="psnr, ssim, lpips, lpips-vgg, a model's name such as timm/tf_efficientnet_lite0.in1k for the "
+        "distance in its features, or a metric of pyiqa by its name there; all must be available; "
         "null: psnr, ssim, and lpips if its backbone is available",
     )
     paper_row: str | None = Field(

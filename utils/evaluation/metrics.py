@@ -1,7 +1,7 @@
-"""PSNR, SSIM and LPIPS as in the super-resolution literature, and all metrics of pyiqa.
+"""PSNR, SSIM and LPIPS as in the super-resolution literature, distances in deep features, and all metrics of pyiqa.
 
-PSNR and SSIM are computed on Y of 8-bit images, with a border as wide as the scale cropped; LPIPS and the metrics of
-pyiqa on RGB, uncropped.
+PSNR and SSIM are computed on Y of 8-bit images, with a border as wide as the scale cropped; all others on RGB,
+uncropped.
 """
 
 import math
@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sed_sr.models.backbones import FrozenBackbone, parse_model_name
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.pyiqa_metrics import PyiqaMetric
 from sed_sr.utils.weights.checkpoint import load
+from sed_sr.utils.weights.extractor_file import published_weights, read_extractor_file
 from sed_sr.utils.weights.pretrained import WeightsMissing, locate
 
 SSIM_WINDOW_PX = 11
@@ -145,6 +147,37 @@ class LPIPS:
         return self._network(sr, hr).item()
 
 
+class FeatureDistance:
+    """Distance of two images in the features of a pretrained model; lower is more similar, 0 for identical images.
+
+    The formula is that of LPIPS without its learned weights (Zhang et al., 2018, equation 1 with w = 1): at each
+    position of each layer, features are divided by their norm over the channels; the squared differences are summed
+    over channels and layers and averaged over positions.
+
+    Args:
+        model: of `FrozenBackbone`; all its layers are compared.
+        state: its weights.
+        device: where to compute.
+
+    Raises:
+        UserError: as by `FrozenBackbone`.
+    """
+
+    def __init__(self, model: str, state: dict[str, Tensor], *, device: torch.device | str = "cpu") -> None:
+        self._backbone, self._device = FrozenBackbone(model, None, state=state).to(device), device
+
+    @torch.inference_mode()
+    def __call__(self, sr: Tensor, hr: Tensor) -> float:
+        """The distance of two images, (3, H, W) uint8 RGB, on any device. Raises UserError if the sizes differ."""
+        _check_pair(sr, hr, min_side_px=1)
+        sr_maps, hr_maps = (self._backbone(image[None].to(self._device, torch.float32) / 255) for image in (sr, hr))
+        layers = [
+            (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(dim=1).mean()
+            for a, b in zip(sr_maps, hr_maps, strict=True)
+        ]
+        return torch.stack(layers).sum().item()
+
+
 FORMULAS = {
     "psnr": Metric("psnr", "PSNR-Y", psnr_y, crops_border=True, decimals=2),
     "ssim": Metric("ssim", "SSIM-Y", ssim_y, crops_border=True),
@@ -152,17 +185,21 @@ FORMULAS = {
 BACKBONES = {"lpips": ALEXNET, "lpips-vgg": VGG16}
 BUILT_IN = (*FORMULAS, *BACKBONES)
 DEFAULT = ("psnr", "ssim", "lpips")
+MODELS = ("timm/", "clip/")  # what names of models begin with, in whose features a distance is computed
 
 
 def metric_weights(names: tuple[str, ...]) -> list[str]:
     """The pretrained files that these metrics need, without those that pyiqa downloads itself."""
-    return [BACKBONES[name].file for name in names if name in BACKBONES]
+    files = [BACKBONES[name].file for name in names if name in BACKBONES]
+    return files + [published_weights(name) for name in names if name.startswith(MODELS)]
 
 
 def build_metrics(
     names: tuple[str, ...] | None, *, pretrained_root: Path, device: torch.device, check_hash: bool = True
 ) -> dict[str, Metric]:
     """Build metrics by name; for None psnr, ssim and lpips, the latter only if its backbone can be found or downloaded.
+
+    The name of a `FeatureDistance` is that of its model.
 
     Args:
         check_hash: passed to `locate`.
@@ -188,6 +225,11 @@ def _build(name: str, pretrained_root: Path, device: torch.device, *, check_hash
         path = locate(backbone.file, pretrained_root=pretrained_root, check_hash=check_hash)
         distance = LPIPS(path, backbone=backbone, device=device)
         return Metric(name, backbone.metric_title, distance, lower_is_better=True)
+    if name.startswith(MODELS):
+        path = locate(published_weights(name), pretrained_root=pretrained_root, check_hash=check_hash)
+        distance = FeatureDistance(name, read_extractor_file(path, name), device=device)
+        architecture, _, _ = parse_model_name(name)[1].partition(".")
+        return Metric(name, f"{architecture} distance", distance, lower_is_better=True)
     metric = PyiqaMetric(name, device=device, built_in=BUILT_IN)
     return Metric(
         name,

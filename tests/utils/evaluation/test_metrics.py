@@ -1,13 +1,18 @@
 import math
+import warnings
 from types import SimpleNamespace
 
 import lpips
 import numpy as np
 import pytest
+import safetensors.torch
+import skimage.data
+import timm
 import torch
 import torchvision
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchvision.transforms.functional import gaussian_blur
 
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.metrics import (
@@ -15,12 +20,14 @@ from sed_sr.utils.evaluation.metrics import (
     BUILT_IN,
     LPIPS,
     VGG16,
+    FeatureDistance,
     build_metrics,
     metric_weights,
     psnr_y,
     ssim_y,
 )
 from sed_sr.utils.weights.catalogue import PUBLISHED
+from sed_sr.utils.weights.efficientnet_lite import efficientnet_lite_state
 
 CPU = torch.device("cpu")
 
@@ -213,3 +220,56 @@ def test_direction_of_each_metric(backbone_paths, monkeypatch):
 def test_files_that_metrics_need():
     assert metric_weights(("psnr", "lpips-vgg", "lpips", "dists")) == [VGG16.file, ALEXNET.file]
     assert {VGG16.file, ALEXNET.file} <= PUBLISHED.keys()
+
+
+LITE0 = "timm/tf_efficientnet_lite0.in1k"
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    """The whole network with its ImageNet weights, and one without a head that returns the output of each stage."""
+    state = efficientnet_lite_state(0)
+    stages = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
+    stages.load_state_dict({name: value for name, value in state.items() if name in stages.state_dict()})
+    return state, stages
+
+
+def test_distance_in_features_equals_lpips_without_learned_weights(lite0):
+    state, stages = lite0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips passes a deprecated argument to torchvision
+        reference = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, lpips=False, verbose=False)
+    # Both have five layers. Images in [-1, 1] are also what EfficientNet-Lite0 expects.
+    reference.net, reference.scaling_layer = stages, torch.nn.Identity()
+    distance = FeatureDistance(LITE0, state)
+    for sr, hr in (image_pair(64, 96), image_pair(96, 64, seed=1)):
+        with torch.inference_mode():
+            expected = reference(*(image[None] / 127.5 - 1 for image in (sr, hr)))
+        assert distance(sr, hr) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_distance_in_features_of_photographs_grows_with_blur(lite0):
+    photo = torch.from_numpy(skimage.data.chelsea()).movedim(-1, 0)
+    distance = FeatureDistance(LITE0, lite0[0])
+    blurred = [gaussian_blur(photo, 13, sigma) for sigma in (0.5, 1.0, 2.0)]
+    scores = [distance(image, photo) for image in (photo, *blurred)]
+    assert scores[0] == 0
+    assert scores == sorted(scores)
+
+
+def test_distance_in_features_is_a_metric_by_the_name_of_its_model(lite0, tmp_path, monkeypatch):
+    monkeypatch.setenv("SED_OFFLINE", "1")
+    assert metric_weights(("psnr", LITE0)) == ["tf_efficientnet_lite0.in1k.safetensors"]
+    with pytest.raises(UserError, match=r"tf_efficientnet_lite0\.in1k\.safetensors does not exist"):
+        build_metrics((LITE0,), pretrained_root=tmp_path, device=CPU)
+    safetensors.torch.save_file(lite0[0], tmp_path / "tf_efficientnet_lite0.in1k.safetensors")
+    (metric,) = build_metrics((LITE0,), pretrained_root=tmp_path, device=CPU).values()
+    assert (metric.name, metric.title) == (LITE0, "tf_efficientnet_lite0 distance")
+    assert metric.lower_is_better
+    sr, hr = image_pair(50, 70)
+    assert metric.score(sr, hr, scale=4) == FeatureDistance(LITE0, lite0[0])(sr, hr)
+    with pytest.raises(UserError, match="53x40 px cannot be compared"):
+        metric.score(image_pair()[0], hr, scale=4)
+    with pytest.raises(UserError, match="no model 'tf_efficientnet_lite9'; did you mean tf_efficientnet_lite"):
+        build_metrics(("timm/tf_efficientnet_lite9",), pretrained_root=tmp_path, device=CPU)
