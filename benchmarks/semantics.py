@@ -49,9 +49,9 @@ START = "PSNR-oriented start"
 SED, ANOTHER_IMAGE = "P+SeD", "P+SeD, semantics of another image"
 VARIANTS = {  # discriminator.fusion of each
     "P": "none",
-    "P, semantics concatenated": "concatenation",
-    ANOTHER_IMAGE: "cross-attention",
     SED: "cross-attention",
+    ANOTHER_IMAGE: "cross-attention",
+    "P, semantics concatenated": "concatenation",
 }
 SCALE = 4
 HELD_OUT = 4  # one photograph in so many
@@ -76,8 +76,8 @@ class Plan:
 
 
 FULL = Plan(
-    start_steps=6000,
-    steps=2000,
+    start_steps=4000,
+    steps=1600,
     seeds=(1, 2, 3),
     generator={"features": 48, "blocks": 4, "growth": 24},
     discriminator_features=64,
@@ -104,11 +104,19 @@ def main() -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override an option of all but the start"
     )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="*",
+        metavar="SEED",
+        help="(1 2 3); commands with different ones may run side by side",
+    )
     parser.add_argument("--steps", type=int, help="of each variant, instead of the planned number")
     parser.add_argument("--quick", action="store_true", help="a few steps of tiny networks: shows that everything runs")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
-    plan = replace(plan, steps=arguments.steps or plan.steps)
+    seeds = plan.seeds if arguments.seeds is None else tuple(arguments.seeds)
+    plan = replace(plan, steps=arguments.steps or plan.steps, seeds=seeds)
     device = World().device(arguments.device)
     settings = [Override.parse(text) for text in arguments.set]
     files = sorted(path for path in arguments.images.iterdir() if path.suffix in IMAGE_SUFFIXES)
@@ -118,6 +126,8 @@ def main() -> int:
         raise UserError(f"{arguments.images} has {len(photos)} images, too few for batches of {plan.batch_size}")
     experiment = Experiment(plan, training, held_out, device=device, output=arguments.output, settings=settings)
     runs = experiment.run()
+    if not plan.seeds:
+        return 0
     table = format_table(runs, plan)
     write_text(arguments.output / "table.md", table)
     write_image(arguments.output / "comparison.png", experiment.picture(runs))
@@ -152,7 +162,10 @@ class Experiment:
         output.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> list[dict]:
-        """All runs, the start first: {'variant', 'seed', 'scores': {score: a number for each held-out photograph}}."""
+        """All runs of the seeds, the start first.
+
+        `scores` of a run has a list for each score, with a number for each held-out photograph.
+        """
         runs = [json.loads(line) for line in self.kept.read_text().splitlines()] if self.kept.exists() else []
         done = {(run["variant"], run["seed"]) for run in runs}
         wanted = [(START, 0), *((variant, seed) for seed in self.plan.seeds for variant in VARIANTS)]
@@ -160,8 +173,8 @@ class Experiment:
             if (variant, seed) in done:
                 continue
             began_s = time.perf_counter()
-            generator = self.train(variant, seed)
-            run = {"variant": variant, "seed": seed, "took_s": time.perf_counter() - began_s}
+            generator, losses = self.train(variant, seed)
+            run = {"variant": variant, "seed": seed, "took_s": time.perf_counter() - began_s, "losses": losses}
             checkpoint.save(generator.state_dict(), self.weights(variant, seed))
             run["scores"] = self.score(generator)
             runs.append(run)
@@ -169,13 +182,13 @@ class Experiment:
             print(f"{variant}, seed {seed}: {means} ({run['took_s']:.0f} s)", flush=True)
             with self.kept.open("a") as file:
                 file.write(json.dumps(run) + "\n")
-        return runs
+        return [run for run in runs if (run["variant"], run["seed"]) in wanted]
 
     def weights(self, variant: str, seed: int) -> Path:
         return self.output / f"{variant.replace(',', '').replace(' ', '_')}_{seed}.pth"
 
-    def train(self, variant: str, seed: int) -> nn.Module:
-        """The generator after the run."""
+    def train(self, variant: str, seed: int) -> tuple[nn.Module, dict[str, float]]:
+        """The generator after the run, and the losses of the last step with their shares in its gradient."""
         options = self.options(variant, seed)
         generator = build_generator(options)
         if variant != START:
@@ -191,14 +204,11 @@ class Experiment:
             step.adversary = replace(step.adversary, extractor=OfAnotherImage(step.extractor))
         if records_graphs(options, self.device):
             step.record(CudaRecorder, warn=print)
-        log = []
+        outcome = None
         for batch in self.batches(options, seed):
-            watch = step.step % 200 == 199
-            outcome = step(batch, watch=watch)
-            if watch:
-                log.append({"step": step.step, **outcome.terms})
-        write_text(self.weights(variant, seed).with_suffix(".jsonl"), "".join(f"{json.dumps(line)}\n" for line in log))
-        return step.generator
+            outcome = step(batch, watch=step.step == options.train.total_steps - 1)
+        assert outcome is not None
+        return step.generator, outcome.terms
 
     def options(self, variant: str, seed: int) -> Options:
         plan = self.plan
@@ -224,9 +234,9 @@ class Experiment:
                 },
                 "semantic_extractor": {"model": FEATURES, "layer": "16"},
                 "losses": {
-                    "perceptual": {"model": FEATURES, "weight": 0.005, "layers": {"blocks.0": 1.0, "blocks.1": 1.0,
+                    "perceptual": {"model": FEATURES, "weight": 0.01, "layers": {"blocks.0": 1.0, "blocks.1": 1.0,
                                                                                 "blocks.2": 1.0, "blocks.4": 1.0}},
-                    "gan": {"weight": 0.05},
+                    "gan": {"weight": 0.1},
                 },
                 "optimizer": {"learning_rate": 2e-4, "milestones": [plan.steps * 3 // 4]},
                 "train": {"total_steps": plan.steps, "total_batch_size": plan.batch_size},
