@@ -64,7 +64,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--weights_d",
-        type=Path,
         metavar="FILE",
         help="discriminator_latest.pth or a training state, whose discriminator the report visualizes: semantics, "
         "attention, real or fake",

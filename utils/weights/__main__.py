@@ -34,7 +34,7 @@ UNLIMITED_WIDTH = 1000  # columns, for a pipe
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m utils.weights",
-        description="List, download and verify the pretrained weights that the recipes start from, and publish weights.",
+        description="List, download and verify the pretrained weights that the recipes start from; publish weights.",
         epilog=f"{MIRROR}=https://host/folder is tried first for files of these names. With {OFFLINE[0]}=1 nothing is "
         "downloaded. Files in the caches of torch.hub ($TORCH_HOME), CLIP and huggingface_hub ($HF_HOME) are used "
         "where they are.",
@@ -179,9 +179,7 @@ def verify_files(names: list[str], root: Path) -> int:
 def push(args: argparse.Namespace) -> int:
     hub.check_name(args.repository)
     if args.license is not None and not LICENSE_ID.fullmatch(args.license):
-        raise UserError(
-            f"--license {args.license} is no identifier of a licence, such as mit, apache-2.0, cc-by-nc-4.0"
-        )
+        raise UserError(f"--license {args.license} is not the identifier of a licence, such as apache-2.0")
     if args.dry_run is None:
         hub.check_upload(args.repository)
     elif os.path.exists(args.dry_run):

@@ -89,7 +89,8 @@ def download(
             # The type of pooch is too narrow: it passes the arguments by position.
             fetcher.fetch(path.name, downloader=downloader)  # pyright: ignore[reportArgumentType]
         except (UserError, ValueError, requests.RequestException) as error:
-            failures.append(f"{url}: {failure_reason(error)}")
+            reason = failure_reason(error).partition(". ")[0]  # pooch explains a wrong hash in further sentences
+            failures.append(f"{url}: {reason}")
         except OSError as error:  # without a strerror, it is pooch's own PermissionError
             raise WriteError(f"cannot write {path}: {error.strerror or os.strerror(errno.EACCES)}") from error
         else:
@@ -117,4 +118,4 @@ def failure_reason(error: Exception) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    return str(error).partition(". ")[0]  # pooch's explanations of a wrong hash follow its first sentence
+    return str(error)

@@ -241,10 +241,7 @@ def _with_interval(benchmark: BenchmarkResult, metric: str) -> str:
 
 
 def _scores_section(about: str, metrics: list[str], rows: dict[str, list[str]]) -> str:
-    lines = [
-        ("benchmark", *metrics),
-        ("---", *("---:" for _ in metrics)),
-        *((name, *row) for name, row in rows.items()),
-    ]
-    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    lines = [("benchmark", *metrics), ("---", *("---:" for _ in metrics))]
+    lines += [(name.replace("|", "\\|"), *row) for name, row in rows.items()]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"\n## Scores\n\n{table}\n\n{about}\n"
