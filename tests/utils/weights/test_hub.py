@@ -44,7 +44,7 @@ def test_file_is_downloaded_once_and_replaced_when_the_repository_changes(hub, r
     assert [content_of(address) for _ in range(2)] == [FIRST, FIRST]
     assert content_of("hf://user/net/deep/er/net.pth") == b"other"
     assert len(hub.downloads) == 2
-    before, _ = repository.commits.items().__iter__().__next__()
+    (before,) = repository.commits
     repository.commit({"model.safetensors": SECOND})
     assert content_of(address) == SECOND
     assert content_of(f"hf://user/net@{before}/model.safetensors") == FIRST
@@ -112,10 +112,8 @@ def test_blob_that_links_to_one_named_by_another_hash_can_be_verified(tmp_path):
 )
 def test_refusal_says_what_is_wrong(address, expected, hub, repository, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    for kind in ("private", "gated"):
-        hub.publish({"private": "user/hidden"}.get(kind, "user/gated"), **{kind: True}).commit(
-            {"model.safetensors": FIRST}
-        )
+    hub.publish("user/hidden", private=True).commit({"model.safetensors": FIRST})
+    hub.publish("user/gated", gated=True).commit({"model.safetensors": FIRST})
     assert expected in refusal_of(address)
 
 
@@ -128,8 +126,8 @@ def test_token_gives_access_to_a_private_repository(hub, monkeypatch):
 def test_connection_that_fails_is_one_sentence(hub, repository, monkeypatch):
     monkeypatch.setattr(utils._http.time, "sleep", lambda _: None)
     content_of("hf://user/net/model.safetensors")
-    hub.server_close()  # no other server has its port
     hub.shutdown()
+    hub.server_close()
     assert content_of("hf://user/net/model.safetensors") == FIRST
     assert "Connection refused" in refusal_of("hf://user/net/deep/er/net.pth")
 
