@@ -1,7 +1,4 @@
-"""Weights on the Hugging Face hub: `hf://user/repository/file` and `hf://user/repository@revision/file`.
-
-What is used of huggingface_hub is imported in the functions, because `python -m utils.weights list` should be quick.
-"""
+"""Weights on the Hugging Face hub: `hf://user/repository/file` and `hf://user/repository@revision/file`."""
 
 import http
 import re
@@ -56,7 +53,7 @@ def fetch(address: str, *, only_cached: bool = False) -> Path:
         WeightsMissing: there is no such repository or file, no access to it, no connection, or no space for it.
         UserError: `address` is not valid.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download  # here, because `python -m utils.weights list` should be quick
 
     hub_file, offline = HubFile.parse(address), offline_variable()
     repository, file, revision = hub_file
@@ -76,7 +73,7 @@ def fetch(address: str, *, only_cached: bool = False) -> Path:
 
 
 def _why_not_downloaded(error: Exception, hub_file: HubFile) -> str:
-    from huggingface_hub import errors
+    from huggingface_hub import errors  # here for the same reason
 
     repository, file, revision = hub_file
     if isinstance(error, errors.GatedRepoError):
@@ -95,7 +92,7 @@ def _why_not_downloaded(error: Exception, hub_file: HubFile) -> str:
 
 def _files_of(repository: str, revision: str | None) -> Sequence[str]:
     """The files of a repository; none if they cannot be listed."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi  # here for the same reason
 
     try:
         return HfApi().list_repo_files(repository, revision=revision)
@@ -105,7 +102,7 @@ def _files_of(repository: str, revision: str | None) -> Sequence[str]:
 
 def check_name(repository: str) -> None:
     """Raise UserError if a text cannot be the name of a repository, user/name."""
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # here for the same reason
 
     if not REPOSITORY.fullmatch(repository):
         raise UserError(f"{repository} is not a repository of the Hugging Face hub: expected was user/name")
@@ -117,7 +114,7 @@ def check_name(repository: str) -> None:
 
 def check_upload(repository: str) -> None:
     """Raise UserError if downloads are forbidden, or if there is no token."""
-    from huggingface_hub import get_token
+    from huggingface_hub import get_token  # here for the same reason
 
     offline = offline_variable()
     if offline:
@@ -141,7 +138,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     Raises:
         UserError: no connection, no permission, or `private` is set for a repository that is public.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi  # here for the same reason
 
     hub = HfApi()
     names = sorted(path.name for path in folder.iterdir())
@@ -166,7 +163,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def _url(page: str) -> str:
-    from huggingface_hub import constants
+    from huggingface_hub import constants  # here for the same reason
 
     return f"{constants.ENDPOINT}/{page}"
 

@@ -129,7 +129,7 @@ def _card(file: GeneratorFile, scores: str, *, repository: str, license_id: str 
 A network for {f"x{generator.scale} image super-resolution" if generator.scale > 1 else "image restoration"}.
 
 - network: {network}
-- parameters: {parameters / 1e6:.4g} M{averaged}
+- parameters: {parameters:,}{averaged}
 
 ## Use
 
@@ -146,11 +146,11 @@ The same address can be given wherever weights are, such as `--set train.start_f
 def _training(file: GeneratorFile, options: dict[str, Any]) -> str:
     if not options:
         return ""
-    step = "" if file.step is None else f" to step {file.step:,}"
+    steps = "" if file.step is None else f" for {file.step:,} steps"
     return f"""
 ## Training
 
-`{file.name}` was trained{step}, {_objective(options)}.
+`{file.name}` was trained{steps}, {_objective(options)}.
 
 <details><summary>All options of the run</summary>
 
@@ -213,8 +213,8 @@ def _test_scores(folder: Path, file: GeneratorFile) -> str:
     }
     ensemble = ", with self-ensemble" if results.settings.get("self_ensemble") else ""
     about = (
-        f"Means over images with their {CONFIDENCE:.0%} confidence intervals (Student's t). {results.protocol}. "
-        f"Upscaled in {results.settings.get('precision')}{ensemble}."
+        f"Means over images with their {100 * CONFIDENCE:.0f} % confidence intervals (Student's t). "
+        f"{results.protocol}. Upscaled in {results.settings.get('precision')}{ensemble}."
     )
     return _scores_section(about, titles, rows)
 

@@ -62,9 +62,9 @@ def test_card_says_what_the_file_says(tmp_path):
     for text in (
         "# train_rrdb_P+SeD\n",
         "RRDB (1 block, 8 features, growth 4), x4",
-        f"{parameters / 1e6:.4g} M",
+        f"- parameters: {parameters:,}",
         "running average",
-        "to step 1,234,",
+        "was trained for 1,234 steps, against",
         "semantic-aware discriminator of SeD (PatchGAN, cross-attention, semantics of clip/RN50)",
         "--weights hf://user/net/model.safetensors",
         "last validation during training, at step 1,200",
@@ -191,7 +191,7 @@ def test_scores_of_test_py_come_with_intervals(tmp_path):
     assert table[r"Set\|5"] == [f"30.4000 ± {(high - low) / 2:.4f}", "inf (3 of 5 images)"]
     assert table["Photos"][0].strip() == ""
     assert table["Photos"][1] == f"4.0000 ± {scipy.stats.t.ppf(0.975, 1) * 0.5:.4f}"
-    assert "95% confidence intervals (Student's t). PSNR on Y. Upscaled in fp32, with self-ensemble." in body
+    assert "95 % confidence intervals (Student's t). PSNR on Y. Upscaled in fp32, with self-ensemble." in body
     assert "30.1235" not in body  # of the validation
 
 
