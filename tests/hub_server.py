@@ -103,7 +103,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             case "POST", ["api", "validate-yaml"]:
                 return self.validate()
             case "POST", ["api", "models", owner, name, "preupload", "main"]:
-                self.repository(owner, name)
+                self.repository(owner, name, write=True)
                 modes = [(file["path"], file["path"].endswith(".safetensors")) for file in self.json()["files"]]
                 return _json({"files": [{"path": path, "uploadMode": "lfs" if large else "regular",
                                          "shouldIgnore": False, "oid": None} for path, large in modes]})  # fmt: skip
@@ -132,10 +132,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def json(self):
         return json.loads(self.content)
 
-    def repository(self, owner: str, name: str) -> Repository:
+    def repository(self, owner: str, name: str, *, write: bool = False) -> Repository:
         repository = self.server.repositories.get(f"{owner}/{name}")
         if repository is None or (repository.private and self.token not in (WRITE, READ)):
             raise Refused(401 if self.token == "" else 404, "RepoNotFound", "Repository not found")
+        if write and self.token != WRITE:
+            raise Refused(403, None, f"You don't have the rights to write to {owner}/{name}")
         return repository
 
     def files(self, owner: str, name: str, revision: str) -> tuple[str, dict[str, bytes]]:
@@ -175,7 +177,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "lfsFile":
                 files[entry["value"]["path"]] = self.server.large_files[entry["value"]["oid"]]
-        commit = self.repository(owner, name).commit(files)
+        commit = self.repository(owner, name, write=True).commit(files)
         return _json({"commitUrl": f"{self.server.url}/{owner}/{name}/commit/{commit}", "commitOid": commit})
 
     def resolve(self, owner: str, name: str, revision: str, path: str) -> tuple[int, dict[str, str], bytes]:

@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import huggingface_hub  # which imports its parts when they are used
+from huggingface_hub import constants
+
 from sed_sr.options.errors import UserError, did_you_mean, one_line
 from sed_sr.utils.weights.download import WeightsMissing, failure_reason, offline_variable
 
@@ -53,12 +56,12 @@ def fetch(address: str, *, only_cached: bool = False) -> Path:
         WeightsMissing: there is no such repository or file, no access to it, no connection, or no space for it.
         UserError: `address` is not valid.
     """
-    from huggingface_hub import hf_hub_download  # here, because `python -m utils.weights list` should be quick
-
     hub_file, offline = HubFile.parse(address), offline_variable()
     repository, file, revision = hub_file
     try:
-        path = hf_hub_download(repository, file, revision=revision, local_files_only=only_cached or offline is not None)
+        path = huggingface_hub.hf_hub_download(
+            repository, file, revision=revision, local_files_only=only_cached or offline is not None
+        )
     except Exception as error:  # of huggingface_hub, httpx, requests or hf_xet, by version
         if offline is None and not only_cached:
             reason = _why_not_downloaded(error, hub_file)
@@ -73,7 +76,7 @@ def fetch(address: str, *, only_cached: bool = False) -> Path:
 
 
 def _why_not_downloaded(error: Exception, hub_file: HubFile) -> str:
-    from huggingface_hub import errors  # here for the same reason
+    from huggingface_hub import errors  # here, because it takes 0.1 s to import, and `list` should be quick
 
     repository, file, revision = hub_file
     if isinstance(error, errors.GatedRepoError):
@@ -92,34 +95,24 @@ def _why_not_downloaded(error: Exception, hub_file: HubFile) -> str:
 
 def _files_of(repository: str, revision: str | None) -> Sequence[str]:
     """The files of a repository; none if they cannot be listed."""
-    from huggingface_hub import HfApi  # here for the same reason
-
     try:
-        return HfApi().list_repo_files(repository, revision=revision)
+        return huggingface_hub.HfApi().list_repo_files(repository, revision=revision)
     except Exception:  # as of `fetch`; the list is only for a message
         return ()
 
 
 def check_name(repository: str) -> None:
     """Raise UserError if a text cannot be the name of a repository, user/name."""
-    from huggingface_hub.utils import validate_repo_id  # here for the same reason
-
     if not REPOSITORY.fullmatch(repository):
         raise UserError(f"{repository} is not a repository of the Hugging Face hub: expected was user/name")
-    try:
-        validate_repo_id(repository)
-    except ValueError as error:
-        raise UserError(f"{repository} cannot be the name of a repository: {one_line(str(error))}") from error
 
 
 def check_upload(repository: str) -> None:
     """Raise UserError if downloads are forbidden, or if there is no token."""
-    from huggingface_hub import get_token  # here for the same reason
-
     offline = offline_variable()
     if offline:
         raise UserError(f"nothing can be uploaded to {repository}: {offline} forbids connections")
-    if get_token() is None:
+    if huggingface_hub.get_token() is None:
         raise UserError(
             f"an upload to {repository} needs a token with the permission to write, from {_url('settings/tokens')}: "
             f"give it to {LOG_IN}"
@@ -138,9 +131,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     Raises:
         UserError: no connection, no permission, or `private` is set for a repository that is public.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi  # here for the same reason
-
-    hub = HfApi()
+    hub = huggingface_hub.HfApi()
     names = sorted(path.name for path in folder.iterdir())
     try:
         create = partial(hub.create_repo, repository, exist_ok=True)
@@ -152,7 +143,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
             )
         commit = hub.create_commit(
             repository,
-            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
+            [huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names],
             commit_message=f"Upload {' and '.join(names)}",
         )
     except UserError:
@@ -163,8 +154,6 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
 
 
 def _url(page: str) -> str:
-    from huggingface_hub import constants  # here for the same reason
-
     return f"{constants.ENDPOINT}/{page}"
 
 

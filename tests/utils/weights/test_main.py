@@ -234,6 +234,7 @@ def test_dry_run_writes_the_files_and_connects_to_nothing(push, hub, tmp_path, m
         ("user/net", {"HF_TOKEN": None}, "needs a token with the permission to write"),
         ("user/net", {"HF_TOKEN": "hf_expired"}, "401 Invalid username or password."),
         ("user/net", {"HF_TOKEN": READ}, "403 You don't have the rights to create a model under user"),
+        ("user/public", {"HF_TOKEN": READ}, "403 You don't have the rights to write to user/public"),
         ("other/net", {}, "403 You don't have the rights to create a model under other"),
         ("user/net", {"SED_OFFLINE": "1"}, "SED_OFFLINE forbids connections"),
         ("user/net", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids connections"),
@@ -246,6 +247,7 @@ def test_dry_run_writes_the_files_and_connects_to_nothing(push, hub, tmp_path, m
     ],
 )
 def test_push_that_fails_is_one_sentence(words, variables, expected, push, hub, monkeypatch):
+    hub.publish("user/public")
     for name, value in variables.items():
         monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name)
     code, printed = push(*words.split())
