@@ -32,7 +32,8 @@ def parse_arguments() -> argparse.Namespace:
         "--weights",
         nargs="+",
         metavar="[LABEL=]FILE",
-        help="generator weights in any released format, or `bicubic`; several are compared (test.weights)",
+        help="generator weights in any released format, also hf://user/repository/file, or `bicubic`; several are "
+        "compared (test.weights)",
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--benchmarks", nargs="+", metavar="NAME", help="names or folders (test.benchmarks)")
