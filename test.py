@@ -32,7 +32,8 @@ def parse_arguments() -> argparse.Namespace:
         "--weights",
         nargs="+",
         metavar="[LABEL=]FILE",
-        help="generator weights in any released format, or `bicubic`; several are compared (test.weights)",
+        help="generator weights in any released format, also hf://user/repository/file, or `bicubic`; several are "
+        "compared (test.weights)",
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--benchmarks", nargs="+", metavar="NAME", help="names or folders (test.benchmarks)")
@@ -65,7 +66,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--weights_d",
-        type=Path,
         metavar="FILE",
         help="discriminator_latest.pth or a training state, whose discriminator the report visualizes: semantics, "
         "attention, real or fake",

@@ -3,6 +3,7 @@
 And what tests of stopping and going on share: a run that nothing disturbed, and whether another one is the same.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -19,9 +20,11 @@ import pytest
 import skimage.data
 import torch
 import yaml
+from huggingface_hub import constants
 from PIL import Image
 
 from tests.forked import Forked, can_fork
+from tests.hub_server import WRITE, Hub, running_hub
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
@@ -41,6 +44,23 @@ def no_weights_of_others(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
         patch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hf_hub_cache")))
         yield
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hugging Face hub on this machine, for this process and new ones, with an empty cache and a token."""
+    with running_hub() as server:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "SED_OFFLINE"):
+                patch.delenv(name, raising=False)
+            patch.setenv("HF_ENDPOINT", server.url)
+            patch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+            patch.setenv("HF_TOKEN", WRITE)
+            patch.setenv("HF_HUB_DISABLE_XET", "1")  # a protocol that the server does not speak
+            patch.setenv("no_proxy", "127.0.0.1")
+            importlib.reload(constants)  # it reads the variables
+            yield server
+        importlib.reload(constants)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from sed_sr.utils.report.output_folder import REPORT, check_formats, check_outpu
 from sed_sr.utils.report.terminal import terminal_tables
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.visualization.discriminator_file import load_discriminator
+from sed_sr.utils.weights.pretrained import locate
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def run_test(
     *,
     has_recipe: bool,
     find_inputs: Callable[[], list[Benchmark]] | None,
-    discriminator_state: Path | None,
+    discriminator_state: str | None,
     output: Path | None,
 ) -> int:
     """Upscale and score all benchmarks with all weights, and write images, scores and the report.
@@ -56,7 +57,7 @@ def run_test(
         has_recipe: whether the options come from an option file; the weights must then fit its generator, and
             results are named after it.
         find_inputs: finds the photographs to upscale; None: `test.benchmarks` are scored.
-        discriminator_state: training state whose discriminator the report visualizes.
+        discriminator_state: file of the discriminator that the report visualizes, as of `locate`.
         output: folder for everything that is written; None: results/<name>.
 
     Returns:
@@ -95,7 +96,7 @@ def prepare(
     *,
     has_recipe: bool,
     find_inputs: Callable[[], list[Benchmark]] | None,
-    discriminator_state: Path | None,
+    discriminator_state: str | None,
     output: Path | None,
     world: World,
 ) -> TestSetup:
@@ -127,7 +128,8 @@ def prepare(
         if discriminator_state is not None and not has_ground_truth:
             raise UserError("--weights_d needs images with ground truth (HR); none of the given images has one")
         if discriminator_state is not None and world.main:
-            discriminator = load_discriminator(discriminator_state, device=device, pretrained_root=pretrained_root)
+            path = locate(discriminator_state, pretrained_root=pretrained_root)
+            discriminator = load_discriminator(path, device=device, pretrained_root=pretrained_root)
             extra_pictures = discriminator_extra_pictures(discriminator, list(sources))
     # Metrics that were named explicitly are built in any case: some need no ground truth.
     names = chosen.metrics if chosen.metrics is not None or has_ground_truth else ()

@@ -12,6 +12,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.paper_scores import PAPER, PAPER_SCALE
 from sed_sr.utils.evaluation.upscaler import Upscale, bicubic
 from sed_sr.utils.weights.generator_file import GeneratorFile, load_generator, open_generator_file
+from sed_sr.utils.weights.hub import is_address
 from sed_sr.utils.weights.pretrained import locate
 
 BICUBIC = "bicubic"
@@ -23,14 +24,14 @@ NOT_IN_LABEL = re.compile(r"[^\w+.()-]")
 class Entry:
     """One argument of --weights."""
 
-    source: str  # a file, or `bicubic`
+    source: str  # a file as of `locate`, or `bicubic`
     label: str | None = None  # None: taken from the file
 
     @classmethod
     def parse(cls, text: str) -> "Entry":
         """Parse FILE or LABEL=FILE. Raises UserError if the label is not valid as a folder name."""
         label, equals, source = text.partition("=")
-        if not equals or Path(text).exists():
+        if not equals or is_address(text) or Path(text).exists():
             return cls(text)
         if not LABEL.fullmatch(label):
             raise UserError(f"invalid label in --weights {text}: letters, digits and . _ + - ( ) are allowed")

@@ -23,6 +23,7 @@ from sed_sr.utils.visualization.discriminator_file import TrainedDiscriminator, 
 from sed_sr.utils.visualization.discriminator_views import Point, Views, discriminator_views, shown_part
 from sed_sr.utils.visualization.figure import INFERNO, VIRIDIS, Panel, Scale, draw
 from sed_sr.utils.visualization.pictures import attention_picture, mark_point, real_picture, semantics_picture
+from sed_sr.utils.weights.pretrained import locate
 
 DEFAULT_POINTS = 4
 MAX_MISSING_PX = 7  # by which SR may be smaller than HR: HR is cropped to a multiple of the scale before it is shrunk
@@ -36,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--weights_d", "--weights-d", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--weights_d", "--weights-d", required=True, metavar="FILE",
                         help="discriminator_latest.pth or a training state of a run")  # fmt: skip
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="HR image")
     parser.add_argument("--sr", type=Path, metavar="FILE", help="SR image of it, for real/fake maps of both")
@@ -59,7 +60,8 @@ def main() -> int:
     hr, sr = read_images(arguments.image, arguments.sr)
     about = check_points(arguments.point or (), hr, arguments.image)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = load_discriminator(arguments.weights_d, device=device, pretrained_root=arguments.pretrained_root)
+    weights = locate(arguments.weights_d, pretrained_root=arguments.pretrained_root or Path("pretrained"))
+    trained = load_discriminator(weights, device=device, pretrained_root=arguments.pretrained_root)
     print(f"{arguments.weights_d}: {trained.about}")
     print(about)
     compute = partial(draw_figures, trained, hr, sr, points=arguments.point, block=arguments.block)

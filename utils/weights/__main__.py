@@ -1,8 +1,10 @@
-"""The command `python -m utils.weights list|fetch|verify`."""
+"""The command `python -m utils.weights list|fetch|verify|push`."""
 
 import argparse
 import os
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 from rich import box
@@ -11,10 +13,11 @@ from rich.table import Column, Table
 
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
+from sed_sr.utils.weights import hub
 from sed_sr.utils.weights.catalogue import PUBLISHED, WeightFile
+from sed_sr.utils.weights.download import OFFLINE
 from sed_sr.utils.weights.pretrained import (
     MIRROR,
-    OFFLINE,
     WeightsMissing,
     cached_by_other_tools,
     find_published,
@@ -24,13 +27,14 @@ from sed_sr.utils.weights.pretrained import (
 )
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the hub spells licences
 UNLIMITED_WIDTH = 1000  # columns, for a pipe
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m utils.weights",
-        description="List, download and verify the pretrained weights that the recipes start from.",
+        description="List, download and verify the pretrained weights that the recipes start from; publish weights.",
         epilog=f"{MIRROR}=https://host/folder is tried first for files of these names. With {OFFLINE[0]}=1 nothing is "
         "downloaded. Files in the caches of torch.hub ($TORCH_HOME), CLIP and huggingface_hub ($HF_HOME) are used "
         "where they are.",
@@ -42,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
         "names",
         nargs="+",
         metavar="NAME",
-        help="a name in the list; <model>.safetensors of any timm model; "
+        help=f"a name in the list; <model>.safetensors of any timm model; {hub.SCHEME}user/repository/file; "
         "all: what the recipes of the paper and the metrics need",
     )
     verifier = commands.add_parser("verify", help="compare files with their published or recorded SHA-256")
@@ -55,6 +59,21 @@ def parse_arguments() -> argparse.Namespace:
             metavar="FOLDER",
             help="folder of the weights (default: pretrained)",
         )
+    pusher = commands.add_parser("push", help="upload a generator to the Hugging Face hub, with a model card")
+    pusher.add_argument("repository", metavar="REPO", help="user/name; created if it does not exist")
+    pusher.add_argument("--weights", type=Path, required=True, metavar="FILE", help="generator weights, in any format")
+    pusher.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FOLDER",
+        help="output folder of test.py with scores of these weights, for the model card (default: the scores of the "
+        "last validation, if FILE has them)",
+    )
+    pusher.add_argument(
+        "--license", metavar="ID", help="such as apache-2.0, as the hub spells it (default: the card states none)"
+    )
+    pusher.add_argument("--private", action="store_true", help="refuse a public repository, and make a new one private")
+    pusher.add_argument("--dry_run", type=Path, metavar="FOLDER", help="write the files there, and upload nothing")
     return parser.parse_args()
 
 
@@ -65,6 +84,8 @@ def main() -> int:
         return list_files(args.pretrained_root)
     if args.command == "fetch":
         return fetch_files(args.names, args.pretrained_root)
+    if args.command == "push":
+        return push(args)
     return verify_files(args.names, args.pretrained_root)
 
 
@@ -119,7 +140,7 @@ def _state(file: WeightFile, root: Path) -> str:
 
 def fetch_files(names: list[str], root: Path) -> int:
     for name in names:
-        if name != "all" and find_published(name) is None:
+        if name != "all" and not hub.is_address(name) and find_published(name) is None:
             raise UserError(
                 f"{name} is not a published file; expected one of {', '.join(PUBLISHED)}, or <model>.safetensors of a "
                 f"model in timm.list_pretrained(){suggestion(name)}"
@@ -129,7 +150,10 @@ def fetch_files(names: list[str], root: Path) -> int:
     failed = False
     for name in wanted:
         try:
-            print(_verdict(locate(root / name, pretrained_root=root)))
+            if hub.is_address(name):
+                print(f"{name} is {locate(name, pretrained_root=root)}")
+            else:
+                print(_verdict(locate(root / name, pretrained_root=root)))
         except UserError as error:  # the other files may still be available
             print(error, file=sys.stderr)
             failed = True
@@ -150,6 +174,32 @@ def verify_files(names: list[str], root: Path) -> int:
             print(error)
             failed = True
     return int(failed)
+
+
+def push(args: argparse.Namespace) -> int:
+    hub.check_name(args.repository)
+    if args.license is not None and not LICENSE_ID.fullmatch(args.license):
+        raise UserError(f"--license {args.license} is not the identifier of a licence, such as apache-2.0")
+    if args.dry_run is None:
+        hub.check_upload(args.repository)
+    elif os.path.exists(args.dry_run):
+        raise UserError(f"{args.dry_run} exists already; give --dry_run a new folder")
+    # here, because they import PyTorch, and `list` should be quick
+    from sed_sr.utils.weights.generator_file import open_generator_file
+    from sed_sr.utils.weights.model_card import write_repository
+
+    file = open_generator_file(args.weights)
+    print(f"{file.path}: {file.about}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.dry_run or Path(temporary)
+        write_repository(folder, file, repository=args.repository, license_id=args.license, scores=args.scores)
+        if args.license is None and not args.private:
+            print("the model card states no licence, so nobody may use the weights; see --license", file=sys.stderr)
+        if args.dry_run is not None:
+            print(f"{folder} has what would be uploaded to {args.repository}")
+        else:
+            print(f"uploaded: {hub.upload(folder, args.repository, private=args.private)}")
+    return 0
 
 
 def _existing(root: Path) -> list[Path]:

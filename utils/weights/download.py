@@ -1,4 +1,7 @@
-"""Download a file with pooch, under a temporary name until its SHA-256 has been compared."""
+"""Download a file with pooch, under a temporary name until its SHA-256 has been compared.
+
+And what all downloads share: the variables that forbid them, and the reason why one failed.
+"""
 
 import errno
 import os
@@ -15,6 +18,11 @@ RETRIES = 2  # after a broken connection, a server error or a wrong hash; pooch 
 CHUNK_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TEMPORARY_ERRORS = (408, 429)  # of the client errors (4xx), those that a retry can solve
+OFFLINE = ("SED_OFFLINE", "HF_HUB_OFFLINE")  # if one of them is set to 1, nothing is downloaded
+
+
+class WeightsMissing(UserError):
+    """A weight file does not exist and could not be downloaded."""
 
 
 class DownloadFailed(UserError):
@@ -23,6 +31,11 @@ class DownloadFailed(UserError):
 
 class _Refused(UserError):
     """A retry with the same source would not help."""
+
+
+def offline_variable() -> str | None:
+    """The variable of the environment that forbids downloads; None if they are allowed."""
+    return next((name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
 
 
 def download(
@@ -56,7 +69,7 @@ def download(
             http(url, temporary, fetcher)
         except (requests.ConnectionError, requests.Timeout) as error:
             if os.path.getsize(temporary) == 0:  # there is no network or no such server
-                raise _Refused(_reason(error)) from error
+                raise _Refused(failure_reason(error)) from error
             raise
         os.chmod(temporary, 0o644)  # pooch makes it 0600, which others cannot read in a shared folder
         try:
@@ -76,7 +89,8 @@ def download(
             # The type of pooch is too narrow: it passes the arguments by position.
             fetcher.fetch(path.name, downloader=downloader)  # pyright: ignore[reportArgumentType]
         except (UserError, ValueError, requests.RequestException) as error:
-            failures.append(f"{url}: {_reason(error)}")
+            reason = failure_reason(error).partition(". ")[0]  # pooch explains a wrong hash in further sentences
+            failures.append(f"{url}: {reason}")
         except OSError as error:  # without a strerror, it is pooch's own PermissionError
             raise WriteError(f"cannot write {path}: {error.strerror or os.strerror(errno.EACCES)}") from error
         else:
@@ -97,11 +111,11 @@ def _require_https(url: str) -> None:
         raise _Refused(f"only https is trusted, and {url} is not https")
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """The error of the operating system behind one of requests, such as `Connection refused`; else its own text."""
     cause = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    return str(error).partition(". ")[0]  # pooch's explanations of a wrong hash follow its first sentence
+    return str(error)

@@ -20,10 +20,11 @@ from sed_sr.data.files import atomic_writer
 from sed_sr.models.spandrel_generator import SpandrelGenerator, in_one_line
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
-from sed_sr.utils.weights import checkpoint
+from sed_sr.utils.weights import checkpoint, hub
 from sed_sr.utils.weights.architecture import detect_architecture
 from sed_sr.utils.weights.formats import in_basicsr_names
 from sed_sr.utils.weights.generator_file import GeneratorFile, load_generator, open_generator_file
+from sed_sr.utils.weights.pretrained import locate
 
 OPSET = 18  # of ONNX, from 2022; PyTorch's exporter writes it without a conversion
 ONNX_NEEDS = "pip install onnx onnxruntime onnxscript"
@@ -184,10 +185,13 @@ def _difference(program: Network, generator: nn.Module) -> float:
 def parse_arguments() -> argparse.Namespace:
     formats = "; ".join(f"{name}: {target.about}" for name, target in FORMATS.items())
     parser = argparse.ArgumentParser(prog="python -m utils.weights.export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("file", type=Path, help="generator weights, in any supported format")
+    parser.add_argument("file", help="generator weights, in any supported format; a path, or hf://user/repository/file")
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=formats)
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: the name of FILE with another ending, in the same folder"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: the name of FILE with another ending, in the same folder; of a file on the hub, here",
     )
     parser.add_argument(
         "--weights",
@@ -200,9 +204,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     target = FORMATS[arguments.to]
-    file = open_generator_file(arguments.file, entry=arguments.weights)
-    output = arguments.output or arguments.file.with_name(arguments.file.stem + target.suffix)
-    if os.path.exists(output) and output.samefile(arguments.file):
+    path = locate(arguments.file, pretrained_root=Path("pretrained"))
+    file = open_generator_file(path, entry=arguments.weights)
+    folder = Path() if hub.is_address(arguments.file) else path.parent
+    output = arguments.output or folder / (path.stem + target.suffix)
+    if os.path.exists(output) and output.samefile(path):
         raise UserError(f"{output} is the file to export; choose another --output")
     print(f"{file.path}: {file.about}")
     difference = export(file, target, output)

@@ -10,34 +10,38 @@ from pathlib import Path
 
 from sed_sr.data.files import WriteError, write_text
 from sed_sr.options.errors import UserError
+from sed_sr.utils.weights import hub
 from sed_sr.utils.weights.catalogue import HUB_FILE, PUBLISHED, WeightFile, timm_file
-from sed_sr.utils.weights.download import DownloadFailed, download
+from sed_sr.utils.weights.download import DownloadFailed, WeightsMissing, download, offline_variable
 
 CHUNK_BYTES = 1 << 20
 MIRROR = "SED_WEIGHTS_MIRROR"  # https://host/folder with files under their names; tried before their own sources
-OFFLINE = ("SED_OFFLINE", "HF_HUB_OFFLINE")  # if one of them is set to 1, nothing is downloaded
-
-
-class WeightsMissing(UserError):
-    """A weight file does not exist and could not be downloaded."""
 
 
 def locate(spec: str | Path, *, pretrained_root: Path, check_hash: bool = True) -> Path:
-    """The path of a weight file. A published file that does not exist is downloaded first.
+    """The path of a weight file. A published file that does not exist, or one of the hub, is downloaded first.
 
     A published file that torch.hub, CLIP or huggingface_hub has downloaded is used from their cache if its SHA-256 is
     right.
 
     Args:
         spec: a path (a relative one: from the working directory, else inside `pretrained_root`), or the name of a
-            published file, alone (`RRDB.pth`) or with the folder (`pretrained/RRDB.pth`).
+            published file, alone (`RRDB.pth`) or with the folder (`pretrained/RRDB.pth`), or the address of a file on
+            the Hugging Face hub (`hf://user/repository/file`), which is in the cache of huggingface_hub then.
         pretrained_root: folder of pretrained weights; created by the first download.
-        check_hash: compare the SHA-256 of an existing file. False if another process of this machine has done so.
+        check_hash: compare the SHA-256 of an existing file. False if another process of this machine has done so; a
+            file of the hub is then only looked up in the cache.
 
     Raises:
         WeightsMissing: there is no such file, or its download failed.
-        UserError: a file in `pretrained_root` has another SHA-256 than its name implies.
+        UserError: a file in `pretrained_root` or in the cache has another SHA-256 than its name implies, or `spec` is
+            not a valid address.
     """
+    if isinstance(spec, str) and hub.is_address(spec):
+        path = hub.fetch(spec, only_cached=not check_hash)
+        if check_hash:
+            verify(path)
+        return path
     spec = Path(os.path.expanduser(spec))
     names_the_folder = spec.parts[:1] == (pretrained_root.name,)
     inside = (pretrained_root.parent if names_the_folder else pretrained_root) / spec
@@ -59,7 +63,7 @@ def fetch(file: WeightFile, pretrained_root: Path) -> Path:
     """Download a published file into `pretrained_root`. Raises WeightsMissing if that fails."""
     path = pretrained_root / file.name
     by_hand = f"download {file.url} on another machine and save it as {path}"
-    offline = next((name for name in OFFLINE if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
+    offline = offline_variable()
     if offline:
         raise WeightsMissing(f"{path} does not exist, and {offline} forbids downloads: {by_hand}")
     from sed_sr.utils.weights import checkpoint  # here, because it imports PyTorch, and `list` should be quick
@@ -99,7 +103,8 @@ def verify(path: Path) -> bool:
         return False
     found = sha256_of(path)
     if found != expected:
-        raise UserError(f"{path} has the sha256 {found}, but {expected} was expected: delete it and fetch it again")
+        what = os.path.realpath(path) if path.is_symlink() else "it"
+        raise UserError(f"{path} has the sha256 {found}, but {expected} was expected: delete {what} and fetch it again")
     return True
 
 
@@ -131,8 +136,12 @@ def expected_sha256(path: Path) -> str | None:
     words = record.read_text().split() if os.path.isfile(record) else []
     if words:
         return words[0]
-    target = os.path.basename(os.path.realpath(path))  # huggingface_hub links to files named by their SHA-256
-    return target if re.fullmatch("[0-9a-f]{64}", target) else None
+    # huggingface_hub links to a file named by its SHA-256, which may link to one named by another hash.
+    while os.path.exists(path) and os.path.islink(path):
+        path = path.parent / os.readlink(path)
+        if re.fullmatch("[0-9a-f]{64}", path.name):
+            return path.name
+    return None
 
 
 def _record_of(path: Path) -> Path:

@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import utils
 
+from sed_sr.models.rrdb import RRDBNet
 from sed_sr.options.cli import run
+from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.__main__ import main
 from sed_sr.utils.weights.catalogue import PUBLISHED, WeightFile
 from sed_sr.utils.weights.pretrained import sha256_of
+from tests.hub_server import READ
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -157,3 +161,119 @@ def test_list_needs_neither_a_network_nor_pytorch(tmp_path):
     for name, file in PUBLISHED.items():
         assert name in done.stdout
         assert file.url in done.stdout
+
+
+@pytest.fixture
+def net(tmp_path):
+    """A file of generator weights."""
+    options = {"name": "run", "generator": {"type": "rrdb", "features": 8, "blocks": 1, "growth": 4}}
+    state = RRDBNet(features=8, blocks=1, growth=4).state_dict()
+    path = tmp_path / "net.pth"
+    about = {"options": options, "step": 3, "scale": 4, "scores": {}, "scored_step": 0}
+    checkpoint.save_generator(path, params=state, params_ema=None, **about)
+    return path
+
+
+@pytest.fixture
+def push(hub, net, monkeypatch, capsys):
+    """Runs `push`; returns its exit code and what it printed."""
+
+    def run_it(*words):
+        monkeypatch.setattr(sys, "argv", ["weights", "push", *map(str, words), "--weights", str(net)])
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out + printed.err
+
+    return run_it
+
+
+def test_push_uploads_weights_and_card_in_one_commit(push, hub, net):
+    before = net.read_bytes()
+    for license_id in ("mit", "apache-2.0"):
+        code, printed = push("user/net", "--license", license_id)
+        assert code == 0, printed
+        repository = hub.repositories["user/net"]
+        commit, files = list(repository.commits.items())[-1]
+        assert f"{hub.url}/user/net/commit/{commit}" in printed
+        assert files.keys() == {"README.md", "model.safetensors"}
+        assert f"license: {license_id}" in files["README.md"].decode()
+        weights = safetensors.torch.load(files["model.safetensors"])
+        assert all(torch.equal(weights[name], value) for name, value in torch.load(net)["params"].items())
+    assert len(repository.commits) == 2
+    assert not repository.private
+    assert net.read_bytes() == before
+
+
+def test_push_keeps_private_weights_private(push, hub):
+    assert push("user/new", "--private")[0] == 0
+    assert hub.repositories["user/new"].private
+    hub.publish("user/public")
+    code, printed = push("user/public", "--private")
+    assert (code, "nothing was uploaded" in printed) == (2, True)
+    assert "user/public exists and is public" in printed
+    assert hub.repositories["user/public"].commits == {}
+
+
+def test_dry_run_writes_the_files_and_connects_to_nothing(push, hub, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    code, printed = push("user/net", "--dry_run", tmp_path / "look")
+    assert code == 0
+    assert "the model card states no licence" in printed
+    assert sorted(path.name for path in (tmp_path / "look").iterdir()) == ["README.md", "model.safetensors"]
+    assert hub.requests == []
+    (tmp_path / "look/README.md").write_text("mine")
+    code, printed = push("user/net", "--dry_run", tmp_path / "look")
+    assert (code, "exists already" in printed) == (2, True)
+    assert (tmp_path / "look/README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "expected"),
+    [
+        ("user/net", {"HF_TOKEN": None}, "needs a token with the permission to write"),
+        ("user/net", {"HF_TOKEN": "hf_expired"}, "401 Invalid username or password."),
+        ("user/net", {"HF_TOKEN": READ}, "403 You don't have the rights to create a model under user"),
+        ("user/public", {"HF_TOKEN": READ}, "403 You don't have the rights to write to user/public"),
+        ("other/net", {}, "403 You don't have the rights to create a model under other"),
+        ("user/net", {"SED_OFFLINE": "1"}, "SED_OFFLINE forbids connections"),
+        ("user/net", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE forbids connections"),
+        ("user/net --license MIT", {}, "--license MIT is not the identifier of a licence"),
+        ("user/net --license unknown", {}, '"license" must be one of [mit, apache-2.0]'),
+        ("net", {}, "expected was user/name"),
+        ("user/net/more", {}, "expected was user/name"),
+        ("user/a--b", {}, "Cannot have -- or .. in repo_id"),
+        ("user/net --scores nowhere", {}, "nowhere/results.json could not be read: No such file or directory"),
+    ],
+)
+def test_push_that_fails_is_one_sentence(words, variables, expected, push, hub, monkeypatch):
+    hub.publish("user/public")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name)
+    code, printed = push(*words.split())
+    assert code == 2
+    assert expected in printed
+    (sentence,) = (line for line in printed.splitlines() if "error: " in line)
+    assert expected in sentence
+    assert "Traceback" not in printed
+    assert not any(repository.commits for repository in hub.repositories.values())
+
+
+def test_push_without_a_connection_is_one_sentence(push, hub, monkeypatch):
+    monkeypatch.setattr(utils._http.time, "sleep", lambda _: None)
+    hub.shutdown()
+    hub.server_close()
+    code, printed = push("user/net")
+    assert code == 2
+    assert f"nothing was uploaded to {hub.url}/user/net: Connection refused\n" in printed
+
+
+def test_fetch_downloads_from_the_hub(hub, command, root):
+    hub.publish("user/net").commit({"a/model.safetensors": CONTENT})
+    address = "hf://user/net/a/model.safetensors"
+    code, printed = command("fetch", address, "hf://user/net/b.pth")
+    assert code == 1
+    (line,) = (line for line in printed.splitlines() if line.startswith(f"{address} is "))
+    assert Path(line.removeprefix(f"{address} is ")).read_bytes() == CONTENT
+    assert "has no file b.pth; it has a/model.safetensors" in printed
+    assert not root.exists()
