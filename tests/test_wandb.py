@@ -2,9 +2,7 @@
 
 import json
 import os
-import struct
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,49 +11,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from wandb.proto import wandb_internal_pb2
 
 from tests.conftest import ROOT, finished, not_outlived
+from tests.wandb_files import contents, logged, run_of
 
-BLOCK_BYTES = 32768  # of the log format of LevelDB, in which wandb writes its records
 MEASURED = ("time/", "train/images_per_s")  # differ when a step is repeated
-
-
-def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    data, start, message = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while start + 7 <= len(data):
-        left = BLOCK_BYTES - start % BLOCK_BYTES
-        if left < 7:
-            start += left
-            continue
-        _, size, kind = struct.unpack("<IHB", data[start : start + 7])
-        message += data[start + 7 : start + 7 + size]
-        start += 7 + size
-        if kind in (1, 4):  # a whole message, or the last part of one
-            yield wandb_internal_pb2.Record.FromString(message)
-            message = b""
-
-
-def logged(segment: Path) -> Iterator[tuple[str, int, float | str]]:
-    """(name, step, value) of everything that was logged; the value of a picture is its file."""
-    for record in contents(segment):
-        rows: dict[str, dict[str, object]] = {}
-        for item in record.history.item:
-            rows.setdefault(item.nested_key[0], {})["/".join(item.nested_key[1:])] = json.loads(item.value_json)
-        for name, value in rows.items():
-            if name != "step" and not name.startswith("_"):  # those are wandb's own
-                yield name, rows["step"][""], value.get("path", value.get(""))
-
-
-def contents(segment: Path) -> list[wandb_internal_pb2.Record]:
-    (file,) = segment.glob("*.wandb")
-    return list(records(file))
-
-
-def run_of(segment: Path) -> wandb_internal_pb2.RunRecord:
-    (found,) = [record.run for record in contents(segment) if record.HasField("run")]
-    return found
 
 
 def values_of(metrics: Path) -> Counter:
@@ -112,7 +72,7 @@ def test_wandb_has_what_metrics_jsonl_has_once_and_a_resumed_run_continues_its_w
     assert not (run / "tensorboard").exists()
 
 
-def test_wandb_is_imported_only_if_it_is_listed_and_its_absence_is_one_sentence(workshop, launch):
+def test_wandb_is_needed_only_if_it_is_listed_and_its_absence_is_one_sentence(workshop, launch):
     (workshop / "wandb.py").write_text("raise ImportError('not here')")
     path = f"{workshop}{os.pathsep}{ROOT}"
     short = partial(train, launch, "train.total_steps=1", "validation.benchmarks=[]", cwd=workshop, opt="rrdb_psnr.yml")

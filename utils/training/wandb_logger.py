@@ -4,7 +4,9 @@ import json
 import math
 import os
 import sys
+import time
 import zlib
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,7 @@ from sed_sr.utils.training.run_folder import RunFolder
 PROJECT = "sed"  # unless WANDB_PROJECT is set
 MIN_VERSION = (0, 30)  # before, `login` always asks for a key on a terminal
 FINISH_TIMEOUT_S = 300.0  # of the last upload
+SAFE_AFTER_S = 30.0  # wandb's process writes to its file every 15 s
 
 
 def check_wandb() -> str:
@@ -47,9 +50,9 @@ def check_wandb() -> str:
 class Wandb:
     """A run of wandb, in the run's folder. A run that continues in its folder continues its wandb run.
 
-    wandb can neither replace values nor accept its own steps twice. So the x axis is a metric, `step`, and a file
-    records what was sent: from a run that resumes from an earlier step, only values that differ are sent again. Values
-    of metrics.jsonl that were never sent, such as those of a time without wandb, are sent at the start.
+    wandb replaces no values and refuses steps of its own that go back. So the x axis is a metric, `step`, and a file
+    records what was sent: of steps that a resumed run takes again, only values that differ are sent again. Values of
+    metrics.jsonl that were never sent, such as those of a time without wandb, are sent at the start.
 
     wandb uploads in a process of its own, which tries again while there is no network. If wandb itself fails, a
     warning says so, and nothing more is sent.
@@ -94,6 +97,7 @@ class Wandb:
         if run_id is None:
             write_text(folder.wandb_sent, json.dumps({"id": self._run.id}) + "\n")
         self._record = folder.wandb_sent.open("a", encoding="utf-8")
+        self._unsafe: deque[tuple[float, str]] = deque()  # when it was sent, lines of the record
         self._send_missing(folder.metrics)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -106,12 +110,13 @@ class Wandb:
     def close(self) -> None:
         if self._run.disabled:
             return
-        self._record.close()
         failed = sys.exc_info()[0] is not None  # an error is ending the run
         try:
             self._run.finish(exit_code=int(failed))
+            self._record_sent(before=math.inf)
         except Exception as error:
             self._stop(error)
+        self._record.close()
 
     def _send_missing(self, metrics: Path) -> None:
         for line in metrics.read_text("utf-8").splitlines():
@@ -132,12 +137,21 @@ class Wandb:
         try:
             row = {name: values[name] if images is None else self._picture(images[name]) for name in new}
             self._run.log({"step": step, **row})
-            self._record.write("".join(f"{lines[name]}\n" for name in new))
-            self._record.flush()
+            now = time.monotonic()
+            self._unsafe.append((now, "".join(f"{lines[name]}\n" for name in new)))
+            self._record_sent(before=now - SAFE_AFTER_S)
         except Exception as error:  # the disk, or wandb's process; training can do without it
             self._stop(error)
 
+    def _record_sent(self, *, before: float) -> None:
+        """Record what was sent before this time. The rest would be lost if wandb's process were killed now."""
+        while self._unsafe and self._unsafe[0][0] < before:
+            self._record.write(self._unsafe.popleft()[1])
+        self._record.flush()
+
     def _stop(self, error: Exception) -> None:
+        if not self._works:
+            return
         self._works = False
         self._warn(f"wandb has failed ({_reason(error)}); the run goes on without it, and metrics.jsonl has all values")
 
