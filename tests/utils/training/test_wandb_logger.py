@@ -25,6 +25,7 @@ logger = Wandb(folder, name="run", config={}, in_place=first > 1, warn=log.warni
 log.add(logger)
 log.scalars("train", first, {"pixel": first / 8, "gan": float("inf")})
 if first == 1:
+    log._loggers[0]._thread.submit(int).result()  # wandb's process has the values, but did not write them yet
     (service,) = children_of(os.getpid())
     os.kill(service, signal.SIGKILL)
     os.waitpid(service, 0)
