@@ -171,7 +171,7 @@ def _import_wandb() -> ModuleType:
 
 
 def _reason(error: Exception) -> str:
-    return one_line(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return one_line(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _read(record: Path) -> tuple[str | None, set[str]]:
