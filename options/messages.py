@@ -36,6 +36,9 @@ def explain(problem: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
         return path, f"is {given}{did_you_mean(given.strip(repr(' ')), allowed)}; allowed: {', '.join(allowed)}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return path, f"is {given}; expected keys and values"
+    if kind == "tuple_type":
+        example = f", as in [{problem['input']}]" if isinstance(problem["input"], str) else ""
+        return path, f"is {given}; it should be a list{example}"
     if kind == "string_pattern_mismatch":
         return path, f"is {given}; expected {Options.model_fields[path[-1]].description}"
     expected = re.sub(r"^(Input|String|Value error,|Value|Tuple|Dictionary) ", "", problem["msg"])

@@ -436,6 +436,10 @@ class Options(Section):
     scale: Scale = Field(default=4, description="HR side / LR side")
     seed: Natural = Field(default=1, description="seed of all random numbers")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda if available, else cpu")
+    logging: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=("tensorboard",),
+        description="experiment loggers that show curves and pictures of a training run: tensorboard, wandb; []: none",
+    )
     paths: Paths = Paths()
     generator: GeneratorOptions = Field(description="the network to train")
     discriminator: DiscriminatorOptions | None = Field(

@@ -41,7 +41,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
 FOLDERS = "benchmarks|data|docs|examples|models|options|sed_sr|tests|utils"
 # Commands of other programs that these pages may show; their arguments are not checked.
-OTHER_PROGRAMS = {"git", "source"}
+OTHER_PROGRAMS = {"git", "source", "wandb"}
 WITHOUT_ARGUMENTS = {"options/describe.py"}  # has no parser, and writes a file when it is run
 NO_RECIPE = {
     "name": "test",

@@ -22,9 +22,11 @@ from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.training.checklist import Checklist
 from sed_sr.utils.training.frozen_weights import pretrained_weights
+from sed_sr.utils.training.loggers import TensorBoard
 from sed_sr.utils.training.loop import TrainLoop
 from sed_sr.utils.training.run_log import RunLog, SilentLog
 from sed_sr.utils.training.setup import TrainingSetup, prepare
+from sed_sr.utils.training.wandb_logger import Wandb
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.extractor_file import RANDOM
 
@@ -90,6 +92,9 @@ def train(setup: TrainingSetup, notes: dict[str, str], *, world: World) -> None:
         setup.train_step.record(CudaRecorder, warn=log.warning)
     try:
         log_header(log, setup, notes, world=world)
+        with world.raise_together():
+            if world.main:
+                add_loggers(log, setup)
         build_loop(setup, world=world, log=log).run()
     except KeyboardInterrupt:
         step = setup.train_step.step
@@ -192,6 +197,16 @@ def refill_pool(
     log.info(f"the pool of pairs is restored from {made} batches in {time.perf_counter() - started_s:.2g} s")
 
 
+def add_loggers(log: SilentLog, setup: TrainingSetup) -> None:
+    """Start the experiment loggers that the options list."""
+    options, folder, start = setup.options, setup.folder, setup.start
+    if "tensorboard" in options.logging:
+        log.add(TensorBoard(folder.tensorboard, step=start.step))
+    if "wandb" in options.logging:
+        config = options.model_dump(mode="json")
+        log.add(Wandb(folder, name=options.name, config=config, in_place=start.in_place, warn=log.warning))
+
+
 def log_header(log: SilentLog, setup: TrainingSetup, notes: dict[str, str], *, world: World) -> None:
     """The first lines of the log: what is trained on what, and where the results are."""
     options, folder, device, start = setup.options, setup.folder, setup.device, setup.start
@@ -213,7 +228,6 @@ def log_header(log: SilentLog, setup: TrainingSetup, notes: dict[str, str], *, w
     )
     for message in start.messages:
         log.info(message)
-    log.info(f"TensorBoard: tensorboard --logdir {folder.tensorboard}")
     for network, weights in pretrained_weights(options).items():
         if weights == RANDOM:
             log.warning(f"the {network} has random weights, as set in the options; results do not reproduce the paper")

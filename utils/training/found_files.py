@@ -23,6 +23,7 @@ from sed_sr.utils.training.resume import (
     with_changed_images,
 )
 from sed_sr.utils.training.run_folder import RunFolder
+from sed_sr.utils.training.wandb_logger import check_wandb
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.extractor_file import RANDOM
 from sed_sr.utils.weights.formats import GeneratorWeights, generator_weights
@@ -54,6 +55,8 @@ def find_files(
         thorough: decode every image.
         processes: number of processes of this run.
     """
+    if "wandb" in options.logging:
+        checks.check("wandb", check_wandb)
     dataset = _find_dataset(options, checks, thorough=thorough)
     benchmarks = _find_benchmarks(options, checks)
     start = _find_start(options, checks, folder, dataset, resume, thorough=thorough, processes=processes)

@@ -211,8 +211,9 @@ def _describe(state: dict[str, Any], path: Path, options: Options, processes: in
 
 def _differences(state: dict[str, Any], options: Options, path: Path) -> list[str]:
     """A message for each option that differs from the state's. Raises a UserError if it is one of ARCHITECTURE."""
-    # A state of an earlier version lacks newer options of a network; their defaults are what it was trained with.
+    # A state of an earlier version lacks newer options; these defaults are what it was trained with.
     defaults = {
+        "logging": ["tensorboard"],
         "scale": 4,
         "generator": type(options.generator).model_construct(type=options.generator.type).model_dump(mode="json"),
         "semantic_extractor": SemanticExtractorOptions().model_dump(mode="json"),

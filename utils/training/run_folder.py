@@ -19,7 +19,8 @@ class RunFolder:
     options.yml                 all options of the run; can be given to `--opt`
     train.log                   the log
     metrics.jsonl               losses and scores, one JSON object per line
-    tensorboard/                event files
+    tensorboard/                event files, where `logging` lists it
+    wandb/, wandb_sent.jsonl    files of wandb, likewise; the id of the wandb run and what was sent to it
     images/                     validation images, one folder per step and benchmark
     training_set.txt            the HR images of the training set
     generator_latest.pth        the newest generator weights; generator_<step>.pth: the same, and those of some steps
@@ -35,6 +36,7 @@ class RunFolder:
         self.log = root / "train.log"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
+        self.wandb_sent = root / "wandb_sent.jsonl"
         self.images = root / "images"
         self.states = root / "states"
         self.latest_weights = root / "generator_latest.pth"

@@ -1,13 +1,10 @@
-"""The log of a run: terminal, files, TensorBoard."""
+"""The log of a run: terminal, files, experiment loggers."""
 
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +12,15 @@ from rich.console import Console
 from tqdm import tqdm
 
 from sed_sr.data.files import write_text
+from sed_sr.utils.training.loggers import BackgroundLogger, ExperimentLogger
 from sed_sr.utils.training.run_folder import RunFolder
 
 
 class SilentLog:
     """The log of all processes but the main one: it writes nothing."""
+
+    def add(self, logger: ExperimentLogger) -> None:
+        """Log all values and pictures from now on to an experiment logger, too. Closing the log closes it."""
 
     def info(self, text: str) -> None:
         """Log a line."""
@@ -28,10 +29,10 @@ class SilentLog:
         """Log a warning."""
 
     def scalars(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Log values of a step: a line of metrics.jsonl and TensorBoard curves named `kind/name`."""
+        """Log values of a step: a line of metrics.jsonl, and curves named `kind/name`."""
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
-        """Log a picture, (H, W, 3) uint8 RGB, to TensorBoard."""
+        """Log a picture, (H, W, 3) uint8 RGB, to the experiment loggers."""
 
     def flush(self) -> None:
         """Flush metrics.jsonl to the disk."""
@@ -49,7 +50,7 @@ class RunLog(SilentLog):
     """The log of the main process.
 
     Values that a run logged after the step from which it resumes are dropped, because it logs them again. Lines may
-    come from any thread. Nothing waits for TensorBoard; if it cannot write, a later call raises its OSError.
+    come from any thread. Nothing waits for an experiment logger; what it raises, a later call raises.
 
     Args:
         step: optimisation steps done before.
@@ -57,16 +58,15 @@ class RunLog(SilentLog):
     """
 
     def __init__(self, folder: RunFolder, *, step: int = 0, validated: int = 0) -> None:
-        # Takes a second to import, and only the main process needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
         self.console = Console(highlight=False, soft_wrap=True)
         self._lines = folder.log.open("ab", buffering=0)  # a line is one write, from whatever thread
         _drop_values_after(step, validated, folder.metrics)
         self._metrics = folder.metrics.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._queued = deque()  # futures of what the thread writes to TensorBoard
+        self._loggers: list[BackgroundLogger] = []
+
+    def add(self, logger: ExperimentLogger) -> None:
+        self._loggers.append(BackgroundLogger(logger))
+        self.info(logger.about)
 
     def info(self, text: str) -> None:
         self._print(text)
@@ -81,11 +81,13 @@ class RunLog(SilentLog):
         finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
         self._metrics.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         self._metrics.flush()
-        for name, value in values.items():
-            self._queue(self._events.add_scalar, f"{kind}/{name}", value, step)
+        named = {f"{kind}/{name}": value for name, value in values.items()}
+        for logger in self._loggers:
+            logger.scalars(step, named)
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
-        self._queue(partial(self._events.add_image, dataformats="HWC"), name, image, step)
+        for logger in self._loggers:
+            logger.image(name, step, image)
 
     def flush(self) -> None:
         os.fsync(self._metrics.fileno())
@@ -97,18 +99,11 @@ class RunLog(SilentLog):
             yield lambda step: bar.update(step - bar.n)
 
     def close(self) -> None:
-        self._lines.close()
-        self._metrics.close()
-        self._thread.shutdown()
-        self._events.close()
-        for queued in self._queued:
-            queued.result()
-
-    def _queue(self, add: Callable[..., None], *what: object) -> None:
-        # On a thread, because a picture takes up to a second to encode and TensorBoard's own queue holds ten events.
-        self._queued.append(self._thread.submit(add, *what))
-        while self._queued and self._queued[0].done():
-            self._queued.popleft().result()
+        with ExitStack() as last_first:  # closes all, also if one fails
+            last_first.callback(self._lines.close)
+            last_first.callback(self._metrics.close)
+            for logger in self._loggers:
+                last_first.callback(logger.close)
 
     def _print(self, text: str, *, style: str | None = None) -> None:
         with tqdm.external_write_mode():  # hides the progress bar meanwhile

@@ -161,6 +161,16 @@ def test_state_from_before_a_network_option_existed_needs_its_default(folder, sa
         start(AUTO, options_with(), folder)
 
 
+def test_state_from_before_wandb_was_logged_to_tensorboard(folder, save):
+    path = save(3, options_with())
+    state = checkpoint.load(path)
+    del state["options"]["logging"]
+    checkpoint.save_state(path, state)
+    assert not any("logging" in line for line in start(AUTO, options_with(), folder).messages)
+    (change,) = [line for line in start(AUTO, options_with(logging=("wandb",)), folder).messages if "logging" in line]
+    assert change == 'changed since then: logging was ["tensorboard"], is ["wandb"]'
+
+
 def test_older_state_of_the_same_run_is_not_resumed_in_place(folder, save):
     options = options_with()
     older, newer = save(3, options), save(6, options)

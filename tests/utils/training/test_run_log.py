@@ -1,4 +1,4 @@
-"""Log lines, values and pictures reach their files, also those that are written on another thread."""
+"""Values reach metrics.jsonl and the experiment loggers, which work on other threads."""
 
 import json
 from contextlib import closing
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sed_sr.utils.training.loggers import TensorBoard
 from sed_sr.utils.training.run_folder import RunFolder
 from sed_sr.utils.training.run_log import RunLog
 
@@ -20,9 +21,10 @@ def folder(tmp_path):
 
 
 def test_curves_and_pictures_are_in_the_event_file_and_logging_does_not_wait_for_it(folder, monkeypatch):
-    log, release = RunLog(folder), Event()
-    add_image = log._events.add_image
-    monkeypatch.setattr(log._events, "add_image", lambda *args, **more: release.wait(10) and add_image(*args, **more))
+    log, tensorboard, release = RunLog(folder), TensorBoard(folder.tensorboard), Event()
+    add_image = tensorboard.image
+    monkeypatch.setattr(tensorboard, "image", lambda *what: release.wait(10) and add_image(*what))
+    log.add(tensorboard)
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     log.image("Set5/baby", 1, picture)
     for step in range(1, 41):  # more than TensorBoard's queue holds
@@ -40,8 +42,9 @@ def test_failure_of_tensorboard_is_raised(folder, monkeypatch):
     def fail(*what):
         raise OSError("no space left")
 
-    log = RunLog(folder)
-    monkeypatch.setattr(log._events, "add_scalar", fail)
+    log, tensorboard = RunLog(folder), TensorBoard(folder.tensorboard)
+    monkeypatch.setattr(tensorboard, "scalars", fail)
+    log.add(tensorboard)
     with pytest.raises(OSError, match="no space left"), closing(log):
         log.scalars("train", 1, {"pixel": 1.0})
 
