@@ -53,3 +53,19 @@ def test_gradient_of_the_parameters_equals_finite_differences(cls, fill_paramete
             for parameter, _, direction in chosen:
                 parameter.add_(direction, alpha=STEP)
         assert (values[0] - values[1]) / (2 * STEP) == pytest.approx(slope.item(), rel=1e-4)
+
+
+def test_compiled_discriminators_have_second_derivatives():
+    """Compiled as a training step does, by a compiler that traces forward and backward but generates no code."""
+    torch.manual_seed(0)
+    discriminator = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Softplus(), torch.nn.Conv2d(4, 1, 3))
+    image, gradients = torch.rand(1, 3, 8, 8), []
+    for _ in range(2):
+        leaf = image.clone().requires_grad_()
+        with twice_differentiable():
+            logits = discriminator(leaf)
+        gradients.append(torch.autograd.grad(r1_penalty(logits, leaf), discriminator[0].weight)[0])
+        discriminator.compile(backend="aot_eager")
+        discriminator(image).sum().backward()
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
