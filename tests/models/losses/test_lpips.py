@@ -1,5 +1,7 @@
 """LPIPS as a loss against the lpips package, its gradients and its precision."""
 
+import warnings
+
 import lpips
 import pytest
 import torch
@@ -15,7 +17,9 @@ NETS = pytest.mark.parametrize("net", ["alex", "vgg"])
 def packages():
     """The package's networks, with random backbones."""
     torch.manual_seed(0)
-    return {net: lpips.LPIPS(net=net, pnet_rand=True, verbose=False) for net in ("alex", "vgg")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision about arguments of lpips
+        return {net: lpips.LPIPS(net=net, pnet_rand=True, verbose=False) for net in ("alex", "vgg")}
 
 
 @pytest.fixture(scope="module")

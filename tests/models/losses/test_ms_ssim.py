@@ -65,6 +65,15 @@ def test_opposite_images_give_finite_gradients():
         assert gradient.isfinite().all()
 
 
+def test_negative_contrast_at_one_scale_leaves_the_gradients_of_the_others():
+    """A checkerboard of opposite sign, which only the finest scale has."""
+    smooth = torch.linspace(0.2, 0.8, 64).expand(1, 3, 64, 64)
+    checkerboard = 0.2 * (-1) ** (torch.arange(64)[:, None] + torch.arange(64))
+    sr = (smooth.mT - checkerboard).requires_grad_()
+    (gradient,) = torch.autograd.grad(ms_ssim_loss(sr, smooth + checkerboard), sr)
+    assert gradient.any()
+
+
 def test_is_float32_under_autocast():
     sr, hr = images(64, 64)
     plain = ms_ssim_loss(sr, hr)
