@@ -23,8 +23,12 @@ def random_recipe(opt: str, *chosen: Override, **more: Any) -> Options:
     """
     more = {key.replace("__", "."): value for key, value in more.items()}
     more["semantic_extractor.weights"] = RANDOM
-    if load_options(opt, chosen).losses.perceptual is not None:
+    losses = load_options(opt, chosen).losses
+    if losses.perceptual is not None:
         more["losses.perceptual.weights"] = RANDOM
+    for name in ("dists", "lpips"):
+        if getattr(losses, name) is not None:
+            more[f"losses.{name}.weights"] = RANDOM
     return load_options(opt, [*chosen, *(Override(key, value, f"{key}={value}") for key, value in more.items())])
 
 

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.generator import Generator
+from sed_sr.models.losses.dists import DISTSLoss
+from sed_sr.models.losses.focal_frequency import focal_frequency_loss
 from sed_sr.models.losses.gan import GANLoss
+from sed_sr.models.losses.lpips import LPIPSDistance
+from sed_sr.models.losses.ms_ssim import ms_ssim_loss
 from sed_sr.models.losses.perceptual import PerceptualLoss
 from sed_sr.models.losses.pixel import l1_loss
 from sed_sr.models.precision import keep_in_autocast_type, resolved, use_deterministic_algorithms
@@ -140,6 +144,14 @@ def build_image_losses(
         losses["perceptual"] = PerceptualLoss(
             model=term.model, layer_weights=term.layers, state=states.get("perceptual")
         )
+    if chosen.ms_ssim is not None:
+        losses["ms_ssim"] = ms_ssim_loss
+    if chosen.dists is not None:
+        losses["dists"] = DISTSLoss(states.get("dists"))
+    if chosen.lpips is not None:
+        losses["lpips"] = LPIPSDistance(chosen.lpips.net, states.get("lpips"))
+    if chosen.focal_frequency is not None:
+        losses["focal_frequency"] = partial(focal_frequency_loss, alpha=chosen.focal_frequency.alpha)
     return losses
 
 
@@ -194,13 +206,14 @@ def build_train_step(
             optimizer=_adam(options, discriminator, options.optimizer.discriminator_learning_rate),
             loss=GANLoss(options.losses.gan.type),
             extractor=extractor,
+            r1_weight=options.losses.r1.weight if options.losses.r1 is not None else None,
         )
     train_step = TrainStep(
         generator=generator,
         generator_optimizer=_adam(options, generator, options.optimizer.learning_rate),
         adversary=adversary,
         image_losses=image_losses,
-        weights={name: term.weight for name, term in options.losses if term is not None},
+        weights={name: term.weight for name, term in options.losses if term is not None and name != "r1"},
         batches_per_step=train.accumulate_batches or 1,  # unknown until an automatic batch size is measured
         sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),
         schedule=build_schedule(options),

@@ -64,12 +64,15 @@ class PatchDiscriminator(nn.Module):
             if layer is not None:
                 spectral_norm(layer)
 
-    def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
+    def forward(
+        self, image: Tensor, semantic: Tensor | None = None, *, return_features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits, one for each patch, without sigmoid.
 
         Args:
             image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16, at least 32.
             semantic: (B, semantic_channels, h, w) with any grid; None for the plain discriminator.
+            return_features: also return the activations after each layer but the last.
 
         Returns:
             (k * B, 1, H/8 - 2, W/8 - 2): 30x30 for 256x256.
@@ -78,11 +81,12 @@ class PatchDiscriminator(nn.Module):
             UserError: the image has another size.
         """
         _check_inputs(image, semantic, self.semantic_channels, min_px=32)
-        x = _lrelu(self.conv0(image))
-        x = _lrelu(_fuse(self.conv1(x), semantic, self.fusion1, self.merge1))  # H/4
-        x = _lrelu(_fuse(self.conv2(x), semantic, self.fusion2, self.merge2))  # H/8
-        x = _lrelu(_fuse(self.conv3(x), semantic, self.fusion3, self.merge3))  # H/8 - 1
-        return self.conv4(x)
+        x0 = _lrelu(self.conv0(image))
+        x1 = _lrelu(_fuse(self.conv1(x0), semantic, self.fusion1, self.merge1))  # H/4
+        x2 = _lrelu(_fuse(self.conv2(x1), semantic, self.fusion2, self.merge2))  # H/8
+        x3 = _lrelu(_fuse(self.conv3(x2), semantic, self.fusion3, self.merge3))  # H/8 - 1
+        logits = self.conv4(x3)
+        return (logits, [x0, x1, x2, x3]) if return_features else logits
 
 
 class UNetDiscriminator(nn.Module):
@@ -123,12 +127,15 @@ class UNetDiscriminator(nn.Module):
             if merge is not None:
                 spectral_norm(merge)
 
-    def forward(self, image: Tensor, semantic: Tensor | None = None) -> Tensor:
+    def forward(
+        self, image: Tensor, semantic: Tensor | None = None, *, return_features: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits, one for each pixel, without sigmoid.
 
         Args:
             image: (k * B, 3, H, W) float in [0, 1], H and W multiples of 16.
             semantic: (B, semantic_channels, h, w) with any grid; None for the plain discriminator.
+            return_features: also return the activations after each layer but the last.
 
         Returns:
             (k * B, 1, H, W)
@@ -140,15 +147,15 @@ class UNetDiscriminator(nn.Module):
         x0 = _lrelu(self.conv0(image))
         x1 = _lrelu(self.conv1(x0))  # H/2
         x2 = _lrelu(self.conv2(x1))  # H/4
-        x3 = self.conv3(x2)  # H/8
         # The paper's figure shows the fusion blocks in the encoder; the released code has them in the decoder.
-        x = _lrelu(_fuse(x3, semantic, self.fusion3, self.merge3))
-        x = _lrelu(self.conv4(_upsample(x))) + x2
-        x = _fuse(x, semantic, self.fusion2, self.merge2)
-        x = _lrelu(self.conv5(_upsample(x))) + x1
-        x = _fuse(x, semantic, self.fusion1, self.merge1)
-        x = _lrelu(self.conv6(_upsample(x))) + x0
-        return self.conv9(_lrelu(self.conv8(_lrelu(self.conv7(x)))))
+        x3 = _lrelu(_fuse(self.conv3(x2), semantic, self.fusion3, self.merge3))  # H/8
+        x4 = _lrelu(self.conv4(_upsample(x3)))
+        x5 = _lrelu(self.conv5(_upsample(_fuse(x4 + x2, semantic, self.fusion2, self.merge2))))
+        x6 = _lrelu(self.conv6(_upsample(_fuse(x5 + x1, semantic, self.fusion1, self.merge1))))
+        x7 = _lrelu(self.conv7(x6 + x0))
+        x8 = _lrelu(self.conv8(x7))
+        logits = self.conv9(x8)
+        return (logits, [x0, x1, x2, x3, x4, x5, x6, x7, x8]) if return_features else logits
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ the HR image, which a frozen vision model extracts:
     L_G = w_pix |G(lr) - hr|_1  +  w_per L_VGG(G(lr), hr)  +  w_gan L_adv(D(G(lr), s)),    s = extractor(hr)
     L_D = L_real(D(hr, s)) + L_fake(D(G(lr), s))
 
-Without a discriminator this is PSNR-oriented training.
+Optional terms are further comparisons of G(lr) with hr and feature matching in L_G, and R1 in L_D. Without a
+discriminator this is PSNR-oriented training.
 
 A step calls `_backward` for each batch, sums gradients over processes, and calls `_update`. Neither waits for the
 device, so both can be recorded as CUDA graphs (models/cuda_graph.py). To add a loss, see docs/extending.md.
@@ -27,7 +28,9 @@ from sed_sr.data.batches import Batch
 from sed_sr.models.cuda_graph import GraphedFunction, Recorder
 from sed_sr.models.diagnostics import accuracy, colour_drift, gradient_shares
 from sed_sr.models.generator import Generator
+from sed_sr.models.losses.feature_matching import feature_matching_loss
 from sed_sr.models.losses.gan import GANLoss
+from sed_sr.models.losses.gradient_penalty import r1_penalty, twice_differentiable
 from sed_sr.models.losses.pixel import l1_loss
 from sed_sr.models.precision import AUTOCAST_DTYPE, WorkingCopy, convolutions
 from sed_sr.models.step_memory import SCALARS, FlatGradients, Outcome
@@ -42,12 +45,14 @@ class Adversary:
         optimizer: of the parameters of D; same requirements as generator_optimizer.
         loss: formulas of the adversarial loss.
         extractor: frozen; (B, 3, H, W) in [0, 1] -> semantic features; None for a plain discriminator.
+        r1_weight: factor of R1 in L_D; None: without it.
     """
 
     discriminator: nn.Module
     optimizer: Optimizer
     loss: GANLoss
     extractor: nn.Module | None = None
+    r1_weight: float | None = None
 
 
 class TrainStep:
@@ -62,8 +67,10 @@ class TrainStep:
         clip_grad_norm: maximum L2 norm of a network's gradient over all its parameters; None: no clipping.
         adversary: the discriminator; None for PSNR-oriented training.
         image_losses: the terms of L_G that compare SR with HR: (sr, hr) -> scalar.
-        weights: factor of each term of L_G: of the image losses and, with an adversary, of `gan`.
-        sharpened: the terms that compare with sharpened HR (Real-ESRGAN). Semantic features are always those of HR.
+        weights: factor of each term of L_G: of the image losses and, with an adversary, of `gan` and optionally of
+            `feature_matching`.
+        sharpened: the terms that compare with sharpened HR (Real-ESRGAN); `gan` includes all terms of the adversary.
+            Semantic features are always those of HR.
         ema_decay: decay of the exponential moving average of G's weights, which starts from G's initial weights; None:
             no average.
         precision: fp32, tf32, bf16 or fp16 (with loss scaling) for the networks.
@@ -95,7 +102,9 @@ class TrainStep:
         self.optimizers = {"generator": generator_optimizer}
         if adversary is not None:
             self.optimizers["discriminator"] = adversary.optimizer
-        self._losses = (*weights, *(["d_loss"] if adversary is not None else ()))
+        self._losses = tuple(weights)
+        if adversary is not None:
+            self._losses += ("d_loss",) if adversary.r1_weight is None else ("d_loss", "r1")
         self._norms = tuple(f"{name}_gradient" for name in self.optimizers)
         device = next(generator.parameters()).device
         self._set_up_precision(precision, device, deterministic=deterministic)
@@ -195,6 +204,8 @@ class TrainStep:
             if self.adversary is not None:
                 real = self._target("gan", batch)
                 terms |= self._discriminator_backward(sr, real, semantic, self.adversary.loss)
+                if self.adversary.r1_weight is not None:
+                    terms["r1"] = self._r1_backward(real, semantic, self.adversary.r1_weight)
         names = (*self._losses, *(name for name in terms if name not in self._losses))
         self._terms[watch] = names
         values = torch.stack([terms[name].detach().float() for name in names])
@@ -211,8 +222,15 @@ class TrainStep:
                 terms[name] = image_loss(sr, self._target(name, batch))
             if self.adversary is not None:
                 loss, discriminator = self.adversary.loss, self._working["discriminator"].network.requires_grad_(False)
-                real = discriminator(self._target("gan", batch), semantic) if loss.needs_real else None
-                terms["gan"] = loss.generator(discriminator(sr, semantic), real)
+                hr = self._target("gan", batch)
+                if "feature_matching" in self.weights:
+                    real, real_features = discriminator(hr, semantic, return_features=True)
+                    fake, fake_features = discriminator(sr, semantic, return_features=True)
+                    terms["feature_matching"] = feature_matching_loss(fake_features, real_features)
+                else:
+                    real = discriminator(hr, semantic) if loss.needs_real else None
+                    fake = discriminator(sr, semantic)
+                terms["gan"] = loss.generator(fake, real)
         weighted = {name: self.scaler.scale(self.weights[name] * term * self._share) for name, term in terms.items()}
         shares = gradient_shares(weighted, self._leaves["generator"]) if watch and len(weighted) > 1 else {}
         self._gradients.add("generator", reduce(torch.add, weighted.values()), self._leaves["generator"])
@@ -230,6 +248,16 @@ class TrainStep:
         self._gradients.add("discriminator", self.scaler.scale(loss * self._share), self._leaves["discriminator"])
         means = {"d_loss": loss, "d_real": real.float().mean(), "d_fake": fake.float().mean()}
         return {**means, **accuracy(real.detach(), fake.detach(), gan_loss.boundary)}
+
+    def _r1_backward(self, hr: Tensor, semantic: Tensor | None, weight: float) -> Tensor:
+        """Add the gradient of R1. Returns the unweighted penalty."""
+        hr = hr.detach().requires_grad_()
+        with self.autocast(), twice_differentiable():
+            logits = self._working["discriminator"].network(hr, semantic)
+        penalty = r1_penalty(logits, hr)
+        objective = self.scaler.scale(weight * penalty * self._share)
+        self._gradients.add("discriminator", objective, self._leaves["discriminator"])
+        return penalty
 
     def _target(self, term: str, batch: Batch) -> Tensor:
         """What a term compares SR with."""

@@ -29,8 +29,17 @@ def _of_losses(options: Options) -> Conflicts:
         yield "losses.gan", "needs a discriminator, but discriminator is null; set losses.gan: null, or give one"
     if discriminator is None and options.train.start_discriminator_from is not None:
         yield "train.start_discriminator_from", "needs a discriminator, but discriminator is null"
+    for name in ("feature_matching", "r1"):
+        if discriminator is None and getattr(losses, name) is not None:
+            yield f"losses.{name}", f"needs a discriminator, but discriminator is null; set losses.{name}: null"
     if losses == LossOptions(pixel=None, perceptual=None, gan=None):
-        yield "losses", "has no term; give at least one of pixel, perceptual, gan"
+        yield "losses", "has no term; give at least one, for example pixel"
+    # The window of the first scale; the poolings of both backbones.
+    sides = {"ms_ssim": 11, "lpips": 31 if losses.lpips is not None and losses.lpips.net == "alex" else 16}
+    for name, side in sides.items():
+        patch_px = options.dataset.hr_patch_px
+        if getattr(losses, name) is not None and patch_px < side:
+            yield "dataset.hr_patch_px", f"is {patch_px}; with losses.{name} it should be at least {side}"
 
 
 def _of_networks(options: Options) -> Conflicts:

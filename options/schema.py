@@ -171,14 +171,77 @@ class GANLossOptions(Section):
     )
 
 
+class MSSSIMLossOptions(Section):
+    """1 - multi-scale SSIM (Wang et al. 2003) of the RGB channels."""
+
+    weight: PositiveFloat = Field(default=1.0, description="factor in the generator's objective")
+
+
+class DISTSLossOptions(Section):
+    """DISTS (Ding et al. 2020) on training patches as they are."""
+
+    weight: PositiveFloat = Field(default=1.0, description="factor in the generator's objective")
+    weights: Literal["random"] | None = Field(
+        default=None,
+        description="null: the published ones, downloaded to pretrained_root if missing; random: for tests",
+    )
+
+
+class LPIPSLossOptions(Section):
+    """LPIPS (Zhang et al. 2018), version 0.1."""
+
+    weight: PositiveFloat = Field(default=1.0, description="factor in the generator's objective")
+    net: Literal["vgg", "alex"] = Field(
+        default="vgg",
+        description="vgg, as is usual for training; alex is what papers report, and should not be trained for too",
+    )
+    weights: Literal["random"] | None = Field(
+        default=None,
+        description="null: the published ones, downloaded to pretrained_root if missing; random: for tests",
+    )
+
+
+class FocalFrequencyLossOptions(Section):
+    """Focal frequency loss (Jiang et al. 2021)."""
+
+    weight: PositiveFloat = Field(default=1.0, description="factor in the generator's objective")
+    alpha: NonNegativeFloat = Field(
+        default=1.0, description="focus on the frequencies with the largest errors; 0: equal weights"
+    )
+
+
+class FeatureMatchingLossOptions(Section):
+    """L1 between the discriminator's features of SR and HR (Wang et al. 2018, pix2pixHD), averaged over its layers."""
+
+    weight: PositiveFloat = Field(default=0.1, description="factor in the generator's objective")
+
+
+class R1Options(Section):
+    """Gradient penalty of the discriminator on HR (Mescheder et al. 2018), of the sum of an image's logits."""
+
+    weight: PositiveFloat = Field(
+        default=0.001, description="factor in the discriminator's objective; lower for more logits, as with unet"
+    )
+
+
 class LossOptions(Section):
-    """The terms of the generator's objective; `null` omits one."""
+    """The terms of the generator's objective, and `r1` of the discriminator's; `null` omits one."""
 
     pixel: PixelLossOptions | None = Field(default=PixelLossOptions(), description="L1 loss")
     perceptual: PerceptualLossOptions | None = Field(
         default=PerceptualLossOptions(), description="loss on deep features"
     )
+    ms_ssim: MSSSIMLossOptions | None = Field(
+        default=None, description="multi-scale SSIM; patches below 176 px have fewer than its five scales"
+    )
+    dists: DISTSLossOptions | None = Field(default=None, description="DISTS: texture and structure of VGG16 features")
+    lpips: LPIPSLossOptions | None = Field(default=None, description="LPIPS: calibrated distance of deep features")
+    focal_frequency: FocalFrequencyLossOptions | None = Field(default=None, description="focal frequency loss")
+    feature_matching: FeatureMatchingLossOptions | None = Field(
+        default=None, description="L1 between features of the discriminator, whose target is that of gan"
+    )
     gan: GANLossOptions | None = Field(default=GANLossOptions(), description="adversarial loss")
+    r1: R1Options | None = Field(default=None, description="gradient penalty of the discriminator")
 
 
 class DatasetOptions(Section):
@@ -256,8 +319,10 @@ class DegradationOptions(Section):
 
     hr_px: Positive = Field(description="side of the HR crop that is degraded; training pairs are cropped from it")
     sharpening: SharpeningOptions | None = Field(description="unsharp masking of HR before the degradation; null: none")
-    sharpened_targets: tuple[Literal["pixel", "perceptual", "gan"], ...] = Field(
-        description="losses whose target is the sharpened HR; the others use HR as it is"
+    sharpened_targets: tuple[
+        Literal["pixel", "perceptual", "ms_ssim", "dists", "lpips", "focal_frequency", "gan"], ...
+    ] = Field(
+        description="losses whose target is the sharpened HR; the others use HR as it is; gan: all of the discriminator"
     )
     first: DegradationStageOptions = Field(description="first stage")
     second: DegradationStageOptions = Field(

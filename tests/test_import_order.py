@@ -17,7 +17,7 @@ BELOW = {
     "models/losses": ("options", "models"),
     "utils/runtime": ("options", "data", "models"),
     "utils/weights": ("options", "data", "models", "utils/runtime"),
-    "utils/evaluation": ("options", "data", "models", "utils/runtime", "utils/weights"),
+    "utils/evaluation": ("options", "data", "models", "models/losses", "utils/runtime", "utils/weights"),
     "utils/visualization": (
         "options",
         "data",

@@ -1,5 +1,6 @@
 """Networks and the training step built from options: published sizes, seeds, support checks, compilation."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,39 @@ def test_losses_of_real_sr_compare_with_sharpened_hr(recipe, expected):
     options = read(recipe, generator__blocks=1, generator__features=8)
     step = build_step(options)
     assert set(step.sharpened) == expected
+
+
+ALL_LOSSES = {"ms_ssim", "dists", "lpips", "focal_frequency", "feature_matching", "r1"}
+
+
+@pytest.mark.parametrize(("recipe", "precision"), [("train_rrdb_P+SeD", "bf16"), ("train_rrdb_U_real", "fp32")])
+def test_all_losses_together_train_and_are_finite(recipe, precision):
+    """Every term is logged under its name, and each of the generator's has a share in its gradient."""
+    options = random_recipe(
+        f"options/{recipe}.yml",
+        *(Override(f"losses.{name}", {}, name) for name in ALL_LOSSES),
+        train__precision=precision,
+        generator__blocks=1,
+        generator__features=8,
+        discriminator__features=8,
+        dataset__hr_patch_px=64,
+        dataloader__batch_size=2,
+    )
+    step, batch = random_step(options, torch.device("cpu"))
+    before = [[p.clone() for p in network.parameters()] for network in (step.generator, step.discriminator)]
+    for number in range(3):
+        outcome = step(batch, watch=number == 1)
+        assert not outcome.broken
+        assert {*ALL_LOSSES, "pixel", "perceptual", "gan", "d_loss"} <= outcome.terms.keys()
+        assert all(math.isfinite(value) for value in outcome.terms.values())
+        if number == 1:
+            shares = {name: value for name, value in outcome.terms.items() if name.startswith("share_")}
+            assert shares.keys() == {f"share_{name}" for name in step.weights}
+            assert all(shares.values())
+            assert sum(shares.values()) == pytest.approx(1)
+    for old, network in zip(before, (step.generator, step.discriminator), strict=True):
+        assert any(not torch.equal(a, b) for a, b in zip(old, network.parameters(), strict=True))
+    assert {"DISTSLoss", "LPIPSDistance"} <= {type(network).__name__ for network in step.frozen_networks}
 
 
 SMALL = {

@@ -136,7 +136,7 @@ def test_forgotten_recordings_are_made_again_without_warm_up():
     assert (first.recorded, second.recorded) == (1, 1)
 
 
-def make_step(generator, discriminator, kind="vanilla", **more) -> TrainStep:
+def make_step(generator, discriminator, kind="vanilla", r1_weight=None, weights=None, **more) -> TrainStep:
     torch.manual_seed(0)
     generator, adversary = generator(), discriminator(semantic_channels=8, features=8)
     return TrainStep(
@@ -147,8 +147,9 @@ def make_step(generator, discriminator, kind="vanilla", **more) -> TrainStep:
             torch.optim.Adam(adversary.parameters(), lr=1e-3, fused=True),
             GANLoss(kind),
             extractor=lambda hr: torch.nn.functional.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, 8, 1, 1),
+            r1_weight=r1_weight,
         ),
-        weights={"pixel": 1.0, "gan": 0.5},
+        weights={"pixel": 1.0, "gan": 0.5, **(weights or {})},
         ema_decay=0.5,
         clip_grad_norm=0.1,
         schedule=lambda steps_done: 0.5**steps_done,
@@ -170,6 +171,7 @@ def swinir() -> SwinIR:
         (rrdb, PatchDiscriminator, {}),
         (swinir, UNetDiscriminator, {"kind": "relativistic", "sharpened": ("pixel",)}),
         (rrdb, UNetDiscriminator, {"batches_per_step": 2, "precision": "bf16"}),
+        (rrdb, PatchDiscriminator, {"r1_weight": 0.1, "weights": {"feature_matching": 1.0}}),
     ],
 )
 def test_recorded_step_equals_the_unrecorded_step(generator, discriminator, more):
@@ -208,14 +210,19 @@ RECIPES = [
     ("train_swinir_P", "fp32"),
     ("train_swinir_U+SeD", "bf16"),
 ]
+# All losses that no recipe has.
+LOSSES = {f"losses__{name}": {} for name in ("ms_ssim", "dists", "lpips", "focal_frequency", "feature_matching", "r1")}
 TINY = {
     "rrdb": {"generator__blocks": 1},
     "swinir": {"generator__embed_dim": 12, "generator__depths": (2,), "generator__heads": (2,)},
 }
 
 
-@pytest.mark.parametrize(("recipe", "precision"), RECIPES)
-def test_no_step_waits_for_the_device(recipe, precision):
+@pytest.mark.parametrize(
+    ("recipe", "precision", "losses"),
+    [*((*recipe, {}) for recipe in RECIPES), ("train_rrdb_P+SeD", "bf16", LOSSES)],
+)
+def test_no_step_waits_for_the_device(recipe, precision, losses):
     """Fake tensors raise if a value is read."""
     options = random_recipe(
         f"options/{recipe}.yml",
@@ -226,6 +233,7 @@ def test_no_step_waits_for_the_device(recipe, precision):
         dataset__hr_patch_px=64,
         **({"discriminator__features": 8} if "psnr" not in recipe else {}),
         **TINY[recipe.split("_")[1]],
+        **losses,
     )
     step, batch = random_step(options, torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -302,6 +302,30 @@ def test_can_be_copied_and_restored_during_training(cls):
 
 
 @BOTH
+@pytest.mark.parametrize("semantic_channels", [None, 64])
+def test_features_are_the_activations_of_all_layers_but_the_last(cls, semantic_channels):
+    """By forward hooks of the convolutions, or of those that merge image features with those of the fusion blocks."""
+    discriminator = tiny(cls, semantic_channels).eval()
+    convolutions = {name: layer for name, layer in discriminator.named_children() if name.startswith("conv")}
+    *names, last = convolutions
+    merged = {"conv1": "merge1", "conv2": "merge2", "conv3": "merge3"}
+    if cls is UNetDiscriminator:  # its other merges come before a convolution
+        merged = {"conv3": "merge3"}
+    outputs = []
+    for name in names:
+        layer = merged.get(name, name) if semantic_channels is not None else name
+        discriminator.get_submodule(layer).register_forward_hook(lambda _, __, output: outputs.append(output))
+    image, semantic = inputs()
+    semantic = semantic if semantic_channels is not None else None
+    logits, features = discriminator(image, semantic, return_features=True)
+    assert len(features) == len(names)
+    for feature, output in zip(features, outputs, strict=True):
+        torch.testing.assert_close(feature, torch.where(output > 0, output, 0.2 * output))
+    assert torch.equal(logits, discriminator(image, semantic))
+    assert torch.equal(logits, convolutions[last](features[-1]))
+
+
+@BOTH
 def test_unsupported_image_sizes_raise(cls):
     with pytest.raises(UserError, match=r"images of 40x48 pixels.*multiples of 16"):
         tiny(cls, None)(torch.rand(1, 3, 40, 48))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from sed_sr.data.batches import Batch
@@ -28,7 +29,16 @@ class Extractor(nn.Module):
             return F.avg_pool2d(hr, 16).mean(1, keepdim=True).repeat(1, CHANNELS, 1, 1)
 
 
-def make(discriminator=PatchDiscriminator, *, kind="vanilla", optimizer=torch.optim.Adam, lr=1e-3, **more) -> TrainStep:
+def make(
+    discriminator=PatchDiscriminator,
+    *,
+    kind="vanilla",
+    optimizer=torch.optim.Adam,
+    lr=1e-3,
+    r1_weight=None,
+    weights=None,
+    **more,
+) -> TrainStep:
     torch.manual_seed(0)
     generator = RRDBNet(features=8, blocks=1, growth=4)
     adversary = discriminator(semantic_channels=CHANNELS, features=16)
@@ -36,9 +46,13 @@ def make(discriminator=PatchDiscriminator, *, kind="vanilla", optimizer=torch.op
         generator=generator,
         generator_optimizer=optimizer(generator.parameters(), lr=lr, fused=True),
         adversary=Adversary(
-            adversary, optimizer(adversary.parameters(), lr=lr, fused=True), GANLoss(kind), extractor=Extractor()
+            adversary,
+            optimizer(adversary.parameters(), lr=lr, fused=True),
+            GANLoss(kind),
+            extractor=Extractor(),
+            r1_weight=r1_weight,
         ),
-        weights={"pixel": 1.0, "gan": 0.5},
+        weights={"pixel": 1.0, "gan": 0.5, **(weights or {})},
         **more,
     )
 
@@ -72,6 +86,50 @@ def test_step_is_gradient_descent_on_the_stated_objectives(batch):
     real, fake = logits.chunk(2)
     (-torch.log(torch.sigmoid(real)).mean() - torch.log(1 - torch.sigmoid(fake)).mean()).backward()
     for parameter, moved in zip(adversary.parameters(), step.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
+
+
+@pytest.mark.parametrize("discriminator", [PatchDiscriminator, UNetDiscriminator])
+def test_r1_adds_its_gradient_to_that_of_the_discriminator(batch, discriminator):
+    """The updates with and without R1 differ by the learning rate times the gradient of its definition."""
+    moved = []
+    for r1_weight in (None, 0.3):
+        step = make(discriminator, optimizer=torch.optim.SGD, lr=0.1, r1_weight=r1_weight)
+        step.discriminator.eval()  # without power iterations, which an additional pass would advance
+        adversary, terms = copy.deepcopy(step.discriminator), step(batch).terms
+        moved.append(parameters(step.discriminator))
+    hr = batch.hr.clone().requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        logits = adversary(hr, step.extractor(hr))
+    (gradient,) = torch.autograd.grad(logits.sum(), hr, create_graph=True)
+    penalty = (gradient**2).sum() / (2 * len(hr))
+    (0.3 * penalty).backward()
+    assert terms["r1"] == pytest.approx(penalty.item(), rel=1e-4)
+    for parameter, without, with_r1 in zip(adversary.parameters(), *moved, strict=True):
+        expected = 0 if parameter.grad is None else -0.1 * parameter.grad
+        torch.testing.assert_close(with_r1 - without, torch.zeros_like(without) + expected, rtol=1e-3, atol=1e-6)
+
+
+def test_r1_that_is_not_finite_skips_the_step(batch):
+    batch.hr[0, 0, 0, 0] = math.nan
+    assert "r1" in make(r1_weight=0.1)(batch).broken
+
+
+def test_feature_matching_adds_its_gradient_to_that_of_the_generator(batch):
+    """It compares with the target of the adversarial loss, and its HR features are constants."""
+    batch = batch._replace(sharp=batch.hr.sqrt())
+    step = make(optimizer=torch.optim.SGD, lr=0.1, weights={"feature_matching": 0.7}, sharpened=["gan"])
+    step.discriminator.eval()
+    generator, adversary = copy.deepcopy(step.generator), copy.deepcopy(step.discriminator)
+    terms = step(batch).terms
+
+    semantic, sr = step.extractor(batch.hr), generator(batch.lr)
+    logits, features = adversary(sr, semantic, return_features=True)
+    _, targets = adversary(batch.sharp, semantic, return_features=True)
+    matching = sum((a - b.detach()).abs().mean() for a, b in zip(features, targets, strict=True)) / len(features)
+    assert terms["feature_matching"] == pytest.approx(matching.item(), rel=1e-5)
+    ((sr - batch.hr).abs().mean() + 0.5 * F.softplus(-logits).mean() + 0.7 * matching).backward()
+    for parameter, moved in zip(generator.parameters(), step.generator.parameters(), strict=True):
         torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
 
 

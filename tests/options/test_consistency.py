@@ -41,6 +41,9 @@ CONFLICTS_OF_REAL_SR = {
 }
 CONFLICTS_OF_PSNR = {
     "train.start_discriminator_from=D.pth": ["train.start_discriminator_from", "discriminator is null"],
+    "losses.r1={}": ["losses.r1", "needs a discriminator"],
+    "losses.feature_matching={}": ["losses.feature_matching", "needs a discriminator"],
+    "losses={pixel: null}": ["losses", "has no term"],
 }
 
 
@@ -60,6 +63,21 @@ def test_conflict_is_refused_in_one_sentence(recipe, setting, fragments):
     assert "\n" not in sentence
     for fragment in fragments:
         assert fragment in sentence
+
+
+@pytest.mark.parametrize(
+    ("loss", "smallest_px"),
+    [("ms_ssim={}", 11), ("lpips={net: vgg}", 16), ("lpips={net: alex}", 31)],
+)
+def test_patches_that_are_too_small_for_a_loss_are_refused(loss, smallest_px):
+    def read(patch_px):
+        # A scale that divides every side.
+        settings = [f"losses.{loss}", f"dataset.hr_patch_px={patch_px}", "scale=1", "dataset.lr=lr"]
+        return load_options(PSNR, [Override.parse(setting) for setting in settings])
+
+    assert read(smallest_px).dataset.hr_patch_px == smallest_px
+    with pytest.raises(UserError, match=rf"hr_patch_px is {smallest_px - 1}; with losses\.\w+ .* {smallest_px}$"):
+        read(smallest_px - 1)
 
 
 def test_bicubic_lr_is_refused_where_it_would_be_hr_itself():

@@ -5,17 +5,16 @@ uncropped.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import lpips
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sed_sr.models.backbones import FrozenBackbone, parse_model_name
+from sed_sr.models.losses.lpips import LPIPSDistance
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.pyiqa_metrics import PyiqaMetric
 from sed_sr.utils.weights.checkpoint import load
@@ -117,22 +116,14 @@ class LPIPS:
     def __init__(
         self, backbone_path: str | Path, *, backbone: Backbone = ALEXNET, device: torch.device | str = "cpu"
     ) -> None:
-        # lpips initializes the backbone randomly, which must not change the random numbers of a training run.
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # lpips passes a deprecated argument to torchvision
-            self._network = lpips.LPIPS(net=backbone.lpips_name, pnet_rand=True, verbose=False)
         state = load(backbone_path, verified=True)
-        features = self._network.net
         try:
-            # torchvision's features.N is sliceM.N in lpips.
-            features.load_state_dict(
-                {name: state[f"features.{name.partition('.')[2]}"] for name in features.state_dict()}
-            )
-        except (KeyError, RuntimeError) as error:
+            network = LPIPSDistance(backbone.lpips_name, state)
+        except UserError as error:
             raise UserError(
                 f"{backbone_path} is not torchvision's {backbone.name}, whose weights LPIPS needs"
             ) from error
-        self._network.to(device).requires_grad_(False)
+        self._network = network.to(device)
         self._device, self._min_side_px = device, backbone.min_side_px
 
     @torch.inference_mode()
@@ -143,7 +134,7 @@ class LPIPS:
             UserError: the sizes differ, or a side is shorter than 31 pixels (AlexNet) or 16 (VGG16).
         """
         _check_pair(sr, hr, min_side_px=self._min_side_px)
-        sr, hr = (image[None].to(self._device, torch.float32) / 127.5 - 1 for image in (sr, hr))  # in [-1, 1]
+        sr, hr = (image[None].to(self._device, torch.float32) / 255 for image in (sr, hr))
         return self._network(sr, hr).item()
 
 

@@ -1,6 +1,7 @@
 """Pretrained weights of the networks that training uses but does not update: the extractor and those of losses."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -8,12 +9,18 @@ from torch import Tensor
 
 from sed_sr.models.build import needs_extractor
 from sed_sr.options.schema import Options
+from sed_sr.utils.evaluation.metrics import ALEXNET, VGG16
+from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.extractor_file import (
     load_extractor_state,
     load_perceptual_state,
     published_perceptual_weights,
     published_weights,
 )
+from sed_sr.utils.weights.pretrained import locate, verify
+
+BACKBONES = {"alex": ALEXNET, "vgg": VGG16}  # values of losses.lpips.net
+DISTS_FILES = {"VGG16 of DISTS": VGG16.file, "calibration of DISTS": "DISTS_weights-f5e65c96.pth"}
 
 
 class FrozenStates(NamedTuple):
@@ -35,6 +42,11 @@ def pretrained_weights(options: Options) -> dict[str, str]:
         published = perceptual.weights is None
         source = published_perceptual_weights(perceptual.model) if published else perceptual.weights
         sources[f"{perceptual.model} of the perceptual loss"] = source
+    if options.losses.dists is not None:
+        sources |= {name: options.losses.dists.weights or file for name, file in DISTS_FILES.items()}
+    if options.losses.lpips is not None:
+        backbone = BACKBONES[options.losses.lpips.net]
+        sources[f"{backbone.name} of the LPIPS loss"] = options.losses.lpips.weights or backbone.file
     return sources
 
 
@@ -51,4 +63,15 @@ def load_frozen_states(options: Options) -> FrozenStates:
     perceptual = options.losses.perceptual
     if perceptual is not None:
         losses["perceptual"] = load_perceptual_state(perceptual.model, perceptual.weights, pretrained_root=root)
+    if options.losses.dists is not None and options.losses.dists.weights is None:
+        losses["dists"] = {}
+        for file in DISTS_FILES.values():
+            losses["dists"] |= _load(file, root)
+    if options.losses.lpips is not None and options.losses.lpips.weights is None:
+        losses["lpips"] = _load(BACKBONES[options.losses.lpips.net].file, root)
     return FrozenStates(extractor, {name: state for name, state in losses.items() if state is not None})
+
+
+def _load(file: str, pretrained_root: Path) -> dict[str, Tensor]:
+    path = locate(file, pretrained_root=pretrained_root)
+    return checkpoint.load(path, verified=verify(path))

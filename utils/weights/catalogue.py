@@ -80,6 +80,11 @@ _FILES = (
         standard=True,
     ),
     WeightFile(
+        "DISTS_weights-f5e65c96.pth",
+        "DISTS loss",
+        "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/DISTS_weights-f5e65c96.pth",
+    ),
+    WeightFile(
         "RealESRGAN_x4plus.pth",
         "fine-tuning",
         f"{REAL_ESRGAN}/v0.1.0/RealESRGAN_x4plus.pth",

@@ -163,7 +163,7 @@ def test_lpips_refuses_images_that_are_too_small_for_the_backbone(backbone, back
     assert distance(sr, hr) > 0
     with pytest.raises(UserError, match=f"{side}x{side - 1} px is too small"):
         distance(sr[:, 1:], hr[:, 1:])
-    layers = distance._network.net  # which indeed cannot process them
+    layers = distance._network.features  # which indeed cannot process them
     with pytest.raises(RuntimeError):
         layers(torch.zeros(1, 3, side - 1, side))
 

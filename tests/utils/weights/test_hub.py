@@ -10,7 +10,7 @@ from huggingface_hub import utils
 
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.candidates import Entry
-from sed_sr.utils.weights.extractor_file import load_extractor_state, load_vgg_state
+from sed_sr.utils.weights.extractor_file import load_extractor_state, load_perceptual_state
 from sed_sr.utils.weights.hub import HubFile
 from sed_sr.utils.weights.pretrained import WeightsMissing, locate, sha256_of, verify
 from tests.hub_server import READ
@@ -162,7 +162,7 @@ def test_pretrained_networks_are_read_from_the_hub(hub):
     state = {"weight": torch.arange(9.0)}
     hub.publish("user/nets").commit({"vgg/net.safetensors": safetensors.torch.save(state)})
     address = "hf://user/nets/vgg/net.safetensors"
-    vgg = load_vgg_state(address, pretrained_root=ROOT)
+    vgg = load_perceptual_state("vgg19", address, pretrained_root=ROOT)
     extractor = load_extractor_state("timm/resnet18.a1_in1k", address, pretrained_root=ROOT)
     assert vgg.keys() == extractor.keys() == state.keys()
     assert torch.equal(vgg["weight"], state["weight"])
