@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.generator import Generator
+from sed_sr.models.losses.artifact import artifact_loss
 from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.losses.perceptual import PerceptualLoss
 from sed_sr.models.losses.pixel import l1_loss
@@ -25,11 +26,12 @@ from sed_sr.models.semantic_extractor import SemanticExtractor
 from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.models.swinir import SwinIR
 from sed_sr.models.train_step import Adversary, TrainStep
+from sed_sr.models.vgg_discriminator import VGGDiscriminator
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import GeneratorOptions, Options, SpandrelOptions
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
-DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
+DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}  # and `vgg`, which takes no semantics
 
 
 def build_generator(options: Options, state: dict[str, Tensor] | None = None) -> Generator:
@@ -96,6 +98,8 @@ def build_discriminator(options: Options, extractor: SemanticExtractor | None) -
         }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
+        if chosen.type == "vgg":
+            return VGGDiscriminator(image_px=options.dataset.hr_patch_px, features=chosen.features)
         return DISCRIMINATORS[chosen.type](**semantics, features=chosen.features)
 
 
@@ -197,6 +201,7 @@ def build_train_step(
         generator_optimizer=_adam(options, generator, options.optimizer.learning_rate),
         adversary=adversary,
         image_losses=image_losses,
+        ema_losses={"artifact": artifact_loss} if options.losses.artifact is not None else {},
         weights={name: term.weight for name, term in options.losses if term is not None},
         batches_per_step=train.accumulate_batches or 1,  # unknown until an automatic batch size is measured
         sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),
