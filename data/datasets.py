@@ -272,7 +272,7 @@ def _turned(patch: np.ndarray, orientation: int) -> Tensor:
 
 
 def _draw_orientation(rng: np.random.Generator, orientations: Sequence[int]) -> int:
-    return orientations[rng.integers(len(orientations))]
+    return orientations[int(rng.integers(len(orientations)))]
 
 
 def _pad(image: np.ndarray, size_px: int) -> np.ndarray:

@@ -105,6 +105,7 @@ class TrainStep:
         self._norms = tuple(f"{name}_gradient" for name in self.optimizers)
         device = next(generator.parameters()).device
         self._set_up_precision(precision, device, deterministic=deterministic)
+        self._set_up_batch_norm()
         self._set_up_optimizers(device)
         self._report = torch.zeros(2 * SCALARS + len(self._norms) + 1, device=device)
         self._terms = {}  # value of `watch` -> names of the terms, in the order of the scalars
@@ -136,8 +137,14 @@ class TrainStep:
         self._working = {"generator": WorkingCopy(self.generator, precision)}
         if self.discriminator is not None:
             self._working["discriminator"] = WorkingCopy(self.discriminator, precision)
-            # In one batch, real and fake images would share the statistics of BatchNorm.
-            self._one_batch = not any(isinstance(module, _BatchNorm) for module in self.discriminator.modules())
+
+    def _set_up_batch_norm(self) -> None:
+        modules = [] if self.discriminator is None else self.discriminator.modules()
+        layers = [module for module in modules if isinstance(module, _BatchNorm)]
+        self._one_batch = not layers  # otherwise real and fake images would share the statistics of a batch
+        # Running statistics, and what they were before a step: skipped steps do not change them.
+        self._statistics = [buffer for layer in layers for buffer in layer.buffers()]
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
 
     def _set_up_optimizers(self, device: torch.device) -> None:
         groups = {name: optimizer.param_groups for name, optimizer in self.optimizers.items()}
@@ -175,6 +182,8 @@ class TrainStep:
                 group["lr"].fill_(self.learning_rate(name))
         for working in self._working.values():
             working.refresh()
+        for before, now in zip(self._statistics_before, self._statistics, strict=True):
+            before.copy_(now)
         self._gradients.clear()
         self._gradients.scalars[0].fill_(float(stop))
         for batch in batches:
@@ -271,6 +280,8 @@ class TrainStep:
             # Attributes of fused optimisers.
             optimizer.grad_scale, optimizer.found_inf = None, skip  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
+        for before, now in zip(self._statistics_before, self._statistics, strict=True):
+            now.copy_(torch.where(skip > 0, before, now))
         if self.ema is not None and self.ema_decay is not None:
             self._update_average(self.ema, self.ema_decay, skip)
         self.scaler.update()

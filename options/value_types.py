@@ -78,7 +78,7 @@ Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_ris
 PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
 Augmentations = Annotated[
     tuple[Literal["flip", "rotate"], ...],
-    expect("a list of flip and rotate: [flip, rotate], which true was before, or [], which false was"),
+    expect("a list of flip and rotate, such as [flip, rotate], which true was before, or [], which false was"),
 ]
 JPEGQuality = Annotated[float, Field(ge=1, le=100)]
 FileName = Annotated[str, AfterValidator(_possible_path)]
