@@ -31,7 +31,7 @@ from sed_sr.options.errors import UserError
 from sed_sr.options.schema import GeneratorOptions, Options, SpandrelOptions
 
 GENERATORS = {"rrdb": RRDBNet, "swinir": SwinIR}
-DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}  # and `vgg`, which takes no semantics
+DISCRIMINATORS = {"patch": PatchDiscriminator, "unet": UNetDiscriminator}
 
 
 def build_generator(options: Options, state: dict[str, Tensor] | None = None) -> Generator:
@@ -98,7 +98,7 @@ def build_discriminator(options: Options, extractor: SemanticExtractor | None) -
         }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        if chosen.type == "vgg":
+        if chosen.type == "vgg":  # depends on the patch size in place of semantics
             return VGGDiscriminator(image_px=options.dataset.hr_patch_px, features=chosen.features)
         return DISCRIMINATORS[chosen.type](**semantics, features=chosen.features)
 

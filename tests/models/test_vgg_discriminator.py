@@ -67,3 +67,10 @@ def test_has_the_published_number_of_parameters(image_px, millions):
 def test_images_of_another_size_are_refused(image_px):
     with pytest.raises(UserError, match=rf"images of 64x{image_px} pixels, but was built for {image_px}x{image_px}"):
         VGGDiscriminator(image_px=image_px, features=4)(torch.zeros(1, 3, 64, image_px))
+
+
+def test_compiles_to_one_graph():
+    torch.manual_seed(0)
+    discriminator, image = VGGDiscriminator(features=4), torch.rand(2, 3, 128, 128)
+    compiled = torch.compile(discriminator, backend="eager", fullgraph=True)  # raises if it has to break the graph
+    torch.testing.assert_close(compiled(image), discriminator(image))
