@@ -35,7 +35,7 @@ def artifact_map(sr: Tensor, hr: Tensor, sr_ema: Tensor) -> Tensor:
     in the window around the pixel. It is 0 where the residual is less than that of the averaged generator: there,
     training does not go astray.
     """
-    residual, residual_ema = residual_of(sr, hr), residual_of(sr_ema.detach(), hr)
+    residual, residual_ema = residual_of(sr, hr), residual_of(sr_ema, hr)
     # At 0 the root has an infinite derivative.
     overall = residual.var(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(residual.dtype).tiny) ** (1 / ROOT)
     return (overall * local_variance(residual)).masked_fill(residual < residual_ema, 0)

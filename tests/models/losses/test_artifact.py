@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sed_sr.models.losses.artifact import artifact_loss, artifact_map
 
@@ -55,6 +56,19 @@ def test_gradient_is_that_of_the_formula_through_the_map_too():
     assert torch.autograd.gradcheck(lambda sr: (artifact_map(sr, hr, sr_ema) * (sr - hr)).abs().sum(), sr)
     (whole,) = torch.autograd.grad(artifact_map(sr, hr, sr_ema).sum(), sr)
     assert (whole != 0).all()  # the variance of all of R reaches every pixel
+
+
+def test_gradient_of_the_loss_is_that_of_the_formulas_on_patches():
+    """Against PyTorch's own padding and unfolding, in float64."""
+    sr, hr, sr_ema = images()
+    sr.requires_grad_()
+    residual, residual_ema = ((hr - image).abs().sum(dim=1, keepdim=True) for image in (sr, sr_ema))
+    windows = F.unfold(F.pad(residual, (3, 3, 3, 3), mode="reflect"), 7).var(dim=1).view_as(residual)
+    weight = residual.flatten(1).var(dim=1).view(-1, 1, 1, 1) ** (1 / 5) * windows
+    weight = torch.where(residual < residual_ema, 0.0, weight)
+    (expected,) = torch.autograd.grad((weight * sr - weight * hr).abs().mean(), sr)
+    (gradient,) = torch.autograd.grad(artifact_loss(sr, hr, sr_ema), sr)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-9)
 
 
 def test_loss_is_0_with_gradient_0_where_sr_is_hr_and_where_the_averaged_generator_is_worse():
