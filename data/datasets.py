@@ -4,7 +4,7 @@ Every random choice derives from (seed, epoch, index), never from a worker, a ra
 samples seen is all that a resumed run needs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,23 @@ from sed_sr.data.pairs import check_pairs, find_pairs
 from sed_sr.data.tensors import to_tensor
 from sed_sr.options.errors import UserError
 
-ORIENTATIONS = 8  # flips and quarter turns: the symmetries of the square
+# The orientations that an augmentation draws from, as bits: 1 flips up-down, 2 flips left-right, then 4 transposes.
+ORIENTATIONS = {
+    frozenset(): (0,),
+    frozenset({"flip"}): (0, 2),
+    frozenset({"rotate"}): (0, 3, 5, 6),
+    frozenset({"flip", "rotate"}): tuple(range(8)),  # the symmetries of the square
+}
 
 
 class PairedImages(Dataset):
-    """Aligned random crops of HR images and their LR images, in a random one of 8 orientations.
+    """Aligned random crops of HR images and their LR images, in a random orientation.
 
     Args:
         hr_root, lr_root: folders of images, or packs, which pair by name (`find_pairs`) and by size (`check_pairs`).
         scale: HR side / LR side.
         lr_patch_px: side p of the LR crop.
-        augment: whether to flip and transpose at random.
+        augment: which of `flip` and `rotate` to do at random (`ORIENTATIONS`).
         seed: of crops and augmentations, not negative.
 
     Raises:
@@ -38,13 +44,20 @@ class PairedImages(Dataset):
     """
 
     def __init__(
-        self, hr_root: Path, lr_root: Path, *, scale: int, lr_patch_px: int, augment: bool = True, seed: int = 1
+        self,
+        hr_root: Path,
+        lr_root: Path,
+        *,
+        scale: int,
+        lr_patch_px: int,
+        augment: Collection[str] = ("flip", "rotate"),
+        seed: int = 1,
     ) -> None:
         self.pairs = find_pairs(hr_root, lr_root)
         check_pairs(self.pairs, scale=scale, lr_patch_px=lr_patch_px)
         self.scale = scale
         self.lr_patch_px = lr_patch_px
-        self.augment = augment
+        self.orientations = ORIENTATIONS[frozenset(augment)]
         self.seed = seed
 
     @property
@@ -78,7 +91,7 @@ class PairedImages(Dataset):
         if min(free) < 0:
             raise UserError(f"{hr_path} or {lr_path} is now smaller than the patch; it changed during the run")
         top, left = (int(rng.integers(px + 1)) for px in free)
-        orientation = _draw_orientation(rng) if self.augment else 0
+        orientation = _draw_orientation(rng, self.orientations)
         px, scale = self.lr_patch_px, self.scale
         return {
             "lr": _patch(lr, (top, left), size_px=px, orientation=orientation),
@@ -131,24 +144,26 @@ class WeightedFolders:
 
 
 class HRImages(Dataset):
-    """Random crops of HR images of several folders, in a random one of 8 orientations, to be degraded.
+    """Random crops of HR images of several folders, in a random orientation, to be degraded.
 
     Args:
         roots: folders of images, or packs, with their weights (`WeightedFolders`).
         hr_px: side p of the crop. Smaller images are padded by reflection.
-        augment: whether to flip and transpose at random.
+        augment: which of `flip` and `rotate` to do at random (`ORIENTATIONS`).
         seed: of orders, crops and augmentations, not negative.
 
     Raises:
         UserError: a folder is missing or empty, or an image cannot be used (`check_images`).
     """
 
-    def __init__(self, roots: Mapping[Path, float], *, hr_px: int, augment: bool = True, seed: int = 1) -> None:
+    def __init__(
+        self, roots: Mapping[Path, float], *, hr_px: int, augment: Collection[str] = ("flip", "rotate"), seed: int = 1
+    ) -> None:
         self.images = WeightedFolders(roots, seed=seed)
         self.folders = self.hr_folders = self.images.folders
         check_images(self.folders)
         self.hr_px = hr_px
-        self.augment = augment
+        self.orientations = ORIENTATIONS[frozenset(augment)]
         self.seed = seed
 
     def __len__(self) -> int:
@@ -169,12 +184,12 @@ class HRImages(Dataset):
         source = self.images[key]
         image = _pad(read_image(source), self.hr_px)
         top, left = (int(rng.integers(side - self.hr_px + 1)) for side in image.shape[:2])
-        orientation = _draw_orientation(rng) if self.augment else 0
+        orientation = _draw_orientation(rng, self.orientations)
         return {"hr": _patch(image, (top, left), size_px=self.hr_px, orientation=orientation), "name": source.stem}
 
 
 class HRPatches(Dataset):
-    """Random crops of HR images of several folders, in a random one of 8 orientations, to be shrunk.
+    """Random crops of HR images of several folders, in a random orientation, to be shrunk.
 
     Every crop has a margin, with which LR equals a crop of the whole image shrunk by `data.imresize`, after the image
     was cut to a multiple of the scale. `PairedImages` of such LR images takes the same crops for the same seed.
@@ -183,7 +198,7 @@ class HRPatches(Dataset):
         roots: folders of images, or packs, with their weights (`WeightedFolders`).
         scale: HR side / LR side.
         lr_patch_px: side p of the LR crop.
-        augment: whether to flip and transpose at random.
+        augment: which of `flip` and `rotate` to do at random (`ORIENTATIONS`).
         seed: of orders, crops and augmentations, not negative.
 
     Raises:
@@ -191,14 +206,20 @@ class HRPatches(Dataset):
     """
 
     def __init__(
-        self, roots: Mapping[Path, float], *, scale: int, lr_patch_px: int, augment: bool = True, seed: int = 1
+        self,
+        roots: Mapping[Path, float],
+        *,
+        scale: int,
+        lr_patch_px: int,
+        augment: Collection[str] = ("flip", "rotate"),
+        seed: int = 1,
     ) -> None:
         self.images = WeightedFolders(roots, seed=seed)
         self.folders = self.hr_folders = self.images.folders
         check_images(self.folders, patch_px=scale * lr_patch_px)
         self.scale = scale
         self.lr_patch_px = lr_patch_px
-        self.augment = augment
+        self.orientations = ORIENTATIONS[frozenset(augment)]
         self.seed = seed
 
     def __len__(self) -> int:
@@ -223,7 +244,7 @@ class HRPatches(Dataset):
         if min(free) < 0:
             raise UserError(f"{source} is now smaller than the patch; it changed during the run")
         corner = tuple(self.scale * int(rng.integers(px + 1)) for px in free)
-        orientation = _draw_orientation(rng) if self.augment else 0
+        orientation = _draw_orientation(rng, self.orientations)
         height, width = (self.scale * side for side in lr_sides)
         size_px, margin_px = self.scale * self.lr_patch_px, self.scale * MARGIN_PX
         patch = _with_margin(image[:height, :width], corner, size_px=size_px, margin_px=margin_px)
@@ -240,10 +261,7 @@ def _patch(image: np.ndarray, corner: tuple[int, int], *, size_px: int, orientat
 
 
 def _turned(patch: np.ndarray, orientation: int) -> Tensor:
-    """A square (p, p, 3) in one of its orientations, as (3, p, p).
-
-    Bits of the orientation: 1 flips up-down, 2 flips left-right, 4 transposes; rotations are combinations of these.
-    """
+    """A square (p, p, 3) in an orientation, a number of `ORIENTATIONS`, as (3, p, p)."""
     if orientation & 1:
         patch = patch[::-1]
     if orientation & 2:
@@ -253,8 +271,8 @@ def _turned(patch: np.ndarray, orientation: int) -> Tensor:
     return to_tensor(patch)
 
 
-def _draw_orientation(rng: np.random.Generator) -> int:
-    return int(rng.integers(ORIENTATIONS))
+def _draw_orientation(rng: np.random.Generator, orientations: Sequence[int]) -> int:
+    return orientations[int(rng.integers(len(orientations)))]
 
 
 def _pad(image: np.ndarray, size_px: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.generator import Generator
+from sed_sr.models.losses.artifact import artifact_loss
 from sed_sr.models.losses.dists import DISTSLoss
 from sed_sr.models.losses.focal_frequency import focal_frequency_loss
 from sed_sr.models.losses.gan import GANLoss
@@ -29,6 +30,7 @@ from sed_sr.models.semantic_extractor import SemanticExtractor
 from sed_sr.models.spandrel_generator import SpandrelGenerator
 from sed_sr.models.swinir import SwinIR
 from sed_sr.models.train_step import Adversary, TrainStep
+from sed_sr.models.vgg_discriminator import VGGDiscriminator
 from sed_sr.options.errors import UserError
 from sed_sr.options.schema import GeneratorOptions, Options, SpandrelOptions
 
@@ -100,6 +102,8 @@ def build_discriminator(options: Options, extractor: SemanticExtractor | None) -
         }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
+        if chosen.type == "vgg":  # depends on the patch size in place of semantics
+            return VGGDiscriminator(image_px=options.dataset.hr_patch_px, features=chosen.features)
         return DISCRIMINATORS[chosen.type](**semantics, features=chosen.features)
 
 
@@ -213,6 +217,7 @@ def build_train_step(
         generator_optimizer=_adam(options, generator, options.optimizer.learning_rate),
         adversary=adversary,
         image_losses=image_losses,
+        ema_losses={"artifact": artifact_loss} if options.losses.artifact is not None else {},
         weights={name: term.weight for name, term in options.losses if term is not None and name != "r1"},
         batches_per_step=train.accumulate_batches or 1,  # unknown until an automatic batch size is measured
         sharpened=options.degradation.sharpened_targets if options.degradation is not None else (),

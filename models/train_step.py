@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from sed_sr.data.batches import Batch
@@ -67,7 +68,9 @@ class TrainStep:
         clip_grad_norm: maximum L2 norm of a network's gradient over all its parameters; None: no clipping.
         adversary: the discriminator; None for PSNR-oriented training.
         image_losses: the terms of L_G that compare SR with HR: (sr, hr) -> scalar.
-        weights: factor of each term of L_G: of the image losses and, with an adversary, of `gan` and optionally of
+        ema_losses: the terms that also compare with SR of the averaged generator: (sr, hr, sr_ema) -> scalar. They
+            need `ema_decay`.
+        weights: factor of each term of L_G: of these losses and, with an adversary, of `gan` and optionally of
             `feature_matching`.
         sharpened: the terms that compare with sharpened HR (Real-ESRGAN); `gan` includes all terms of the adversary.
             Semantic features are always those of HR.
@@ -87,6 +90,7 @@ class TrainStep:
         sharpened: Collection[str] = (),
         adversary: Adversary | None = None,
         image_losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType({"pixel": l1_loss}),
+        ema_losses: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = MappingProxyType({}),
         schedule: Callable[[int], float] = lambda steps_done: 1.0,
         clip_grad_norm: float | None = None,
         ema_decay: float | None = None,
@@ -95,10 +99,12 @@ class TrainStep:
     ) -> None:
         self.step = 0  # optimisation steps done
         self.generator, self.adversary = generator, adversary
-        self.image_losses, self.weights = image_losses, weights
+        self.image_losses, self.ema_losses, self.weights = image_losses, ema_losses, weights
         self.batches_per_step, self.sharpened = batches_per_step, sharpened
         self.schedule, self.clip_grad_norm = schedule, clip_grad_norm
-        self.ema, self.ema_decay = (copy.deepcopy(generator) if ema_decay is not None else None), ema_decay
+        # In evaluation mode, without stochastic depth.
+        self.ema, self.ema_decay = (copy.deepcopy(generator).eval() if ema_decay is not None else None), ema_decay
+        assert self.ema is not None or not ema_losses
         self.optimizers = {"generator": generator_optimizer}
         if adversary is not None:
             self.optimizers["discriminator"] = adversary.optimizer
@@ -108,6 +114,7 @@ class TrainStep:
         self._norms = tuple(f"{name}_gradient" for name in self.optimizers)
         device = next(generator.parameters()).device
         self._set_up_precision(precision, device, deterministic=deterministic)
+        self._set_up_batch_norm()
         self._set_up_optimizers(device)
         self._report = torch.zeros(2 * SCALARS + len(self._norms) + 1, device=device)
         self._terms = {}  # value of `watch` -> names of the terms, in the order of the scalars
@@ -139,6 +146,14 @@ class TrainStep:
         self._working = {"generator": WorkingCopy(self.generator, precision)}
         if self.discriminator is not None:
             self._working["discriminator"] = WorkingCopy(self.discriminator, precision)
+
+    def _set_up_batch_norm(self) -> None:
+        modules = [] if self.discriminator is None else self.discriminator.modules()
+        layers = [module for module in modules if isinstance(module, _BatchNorm)]
+        self._one_batch = not layers  # otherwise real and fake images would share the statistics of a batch
+        # Running statistics, and what they were before a step: skipped steps do not change them.
+        self._statistics = [buffer for layer in layers for buffer in layer.buffers()]
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
 
     def _set_up_optimizers(self, device: torch.device) -> None:
         groups = {name: optimizer.param_groups for name, optimizer in self.optimizers.items()}
@@ -176,6 +191,8 @@ class TrainStep:
                 group["lr"].fill_(self.learning_rate(name))
         for working in self._working.values():
             working.refresh()
+        for before, now in zip(self._statistics_before, self._statistics, strict=True):
+            before.copy_(now)
         self._gradients.clear()
         self._gradients.scalars[0].fill_(float(stop))
         for batch in batches:
@@ -220,6 +237,12 @@ class TrainStep:
             sr = generator(batch.lr).float()
             for name, image_loss in self.image_losses.items():
                 terms[name] = image_loss(sr, self._target(name, batch))
+            if self.ema_losses:
+                assert self.ema is not None
+                with torch.no_grad():
+                    sr_ema = self.ema(batch.lr).float()
+                for name, ema_loss in self.ema_losses.items():
+                    terms[name] = ema_loss(sr, self._target(name, batch), sr_ema)
             if self.adversary is not None:
                 loss, discriminator = self.adversary.loss, self._working["discriminator"].network.requires_grad_(False)
                 hr = self._target("gan", batch)
@@ -242,8 +265,10 @@ class TrainStep:
         """Add the gradient of L_D. Returns the loss and statistics of the logits."""
         discriminator = self._working["discriminator"].network.requires_grad_(True)
         with self.autocast():
-            # Real and fake in one batch, which share their semantic features.
-            real, fake = discriminator(torch.cat((hr, sr)), semantic).chunk(2)
+            if self._one_batch:  # they share their semantic features
+                real, fake = discriminator(torch.cat((hr, sr)), semantic).chunk(2)
+            else:
+                real, fake = discriminator(hr, semantic), discriminator(sr, semantic)
             loss = gan_loss.discriminator(real, fake)
         self._gradients.add("discriminator", self.scaler.scale(loss * self._share), self._leaves["discriminator"])
         means = {"d_loss": loss, "d_real": real.float().mean(), "d_fake": fake.float().mean()}
@@ -283,6 +308,8 @@ class TrainStep:
             # Attributes of fused optimisers.
             optimizer.grad_scale, optimizer.found_inf = None, skip  # pyright: ignore[reportAttributeAccessIssue]
             optimizer.step()
+        for before, now in zip(self._statistics_before, self._statistics, strict=True):
+            now.copy_(torch.where(skip > 0, before, now))
         if self.ema is not None and self.ema_decay is not None:
             self._update_average(self.ema, self.ema_decay, skip)
         self.scaler.update()

@@ -32,6 +32,8 @@ def _of_losses(options: Options) -> Conflicts:
     for name in ("feature_matching", "r1"):
         if discriminator is None and getattr(losses, name) is not None:
             yield f"losses.{name}", f"needs a discriminator, but discriminator is null; set losses.{name}: null"
+    if losses.artifact is not None and options.train.ema_decay is None:
+        yield "losses.artifact", "needs averaged weights, but train.ema_decay is null; set it, such as to 0.999"
     if losses == LossOptions(pixel=None, perceptual=None, gan=None):
         yield "losses", "has no term; give at least one, for example pixel"
     # The window of the first scale; the poolings of both backbones.
@@ -47,8 +49,13 @@ def _of_networks(options: Options) -> Conflicts:
     if patch_px % options.scale:
         yield "dataset.hr_patch_px", f"is {patch_px}; should be a multiple of the scale, {options.scale}"
     if discriminator is not None:
-        # Discriminators and the semantic extractor halve HR crops up to four times.
-        if patch_px % 16:
+        if discriminator.type == "vgg" and discriminator.fusion != "none":
+            wanted = "but a vgg discriminator takes no semantics; set discriminator.fusion: none"
+            yield "discriminator.fusion", f"is {discriminator.fusion}, {wanted}"
+        if discriminator.type == "vgg" and patch_px not in (128, 256):
+            yield "dataset.hr_patch_px", f"is {patch_px}; with a vgg discriminator it should be 128 or 256"
+        # The other discriminators and the semantic extractor halve HR crops up to four times.
+        elif patch_px % 16:
             yield "dataset.hr_patch_px", f"is {patch_px}; with a discriminator it should be a multiple of 16"
         if discriminator.type == "patch" and patch_px < 32:
             yield "dataset.hr_patch_px", f"is {patch_px}; with a patch discriminator it should be at least 32"

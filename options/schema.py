@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field
 
 from sed_sr.options.value_types import (
+    Augmentations,
     BatchSize,
     FileName,
     Folders,
@@ -99,9 +100,12 @@ GeneratorOptions = Annotated[Union[RRDBOptions, SwinIROptions, SpandrelOptions],
 
 
 class DiscriminatorOptions(Section):
-    """PatchGAN or U-Net, with or without semantic features."""
+    """PatchGAN or U-Net, with or without semantic features, or the VGG-style network of ESRGAN."""
 
-    type: Literal["patch", "unet"] = Field(description="patch: PatchGAN; unet: the per-pixel U-Net of Real-ESRGAN")
+    type: Literal["patch", "unet", "vgg"] = Field(
+        description="patch: PatchGAN; unet: the per-pixel U-Net of Real-ESRGAN; vgg: that of ESRGAN, with one logit "
+        "for each image, for fusion none and dataset.hr_patch_px 128 or 256"
+    )
     fusion: Literal["cross-attention", "concatenation", "none"] = Field(
         default="cross-attention",
         description="how semantic features enter; cross-attention: the fusion blocks of SeD; concatenation: stacked "
@@ -169,6 +173,12 @@ class GANLossOptions(Section):
     weight: PositiveFloat = Field(
         default=0.01, description="factor in the generator's objective; the loss of the discriminator is not scaled"
     )
+
+
+class ArtifactLossOptions(Section):
+    """LDL (Liang et al. 2022): a distance to HR where SR has artifacts that SR of the averaged weights has not."""
+
+    weight: PositiveFloat = Field(default=1.0, description="factor in the generator's objective")
 
 
 class MSSSIMLossOptions(Section):
@@ -241,6 +251,9 @@ class LossOptions(Section):
         default=None, description="L1 between features of the discriminator, whose target is that of gan"
     )
     gan: GANLossOptions | None = Field(default=GANLossOptions(), description="adversarial loss")
+    artifact: ArtifactLossOptions | None = Field(
+        default=None, description="the artifact loss of LDL, with any discriminator; needs train.ema_decay"
+    )
     r1: R1Options | None = Field(default=None, description="gradient penalty of the discriminator")
 
 
@@ -261,7 +274,10 @@ class DatasetOptions(Section):
     hr_patch_px: Positive = Field(
         default=256, description="side of the random HR crop, a multiple of the scale; the LR crop is as much smaller"
     )
-    augment: bool = Field(default=True, description="random flips and 90-degree rotations (8 variants)")
+    augment: Augmentations = Field(
+        default=("flip", "rotate"),
+        description="random changes: flip, horizontally; rotate, by multiples of 90 degrees; both together: 8 variants",
+    )
 
 
 class KernelKindOptions(Section):
@@ -320,7 +336,7 @@ class DegradationOptions(Section):
     hr_px: Positive = Field(description="side of the HR crop that is degraded; training pairs are cropped from it")
     sharpening: SharpeningOptions | None = Field(description="unsharp masking of HR before the degradation; null: none")
     sharpened_targets: tuple[
-        Literal["pixel", "perceptual", "ms_ssim", "dists", "lpips", "focal_frequency", "gan"], ...
+        Literal["pixel", "perceptual", "ms_ssim", "dists", "lpips", "focal_frequency", "artifact", "gan"], ...
     ] = Field(
         description="losses whose target is the sharpened HR; the others use HR as it is; gan: all of the discriminator"
     )

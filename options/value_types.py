@@ -76,6 +76,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_rising)]
 PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_rising)]
+Augmentations = Annotated[
+    tuple[Literal["flip", "rotate"], ...],
+    expect("a list of flip and rotate, such as [flip, rotate], which true was before, or [], which false was"),
+]
 JPEGQuality = Annotated[float, Field(ge=1, le=100)]
 FileName = Annotated[str, AfterValidator(_possible_path)]
 # strict mode would refuse the string that YAML gives

@@ -204,6 +204,8 @@ def _furnish(root: Path, *, prepared: Path) -> Path:
         }
         if recipe.stem.endswith("_x3"):
             options["dataset"]["hr_patch_px"] = 96
+        if recipe.stem.endswith(("_ESRGAN", "_LDL")):  # with a discriminator for patches larger than the sub-images
+            options["dataset"] = {"hr_patch_px": 128, "hr": "train", "lr": "train_x4"}
         if "_real" in recipe.stem:
             options["dataset"]["hr"] = "train_sub"
             options["degradation"] = {"hr_px": 80, "pool_pairs": 4}

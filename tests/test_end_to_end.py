@@ -78,7 +78,8 @@ def test_from_photographs_to_scores(workshop, command):
     assert (read_rgb(run / "images/step_000000004/Photos/cat.png") == sr[:, :, ::-1]).all()
 
 
-RECIPES = ["rrdb_U+SeD", "swinir_P+SeD", "swinir_U+SeD", "rrdb_P", "swinir_U", "swinir_psnr", "swinir_P_real"]
+RECIPES = ["rrdb_U+SeD", "swinir_P+SeD", "swinir_U+SeD", "rrdb_P", "swinir_U", "swinir_psnr", "swinir_P_real",
+           "rrdb_ESRGAN", "swinir_LDL"]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -87,6 +88,14 @@ def test_every_pair_of_networks_trains(workshop, command, recipe):
     trained = [line for line in metrics_of(workshop / "checkpoint" / recipe) if line["kind"] == "train"]
     assert [line["step"] for line in trained] == [1, 2]
     assert all(math.isfinite(value) for line in trained for key, value in line.items() if key != "kind")
+
+
+def test_artifact_loss_goes_with_a_semantic_discriminator(workshop, command):
+    """LDL with SeD, by two options."""
+    words = ("--set", "losses.artifact.weight=1", "--set", "train.ema_decay=0.999", "--set", "train.total_steps=2")
+    finished(command("train.py", "--opt", "rrdb_P+SeD.yml", *words, cwd=workshop))
+    trained = [line for line in metrics_of(workshop / "checkpoint/rrdb_P+SeD") if line["kind"] == "train"]
+    assert all(line["artifact"] > 0 and line["gan"] > 0 for line in trained)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, LAUNCH])
@@ -110,7 +119,7 @@ def test_two_processes_make_one_run(workshop, command, launcher):
     assert log.count("step 4/4") == 1
 
 
-@pytest.mark.parametrize(("recipe", "processes"), [("swinir_U+SeD_real", 1), ("rrdb_psnr_real", 2)])
+@pytest.mark.parametrize(("recipe", "processes"), [("swinir_U+SeD_real", 1), ("rrdb_psnr_real", 2), ("swinir_LDL", 2)])
 def test_resumed_run_equals_the_undisturbed_one(workshop, command, recipe, processes):
     """Bit for bit, networks, moments, pool of pairs and all, from the middle of an epoch, on one process and on two.
 

@@ -7,7 +7,8 @@ from sed_sr.options.errors import UserError
 
 # Each GAN loss consists of G's loss of logits (fake, real), D's loss of (real, fake), and the decision boundary: the
 # logit at which D is undecided, None for relativistic losses. Logits have any shape; losses are means over all of them.
-# D's loss is the sum of its two terms, without the factor 1/2. -log(sigmoid(x)) = softplus(-x) keeps logarithms finite.
+# D's loss is the sum of its two terms, without the factor 1/2, except for `relativistic`.
+# -log(sigmoid(x)) = softplus(-x) keeps logarithms finite.
 
 
 def _vanilla_generator(fake: Tensor, _: Tensor | None) -> Tensor:
@@ -47,8 +48,8 @@ def _relativistic_generator(fake: Tensor, real: Tensor | None) -> Tensor:
 
 
 def _relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Relativistic average: Jolicoeur-Martineau 2018; ESRGAN, equation 1."""
-    return F.softplus(fake.mean() - real).mean() + F.softplus(fake - real.mean()).mean()
+    """Relativistic average: Jolicoeur-Martineau 2018; ESRGAN, equation 1, with the factor 1/2 of its published code."""
+    return 0.5 * (F.softplus(fake.mean() - real).mean() + F.softplus(fake - real.mean()).mean())
 
 
 GAN_LOSSES = {

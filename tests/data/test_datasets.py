@@ -1,8 +1,10 @@
 import itertools
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
+import scipy.stats
 import skimage.data
 import torch
 
@@ -43,20 +45,64 @@ def test_hr_and_lr_patches_show_the_same_place(folders):
         assert torch.equal(sample["hr"], blocks)
 
 
-def test_all_eight_symmetries_occur_and_none_without_augmentation(folders):
-    def orientation(patch):
-        """How row and column numbers (channels 0, 1) change downwards and to the right tells the 8 symmetries apart."""
-        down, right = patch[:2, 1, 0] - patch[:2, 0, 0], patch[:2, 0, 1] - patch[:2, 0, 0]
-        return (*down.tolist(), *right.tolist())
+SYMMETRIES = {  # the pixel numbers of a square from top left on, as numpy turns and flips them
+    "identity": lambda square: square,
+    "flip": np.fliplr,
+    **{f"rotation by {90 * turns}": partial(np.rot90, k=turns) for turns in (1, 2, 3)},
+    **{
+        f"rotation by {90 * turns} and flip": lambda square, k=turns: np.fliplr(np.rot90(square, k))
+        for turns in (1, 2, 3)
+    },
+}
 
-    keys = [(epoch, 3) for epoch in range(200)]
-    augmented, plain = paired(folders), paired(folders, augment=False)
-    assert len({orientation(augmented[key]["lr"].int()) for key in keys}) == 8
-    assert {orientation(plain[key]["lr"].int()) for key in keys} == {(1, 0, 0, 1)}
+
+@pytest.mark.parametrize(
+    ("augment", "expected"),
+    [
+        ((), {"identity"}),
+        (("flip",), {"identity", "flip"}),
+        (("rotate",), {"identity", "rotation by 90", "rotation by 180", "rotation by 270"}),
+        (("rotate", "flip"), set(SYMMETRIES)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["paired", "hr", "patches"])
+def test_exactly_the_stated_symmetries_occur_equally_often(tmp_path, write_pair, augment, expected, kind):
+    """The image is as large as the crop, so that a sample is the image in one of its orientations."""
+    write_pair(tmp_path, "0001", (8, 8))
+    folders, sizes = (tmp_path / "hr", tmp_path / "lr_x4"), {"scale": 4, "lr_patch_px": 8}
+    dataset = {
+        "paired": lambda: PairedImages(*folders, **sizes, augment=augment),
+        "hr": lambda: HRImages({folders[0]: 1}, hr_px=32, augment=augment),
+        "patches": lambda: HRPatches({folders[0]: 1}, **sizes, augment=augment),
+    }[kind]()
+    images = {"hr": read_rgb(folders[0] / "0001.png"), "lr": read_rgb(folders[1] / "0001x4.png")}
+    counts = dict.fromkeys(expected, 0)
+    for epoch in range(240):
+        sample = dataset[epoch, 0]
+        hr = sample["hr"].permute(1, 2, 0).numpy()
+        margin = (hr.shape[0] - 32) // 2
+        hr = hr[margin : margin + 32, margin : margin + 32]
+        (name,) = [name for name, turn in SYMMETRIES.items() if np.array_equal(turn(images["hr"]), hr)]
+        if "lr" in sample:
+            assert np.array_equal(SYMMETRIES[name](images["lr"]), sample["lr"].permute(1, 2, 0).numpy())
+        counts[name] += 1
+    assert len(counts) == 1 or scipy.stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_default_augmentation_draws_what_it_always_drew(folders):
+    """Samples of runs that were started before `augment` was a list: the orientation is one number below 8."""
+    dataset = paired(folders)
+    for epoch in range(20):
+        rng = np.random.default_rng([1, epoch, 0])
+        rng.integers(1), rng.integers(1)
+        bits, image = int(rng.integers(8)), read_rgb(folders[0] / "0000.png")
+        for bit, turn in ((1, np.flipud), (2, np.fliplr), (4, lambda square: square.transpose(1, 0, 2))):
+            image = turn(image) if bits & bit else image
+        assert np.array_equal(dataset[epoch, 0]["hr"].permute(1, 2, 0).numpy(), image)
 
 
 def test_every_position_of_the_patch_occurs(folders):
-    dataset = paired(folders, augment=False)
+    dataset = paired(folders, augment=())
     corners = {tuple(dataset[epoch, 1]["lr"][:2, 0, 0].tolist()) for epoch in range(600)}
     assert corners == set(itertools.product(range(9 - PATCH_PX + 1), range(14 - PATCH_PX + 1)))
 
@@ -65,7 +111,7 @@ def test_the_last_lr_pixel_of_a_side_rounded_up_is_never_used(tmp_path, write_pa
     write_pair(tmp_path, "0001", (8, 8))
     hr = tmp_path / "hr/0001.png"
     write_image(hr, read_rgb(hr)[:-1, :-2])  # 31x30: the LR image of 8x8 is ceil(HR / 4)
-    dataset = PairedImages(tmp_path / "hr", tmp_path / "lr_x4", scale=4, lr_patch_px=6, augment=False)
+    dataset = PairedImages(tmp_path / "hr", tmp_path / "lr_x4", scale=4, lr_patch_px=6, augment=())
     for epoch in range(50):
         sample = dataset[epoch, 0]
         assert torch.equal(sample["hr"][:, ::4, ::4], sample["lr"])
@@ -168,7 +214,7 @@ def test_fractions_of_a_folder_go_through_it_in_a_shuffled_order_that_follows_th
 
 
 def test_an_hr_crop_is_a_whole_part_of_its_image_and_every_corner_occurs(make_hr):
-    dataset = make_hr({"a": (1, 1)}, size=(42, 43), augment=False)
+    dataset = make_hr({"a": (1, 1)}, size=(42, 43), augment=())
     corners = set()
     for epoch in range(150):
         crop = dataset[epoch, 0]["hr"].int()
@@ -207,7 +253,7 @@ def test_an_hr_sample_depends_on_seed_epoch_and_index_alone(make_hr):
 @pytest.mark.parametrize("size", [(33, 50), (50, 39), (35, 36), (32, 32)])
 @pytest.mark.parametrize("hr_px", [40, 100])
 def test_small_images_are_reflected_beyond_their_right_and_lower_edges(make_hr, size, hr_px):
-    dataset = make_hr({"a": (1, 1)}, size=size, hr_px=hr_px, augment=False)
+    dataset = make_hr({"a": (1, 1)}, size=size, hr_px=hr_px, augment=())
     crop = dataset[0, 0]["hr"].numpy()
     # numpy's reflection does not repeat the edge either, and goes back and forth as often as it takes.
     padded = np.pad(

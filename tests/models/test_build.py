@@ -47,6 +47,8 @@ def test_recipes_build_the_published_generators(recipe, millions):
         ("train_rrdb_P+SeD", "PatchDiscriminator", True),
         ("train_swinir_U", "UNetDiscriminator", False),
         ("train_swinir_U+SeD", "UNetDiscriminator", True),
+        ("train_rrdb_ESRGAN", "VGGDiscriminator", False),
+        ("train_swinir_LDL", "VGGDiscriminator", False),
     ],
 )
 def test_discriminator_depends_on_its_options_and_not_on_the_name_of_the_run(recipe, kind, semantic):
@@ -54,6 +56,12 @@ def test_discriminator_depends_on_its_options_and_not_on_the_name_of_the_run(rec
     discriminator = build_discriminator(options, build_extractor(options, None))
     assert type(discriminator).__name__ == kind
     assert any("fusion" in name for name, _ in discriminator.named_parameters()) == semantic
+
+
+def test_vgg_discriminator_is_built_for_the_patches_of_the_options():
+    for patch_px in (128, 256):
+        discriminator = build_discriminator(read("train_rrdb_LDL", dataset__hr_patch_px=patch_px), None)
+        assert discriminator(torch.rand(1, 3, patch_px, patch_px)).shape == (1, 1)
 
 
 @pytest.mark.parametrize("fusion", ["cross-attention", "concatenation"])

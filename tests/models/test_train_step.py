@@ -12,10 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from sed_sr.data.batches import Batch
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
+from sed_sr.models.losses.artifact import artifact_loss
 from sed_sr.models.losses.gan import GANLoss
 from sed_sr.models.losses.perceptual import PerceptualLoss
 from sed_sr.models.losses.pixel import l1_loss
 from sed_sr.models.rrdb import RRDBNet
+from sed_sr.models.swinir import SwinIR
 from sed_sr.models.train_step import Adversary, TrainStep
 
 CHANNELS = 64  # of the stand-in for semantic features
@@ -133,6 +135,87 @@ def test_feature_matching_adds_its_gradient_to_that_of_the_generator(batch):
         torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
 
 
+class BatchNormDiscriminator(nn.Module):
+    """A small plain discriminator with BatchNorm, and one logit for each image."""
+
+    def __init__(self, *, semantic_channels, features):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, features, 4, stride=4), nn.BatchNorm2d(features)
+        self.linear = nn.Linear(features, 1)
+
+    def forward(self, image, semantic=None):
+        return self.linear(F.leaky_relu(self.norm(self.conv(image)), 0.2).mean(dim=(2, 3)))
+
+
+def test_real_and_fake_do_not_share_the_statistics_of_batch_norm(batch):
+    """Against an independent implementation of ESRGAN's step: D gets real, then fake, each in a batch of its own."""
+    lr, hr, _ = batch
+    step = make(BatchNormDiscriminator, kind="relativistic", optimizer=torch.optim.SGD, lr=0.1)
+    generator, adversary = copy.deepcopy(step.generator), copy.deepcopy(step.discriminator)
+    step(batch)
+
+    def bce(logits, real):
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+    sr = generator(lr)
+    real, fake = adversary(hr).detach(), adversary(sr)
+    gan = (bce(real - fake.mean(), False) + bce(fake - real.mean(), True)) / 2
+    ((sr - hr).abs().mean() + 0.5 * gan).backward()
+    for parameter, moved in zip(generator.parameters(), step.generator.parameters(), strict=True):
+        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
+    adversary.zero_grad()
+    real, fake = adversary(hr), adversary(sr.detach())
+    ((bce(real - fake.mean(), True) + bce(fake - real.mean(), False)) / 2).backward()
+    for parameter, moved in zip(adversary.parameters(), step.discriminator.parameters(), strict=True):
+        torch.testing.assert_close(moved, parameter - 0.1 * parameter.grad)
+    for expected, statistics in zip(adversary.buffers(), step.discriminator.buffers(), strict=True):
+        torch.testing.assert_close(statistics, expected)
+
+
+@pytest.mark.parametrize("discriminator", [PatchDiscriminator, BatchNormDiscriminator])
+def test_discriminator_without_batch_norm_gets_real_and_fake_in_one_batch(batch, discriminator):
+    step, sizes = make(discriminator), []
+    step.discriminator.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    step(batch)
+    assert sizes == ([2, 4] if discriminator is PatchDiscriminator else [2, 2, 2])
+
+
+def test_artifact_term_compares_with_the_average_of_before_the_step(batch):
+    """On SwinIR in training mode: the averaged network has no stochastic depth and does not draw random numbers."""
+    torch.manual_seed(0)
+    generator = SwinIR(embed_dim=12, depths=(2,), heads=(2,), window=4, drop_path=0.5)
+    seen = {}
+
+    def loss(sr, hr, sr_ema):
+        seen.update(sr=sr, hr=hr, sr_ema=sr_ema)
+        return artifact_loss(sr, hr, sr_ema)
+
+    step = TrainStep(
+        generator=generator,
+        generator_optimizer=torch.optim.SGD(generator.parameters(), lr=0.5, fused=True),
+        weights={"pixel": 1.0, "artifact": 1.0},
+        ema_losses={"artifact": loss},
+        ema_decay=0.5,
+        sharpened=["artifact"],
+    )
+    batch = batch._replace(sharp=batch.hr.sqrt())
+    for number in range(3):
+        average = copy.deepcopy(step.ema).eval()
+        torch.manual_seed(number)
+        outcome = step(batch, watch=number == 2)
+        with torch.no_grad():
+            assert torch.equal(seen["sr_ema"], average(batch.lr))
+        torch.manual_seed(number)
+        assert not torch.equal(seen["sr"], seen["sr_ema"])
+        assert torch.equal(seen["hr"], batch.sharp)
+        expected = artifact_loss(seen["sr"], seen["hr"], seen["sr_ema"])
+        assert outcome.terms["artifact"] == pytest.approx(expected.item(), rel=1e-6)
+        assert not seen["sr_ema"].requires_grad
+    assert step.generator.training
+    assert outcome.terms["share_artifact"] > 0
+    assert outcome.terms["share_artifact"] + outcome.terms["share_pixel"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("sharpened", ["pixel", "perceptual", "gan"])
 def test_each_loss_uses_the_target_of_the_options(batch, sharpened):
     """A term changes with the sharpened HR if and only if it compares with it."""
@@ -186,16 +269,23 @@ def test_adversarial_gradient_reaches_the_generator(batch):
     assert (moved[0] - moved[1]).abs().max() > 0
 
 
-def test_state_restores_the_step_exactly(batch):
-    """N + M steps equal N steps, saving, loading and M steps."""
-    whole = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
+@pytest.mark.parametrize("discriminator", [PatchDiscriminator, BatchNormDiscriminator])
+def test_state_restores_the_step_exactly(batch, discriminator):
+    """N + M steps equal N steps, saving, loading and M steps; with the artifact loss, which depends on the average."""
+
+    def start():
+        step = make(
+            discriminator, ema_decay=0.9, schedule=lambda step: 0.5**step, ema_losses={"artifact": artifact_loss}
+        )
+        step.weights["artifact"] = 1.0
+        return step
+
+    whole, first, second = start(), start(), start()
     for _ in range(4):
         whole(batch)
-    first = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
     for _ in range(2):
         first(batch)
     state = copy.deepcopy(first.state_dict())
-    second = make(ema_decay=0.9, schedule=lambda step: 0.5**step)
     second.load_state_dict(state)
     for _ in range(2):
         second(batch)
@@ -259,9 +349,12 @@ def multiply_output(network: nn.Module, factor: float) -> RemovableHandle:
     return network.register_forward_hook(lambda _, inputs, output: output * factor)
 
 
-@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
-def test_non_finite_step_updates_nothing_and_the_next_one_does(batch, factor):
-    step = make(ema_decay=0.9)
+@pytest.mark.parametrize(
+    ("factor", "discriminator"),
+    [(float("nan"), PatchDiscriminator), (float("inf"), PatchDiscriminator), (float("nan"), BatchNormDiscriminator)],
+)
+def test_non_finite_step_updates_nothing_and_the_next_one_does(batch, factor, discriminator):
+    step = make(discriminator, ema_decay=0.9)
     step(batch)
     before = copy.deepcopy(step.state_dict())
     poison = multiply_output(step.generator, factor)

@@ -9,6 +9,7 @@ from sed_sr.options.recipe import Override, load_options
 
 REAL = Path(__file__).parents[2] / "options" / "train_rrdb_P+SeD_real.yml"
 PSNR = REAL.with_name("train_rrdb_psnr.yml")
+ESRGAN = REAL.with_name("train_rrdb_ESRGAN.yml")
 BASE = {"name": "run", "generator": {"type": "rrdb"}, "discriminator": {"type": "patch"}}
 CONFLICTS = {
     "losses.gan=null": ["losses.gan", "discriminator"],
@@ -22,7 +23,14 @@ CONFLICTS = {
     "optimizer.milestones=[5,5]": ["optimizer.milestones", "[5, 5]"],
     "optimizer.warmup_steps=300000": ["optimizer.warmup_steps", "300000 steps"],
     "validation.best_by=lpips": ["validation.best_by", "lpips", "validation.metrics"],
+    "discriminator.type=vgg": ["discriminator.fusion", "cross-attention", "no semantics", "discriminator.fusion: none"],
+    "discriminator={type: vgg, fusion: concatenation}": ["discriminator.fusion", "set discriminator.fusion: none"],
+    "losses.artifact.weight=2": ["losses.artifact", "train.ema_decay is null"],
     "dataset.hr={a: 1, b: 1}": ["dataset.hr", "2 folders", "dataset.lr"],
+}
+CONFLICTS_OF_ESRGAN = {
+    "dataset.hr_patch_px=64": ["dataset.hr_patch_px", "64", "128 or 256"],
+    "dataset.hr_patch_px=120": ["dataset.hr_patch_px", "120", "128 or 256"],
 }
 CONFLICTS_OF_REAL_SR = {
     "degradation.hr_px=100": ["hr_px", "100", "hr_patch_px (256)"],
@@ -51,10 +59,11 @@ CONFLICTS_OF_PSNR = {
     ("recipe", "setting", "fragments"),
     [
         *((PSNR, setting, fragments) for setting, fragments in CONFLICTS_OF_PSNR.items()),
+        *((ESRGAN, setting, fragments) for setting, fragments in CONFLICTS_OF_ESRGAN.items()),
         *((BASE, setting, fragments) for setting, fragments in CONFLICTS.items()),
         *((REAL, setting, fragments) for setting, fragments in CONFLICTS_OF_REAL_SR.items()),
     ],
-    ids=[*CONFLICTS_OF_PSNR, *CONFLICTS, *CONFLICTS_OF_REAL_SR],
+    ids=[*CONFLICTS_OF_PSNR, *CONFLICTS_OF_ESRGAN, *CONFLICTS, *CONFLICTS_OF_REAL_SR],
 )
 def test_conflict_is_refused_in_one_sentence(recipe, setting, fragments):
     with pytest.raises(UserError) as caught:
@@ -89,3 +98,16 @@ def test_bicubic_lr_is_refused_where_it_would_be_hr_itself():
 def test_without_lr_several_folders_of_hr_are_accepted():
     options = load_options(BASE, [Override.parse("dataset.lr=null"), Override.parse("dataset.hr={a: 1, b: 0.5}")])
     assert options.degradation is None
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_former_form_of_augment_is_refused_with_the_new_one(value):
+    with pytest.raises(
+        UserError, match=r"dataset\.augment is .*\[flip, rotate\], which true was.*\[\], which false was"
+    ):
+        load_options(BASE, [Override.parse(f"dataset.augment={value}")])
+
+
+def test_loss_that_is_null_by_default_is_given_by_its_weight_alone():
+    options = load_options(BASE, [Override.parse("losses.artifact.weight=1"), Override.parse("train.ema_decay=0.999")])
+    assert options.losses.artifact.weight == 1

@@ -39,10 +39,10 @@ def test_mapping_on_the_command_line_changes_only_its_keys(tmp_path):
 
 
 def test_folders_of_a_child_replace_those_of_its_parent_and_a_single_key_adds_to_them(tmp_path):
-    parent = write(tmp_path, {"dataset": {"hr": {"a": 1, "b": 2}, "augment": False}}, "parent.yml")
+    parent = write(tmp_path, {"dataset": {"hr": {"a": 1, "b": 2}, "augment": ["flip"]}}, "parent.yml")
     child = {**BASE, "extends": parent.name, "dataset": {"hr": {"c": 0.5}, "lr": "d"}}
     options = read(tmp_path, child)
-    assert (options.dataset.hr, options.dataset.augment) == ({"c": 0.5}, False)
+    assert (options.dataset.hr, options.dataset.augment) == ({"c": 0.5}, ("flip",))
     assert read(tmp_path, child, "dataset.hr={e: 3}").dataset.hr == {"e": 3}
     assert read(tmp_path, child, "dataset.hr=e").dataset.hr == {"e": 1}
     overrides = [Override.parse("dataset.hr={e: 3}"), Override.parse("dataset.hr.f=1")]

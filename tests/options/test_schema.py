@@ -33,10 +33,30 @@ def test_defaults_are_the_published_recipe():
 
 
 def test_perceptual_weight_is_1_in_unet_recipes_and_a_tenth_of_it_in_patch_recipes():
-    classical = [path for path in RECIPES if "psnr" not in path.stem and "_real" not in path.stem]
+    others = ("psnr", "_real", "ESRGAN", "LDL")
+    classical = [path for path in RECIPES if not any(other in path.stem for other in others)]
     weights = {path.stem: load_options(path).losses.perceptual for path in classical}
     for name, perceptual in weights.items():
         assert perceptual.weight == (1.0 if "_U" in name else 0.1), name
+
+
+@pytest.mark.parametrize("recipe", ["train_rrdb_ESRGAN", "train_rrdb_LDL", "train_swinir_LDL"])
+def test_recipes_of_the_other_rows_have_their_published_numbers(recipe):
+    """BasicSR's train_ESRGAN_x4, and LDL's released code."""
+    options = load_options(RECIPES[0].with_name(f"{recipe}.yml"))
+    losses, optimizer, ldl = options.losses, options.optimizer, "LDL" in recipe
+    assert (losses.pixel.weight, losses.perceptual.weight, losses.gan.weight) == (0.01, 1, 0.005)
+    assert (losses.gan.type, options.discriminator.type, options.discriminator.features) == ("relativistic", "vgg", 64)
+    five = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1, "conv4_4": 1, "conv5_4": 1}
+    assert losses.perceptual.layers == (five if ldl else {"conv5_4": 1})
+    assert (losses.artifact.weight if losses.artifact else None) == (1 if ldl else None)
+    assert (options.dataset.hr_patch_px, options.dataloader.batch_size, options.train.ema_decay) == (128, 16, 0.999)
+    assert (options.train.total_steps, options.train.total_batch_size) == ((300_000, 64) if ldl else (400_000, 16))
+    assert (optimizer.learning_rate, optimizer.discriminator_learning_rate, optimizer.decay) == (1e-4, 1e-4, 0.5)
+    assert optimizer.milestones == (() if ldl else (50_000, 100_000, 200_000, 300_000))
+    assert options.test.paper_row == {"train_rrdb_ESRGAN": "ESRGAN", "train_rrdb_LDL": "RRDB+LDL"}.get(
+        recipe, "SwinIR+LDL"
+    )
 
 
 STAGES = {  # train_realesrgan_x4plus: first stage, second stage
@@ -70,6 +90,7 @@ def test_real_sr_recipe_degrades_as_published(recipe):
     assert degradation.sharpening.model_dump() == {"kernel_px": 51, "weight": 0.5, "threshold": 10}
     assert set(degradation.sharpened_targets) == {"pixel", "perceptual"}
     assert (options.dataset.lr, options.dataset.hr_patch_px, options.train.ema_decay) == (None, 256, 0.999)
+    assert options.dataset.augment == ("flip",)
 
 
 def test_real_sr_recipes_cover_every_pair_of_networks_with_the_published_losses():

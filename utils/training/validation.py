@@ -11,6 +11,7 @@ from sed_sr.data.benchmarks import Benchmark, BenchmarkImage
 from sed_sr.data.images import read_rgb
 from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.models.train_step import TrainStep
+from sed_sr.models.vgg_discriminator import VGGDiscriminator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.evaluation.evaluate import BenchmarkScores, evaluate
 from sed_sr.utils.evaluation.metrics import Metric
@@ -148,6 +149,8 @@ class Validator:
         """Log what the discriminator sees in the first benchmark image and in its SR, and its logits."""
         discriminator, extractor = self.train_step.discriminator, self.train_step.extractor
         if not self.world.main or not self.benchmarks or discriminator is None:
+            return
+        if isinstance(discriminator, VGGDiscriminator):  # one logit for a whole image
             return
         image = self.benchmarks[0].images[0]
         if image.hr is None:

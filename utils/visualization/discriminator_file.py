@@ -37,8 +37,8 @@ def load_discriminator(
         pretrained_root: folder of the extractor's weights; None: the run's.
 
     Raises:
-        UserError: the file cannot be read, holds no discriminator, or one that does not fit its options; or the
-            extractor's weights are missing.
+        UserError: the file cannot be read, holds no discriminator, or one that does not fit its options or has no
+            views; or the extractor's weights are missing.
     """
     state = checkpoint.load(path)
     weights = discriminator_weights(state, path)
@@ -48,6 +48,11 @@ def load_discriminator(
             "checkpoint/<run>/discriminator_latest.pth or a training state"
         )
     options = _load_options(state, path, pretrained_root)
+    if options.discriminator is not None and options.discriminator.type == "vgg":
+        raise UserError(
+            f"{path} holds {weights.kind}, which has one logit for a whole image: only patch and "
+            "unet discriminators can be drawn"
+        )
     extractor = build_extractor(options, _extractor_state(options))
     discriminator = build_discriminator(options, extractor)
     misfit = UserError(f"the discriminator in {path} does not fit the options stored with it")

@@ -1,6 +1,7 @@
 """Discriminator weights in the file formats in use: recognised by their names, renamed to ours, and loaded.
 
-Formats: this project (training states included), and BasicSR and Real-ESRGAN (`UNetDiscriminatorSN`).
+Formats: this project (training states included), and BasicSR and Real-ESRGAN (`UNetDiscriminatorSN`,
+`VGGStyleDiscriminator`).
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sed_sr.utils.weights.formats import differences_between, generator_weights,
 MARKERS = (
     ("conv0.weight", "conv9.weight"),  # U-Net
     ("conv0.weight", "conv4.weight"),  # PatchGAN; in the U-Net, conv4 has spectral norm, and so another name
+    ("conv0_0.weight", "linear2.weight"),  # VGG-style
 )
 # The tensors of `torch.nn.utils.spectral_norm`, and those of models/spectral_norm.py.
 ORIGINAL, U, V = "parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v"
@@ -119,6 +121,9 @@ def _in_our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _traits_of(state: dict[str, Tensor]) -> dict[str, Any]:
     """The type and the sizes of a discriminator in our names; empty for an unknown network."""
+    if {"conv0_0.weight", "linear2.weight"} <= state.keys():
+        image_px = 256 if "conv5_0.weight" in state else 128
+        return {"type": f"VGG for images of {image_px} px", "features": state["conv0_0.weight"].shape[0]}
     if {"conv0.weight", "conv9.weight"} <= state.keys():
         traits: dict[str, Any] = {"type": "U-Net"}
     elif {"conv0.weight", "conv4.weight"} <= state.keys():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sed_sr.data.images import read_rgb
 from sed_sr.models.build import build_discriminator, build_extractor
+from sed_sr.models.vgg_discriminator import VGGDiscriminator
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import load_options
 from sed_sr.utils.visualization.attention_map import check_points, draw_figures, main, read_images
@@ -189,6 +190,19 @@ def test_state_without_a_discriminator_and_generator_weights_have_different_mess
     torch.save({"params": {"conv_first.weight": torch.zeros(3)}}, tmp_path / "generator.pth")
     with pytest.raises(UserError, match=r"generator\.pth holds an unknown network.*<run>/discriminator_latest\.pth"):
         load_discriminator(tmp_path / "generator.pth", device=CPU)
+
+
+def test_discriminator_with_one_logit_for_an_image_is_refused(tmp_path):
+    path, options = (
+        tmp_path / "discriminator_latest.pth",
+        {"name": "run", "discriminator": {"type": "vgg", "fusion": "none"}},
+    )
+    params = VGGDiscriminator(features=8).state_dict()
+    checkpoint.save_discriminator(path, params=params, options=options, step=3)
+    with pytest.raises(
+        UserError, match=r"latest\.pth holds a plain VGG [^\n]* only patch and unet discriminators can be drawn$"
+    ):
+        load_discriminator(path, device=CPU)
 
 
 def test_state_that_contradicts_its_options_is_named(tmp_path, states):

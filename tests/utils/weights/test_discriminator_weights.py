@@ -14,6 +14,7 @@ from torch.nn.utils import spectral_norm
 from sed_sr.models.discriminators import PatchDiscriminator, UNetDiscriminator
 from sed_sr.models.rrdb import RRDBNet
 from sed_sr.models.swinir import SwinIR
+from sed_sr.models.vgg_discriminator import VGGDiscriminator
 from sed_sr.options.errors import UserError
 from sed_sr.utils.weights import checkpoint
 from sed_sr.utils.weights.discriminator_weights import discriminator_weights, load_shared
@@ -104,6 +105,50 @@ def test_unet_of_basicsr_returns_the_same_logits_and_keeps_its_singular_vectors(
         assert torch.equal(norm[0]._v, layer.weight_v)
 
 
+class BasicSRVGG(nn.Module):
+    """`VGGStyleDiscriminator` of BasicSR, the discriminator of ESRGAN."""
+
+    def __init__(self, side_px, features=FEATURES):
+        super().__init__()
+        n, self.levels = features, 6 if side_px == 256 else 5
+        self.conv0_0, self.conv0_1 = nn.Conv2d(3, n, 3, 1, 1), nn.Conv2d(n, n, 4, 2, 1, bias=False)
+        self.bn0_1 = nn.BatchNorm2d(n)
+        for level in range(1, self.levels):
+            before, after = (n * min(8, 2**power) for power in (level - 1, level))
+            for half, conv in enumerate(
+                (nn.Conv2d(before, after, 3, 1, 1, bias=False), nn.Conv2d(after, after, 4, 2, 1, bias=False))
+            ):
+                setattr(self, f"conv{level}_{half}", conv)
+                setattr(self, f"bn{level}_{half}", nn.BatchNorm2d(after))
+        self.linear1, self.linear2 = nn.Linear(8 * n * 4 * 4, 100), nn.Linear(100, 1)
+
+    def forward(self, x):
+        x = lrelu(self.bn0_1(self.conv0_1(lrelu(self.conv0_0(x)))))
+        for level in range(1, self.levels):
+            for half in (0, 1):
+                x = lrelu(getattr(self, f"bn{level}_{half}")(getattr(self, f"conv{level}_{half}")(x)))
+        return self.linear2(lrelu(self.linear1(x.view(x.size(0), -1))))
+
+
+@pytest.mark.parametrize("side_px", [128, 256])
+@torch.no_grad()
+def test_vgg_of_basicsr_returns_the_same_logits_and_keeps_its_statistics(tmp_path, side_px):
+    torch.manual_seed(0)
+    theirs, image = BasicSRVGG(side_px), torch.rand(2, 3, side_px, side_px)
+    trained(theirs, image)
+    path = tmp_path / "net_d.pth"
+    torch.save({"params": theirs.state_dict()}, path)
+    discriminator = VGGDiscriminator(image_px=side_px, features=FEATURES).eval()
+    found = load(discriminator, checkpoint.load(path), path)
+    assert found == f"starts from {path}: a plain VGG for images of {side_px} px (8 features)"
+    torch.testing.assert_close(discriminator(image), theirs(image))
+    assert discriminator.bn1_0.num_batches_tracked == 3
+    with pytest.raises(
+        UserError, match=rf"images of {side_px} px.* where the options ask for VGG for images of {384 - side_px} px"
+    ):
+        load(VGGDiscriminator(image_px=384 - side_px, features=FEATURES), checkpoint.load(path), path)
+
+
 @torch.no_grad()
 def test_singular_vectors_that_old_files_lack_are_computed():
     torch.manual_seed(0)
@@ -176,6 +221,7 @@ def generators():
         (lambda: {"anything": torch.zeros(2)}, "holds an unknown network, which does not fit"),
         (lambda: ours(PatchDiscriminator).state_dict(), "a semantic PatchGAN.*type PatchGAN where.*U-Net"),
         (lambda: ours(PatchDiscriminator, None).state_dict(), "a plain PatchGAN.*type PatchGAN where.*U-Net"),
+        (lambda: BasicSRVGG(128).state_dict(), "a plain VGG.*type VGG for images of 128 px where the options.*U-Net"),
         (lambda: ours(UNetDiscriminator, features=16).state_dict(), "features 16 where the options ask for 8"),
         (lambda: ours(UNetDiscriminator, None, 16).state_dict(), "features 16 where the options ask for 8"),
         (lambda: ours(UNetDiscriminator, 128).state_dict(), "semantic channels 128 where the options ask for 64"),
