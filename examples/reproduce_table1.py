@@ -13,10 +13,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -170,12 +170,10 @@ def divide(options: Options, most: int) -> tuple[int, Batches]:
     given = batches_of(options)
     if given.size == AUTO:
         given = given._replace(size=None)
-    for processes in range(most, 0, -1):
-        with suppress(UserError) if processes > 1 else nullcontext():
-            batches = resolve_batches(given, processes=processes)
-            assert isinstance(batches, Batches)  # its size is not `auto`
-            return processes, batches
-    raise AssertionError
+    for processes in range(most, 1, -1):
+        with suppress(UserError):
+            return processes, cast(Batches, resolve_batches(given, processes=processes))
+    return 1, cast(Batches, resolve_batches(given, processes=1))
 
 
 def train(row: Row) -> None:
