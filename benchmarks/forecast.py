@@ -60,7 +60,6 @@ def forecast(recipe: Path, overrides: Sequence[Override], batches: Batches, *, d
     measured = {"dataloader__batch_size": pairs, "train__accumulate_batches": per_step, "train__total_batch_size": None}
     options = random_recipe(str(recipe), *overrides, **measured)
     step, batch = random_step(options, device)
-    step.batches_per_step = per_step
     synchronize(step, World())
     if records_graphs(options, device):
         step.record(CudaRecorder, warn=partial(print, file=sys.stderr))

@@ -227,7 +227,8 @@ def accept(words: list[str]) -> None:
     elif program == "bash":
         script, *more = arguments
         assert Path(script).exists()
-        accept_python([str(Path(script).with_suffix(".py")), *more])  # which it starts
+        if Path(script).with_suffix(".py").exists():  # which it starts
+            accept_python([str(Path(script).with_suffix(".py")), *more])
     elif program == "pip":
         files = [value for flag, value in itertools.pairwise(arguments) if flag in ("-c", "-r", "-e")]
         assert arguments[0] == "install"

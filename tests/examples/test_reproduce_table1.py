@@ -246,7 +246,20 @@ def test_forecast_on_a_cpu_is_a_step_of_one_pair_times_the_pairs_of_a_step(tmp_p
     assert len(taken) == 1
 
 
-def test_rows_that_would_share_a_folder_are_refused(monkeypatch):
+def test_rows_are_trained_by_a_process_for_each_gpu_that_can_share_a_step(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(sys, "argv", ["reproduce_table1.py", "--set", "train.precision=bf16", "--out_root", "runs"])
+    rows = {name: reproduce_table1.find_row(name, reproduce_table1.parse_arguments()) for name in ("RRDB+P", "ESRGAN")}
+    assert rows["RRDB+P"].training[:3] == ("-m", "torch.distributed.run", "--standalone")
+    assert rows["RRDB+P"].training[3:6] == ("--nproc_per_node=4", str(ROOT / "train.py"), "--opt")
+    assert rows["ESRGAN"].training[:2] == (str(ROOT / "train.py"), "--opt")  # one batch, which is not shared
+    for row in rows.values():
+        assert row.training[-6:] == ("--set", "train.precision=bf16", "--out_root", "runs", "--resume", "auto")
+        assert row.weights.parent == Path("runs") / RECIPES[row.name]
+
+
+def test_rows_that_would_share_a_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["reproduce_table1.py", "--rows", "RRDB+P", "RRDB+U", "--set", "name=mine"])
     with pytest.raises(UserError, match=r"a name of its own; they are checkpoint.mine, checkpoint.mine"):
         reproduce_table1.main()
