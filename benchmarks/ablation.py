@@ -13,7 +13,9 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -49,12 +51,10 @@ def main() -> int:
         raise UserError(f"the recipes are called {', '.join(names)}; each run needs a name of its own")
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the grid as Ctrl-C does
-    processes = arguments.nproc_per_node
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     for recipe, options in grid.items():
         if not weights_of(options).exists():
             words = ["--opt", recipe, *(f"--set={setting}" for setting in settings), "--resume", "auto"]
-            command(*launcher, ROOT / "train.py", *words)
+            command(*launcher(arguments.nproc_per_node), ROOT / "train.py", *words)
     finished = [options for options in grid.values() if weights_of(options).exists()]
     if finished:
         table = score(finished)
@@ -75,26 +75,48 @@ def weights_of(options: Options) -> Path:
     return folder_of(options).weights(options.train.total_steps)
 
 
+def launcher(processes: int) -> list[str]:
+    """What stands between `python` and a script that is started in several processes."""
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+
+
 def command(*arguments: object) -> int:
-    """Print a command and run it; returns its exit code."""
+    """Print a command and run it; returns its exit code. Interrupted, it first waits until the command has stopped."""
     words = [str(argument) for argument in arguments]
     print(f"$ python {shlex.join(words)}", flush=True)
     with subprocess.Popen([sys.executable, *words]) as process:
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            process.terminate()  # training finishes its step and saves
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGTERM, stop)
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.terminate()  # training finishes its step and saves
+            # Ctrl-C is not passed on: the terminal has sent it to the command as well, and torchrun ends at a second
+            # signal without its processes.
             process.wait()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def scoring(weights: Iterable[object], options: Options, output: Path) -> list[str]:
+    """The call of test.py that scores weights as `options` say under `test`."""
+    test = options.test.model_dump_json(exclude={"weights", "paper_row"})
+    settings = [
+        f"--set=paths={options.paths.model_dump_json()}",
+        f"--set=test={test}",
+        f"--set=device={options.device}",
+    ]
+    return [str(ROOT / "test.py"), "--weights", *map(str, weights), *settings, "--output_path", str(output)]
 
 
 def score(finished: list[Options]) -> str:
     """Score the runs with test.py, as the first of them says under `test`; returns the table, as Markdown."""
-    paths, test = finished[0].paths, finished[0].test.model_dump_json(exclude={"weights", "paper_row"})
-    output = paths.out_root / f"scores_of_{len(finished)}"
-    weights = map(weights_of, finished)
-    settings = [f"--set=paths={paths.model_dump_json()}", f"--set=test={test}", f"--set=device={finished[0].device}"]
-    if code := command(ROOT / "test.py", "--weights", *weights, *settings, "--output_path", output):
+    output = finished[0].paths.out_root / f"scores_of_{len(finished)}"
+    if code := command(*scoring(map(weights_of, finished), finished[0], output)):
         raise UserError(f"test.py ended with exit code {code}; the same command tries it again")
     found = json.loads((output / RESULTS).read_text("utf-8"))
     rows = []

@@ -2,7 +2,11 @@
 
 import importlib.util
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -104,6 +108,39 @@ def ablation() -> ModuleType:
 def test_commands_of_the_grid_run_in_processes_that_end_with_their_exit_codes(ablation, capfd):
     assert ablation.command("-c", "print('hello'); raise SystemExit(3)") == 3
     assert capfd.readouterr().out.endswith("\nhello\n")
+
+
+CHILD = """
+import signal, sys, time
+def save(*_):
+    open("terminated", "w").close()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+open("ready", "w").close()
+time.sleep(float(sys.argv[1]))
+open("ended", "w").close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "left"), [(signal.SIGTERM, 60, "terminated"), (signal.SIGINT, 2, "ended")], ids=str
+)
+def test_interrupted_grid_waits_until_its_command_has_stopped(ablation, tmp_path, monkeypatch, number, seconds, left):
+    """SIGTERM reaches the grid alone and is passed on; Ctrl-C reaches both, and a second signal would be too much."""
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt() -> None:
+        while not Path("ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread, before = threading.Thread(target=interrupt), signal.getsignal(signal.SIGTERM)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        ablation.command("-c", CHILD, seconds)
+    thread.join()
+    assert {path.name for path in tmp_path.iterdir()} == {"ready", left}
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_script_of_the_grid_refuses_two_runs_of_one_name(workshop, command):

@@ -225,7 +225,10 @@ def accept(words: list[str]) -> None:
     elif program == "make":
         assert set(arguments) <= set(make_targets())
     elif program == "bash":
-        assert Path(arguments[0]).exists()
+        script, *more = arguments
+        assert Path(script).exists()
+        if Path(script).with_suffix(".py").exists():  # which it starts
+            accept_python([str(Path(script).with_suffix(".py")), *more])
     elif program == "pip":
         files = [value for flag, value in itertools.pairwise(arguments) if flag in ("-c", "-r", "-e")]
         assert arguments[0] == "install"
@@ -322,6 +325,8 @@ def accept_options(parsed: argparse.Namespace) -> None:
         "torchrun --nproc=4 --bad train.py --opt options/train_rrdb_P.yml",
         "python benchmarks/ablation.py options/ablation/*missing*.yml --output a",
         "sbatch examples/missing.sh options/train_rrdb_P.yml",
+        "bash examples/reproduce_table1.sh --row RRDB+P --dry",
+        "bash examples/reproduce_table1.sh --rows RRDB",
         "make everything",
         "pip install -r missing.txt",
         "unknown --flag",

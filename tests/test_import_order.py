@@ -37,6 +37,7 @@ READS_THE_OPTION_TREE = {
     "options",
     "data/build.py",
     "data/prepare/degrade.py",  # a command
+    "examples/reproduce_table1.py",  # likewise
     "models/build.py",
     "utils/training",
     "utils",

@@ -94,6 +94,26 @@ def check_disk(
     Raises:
         UserError: there is too little space.
     """
+    needed_bytes, parts = needed_space(options, folder, train_step, benchmarks, steps_left=steps_left)
+    free_bytes = shutil.disk_usage(folder.existing_parent).free
+    if needed_bytes > free_bytes:
+        raise UserError(
+            f"{folder.root} will grow by about {needed_bytes / 1e9:.3g} GB ({parts}), but only "
+            f"{free_bytes / 1e9:.3g} GB are free there: free some space, or raise train.save_every_steps or "
+            "validation.every_steps"
+        )
+    return f"{free_bytes / 1e9:.3g} GB free, about {needed_bytes / 1e9:.3g} GB needed"
+
+
+def needed_space(
+    options: Options,
+    folder: RunFolder,
+    train_step: TrainStep,
+    benchmarks: list[Benchmark],
+    *,
+    steps_left: int,
+) -> tuple[int, str]:
+    """What the folder of a run will grow by at most, in bytes, and a description of its parts."""
     generator, discriminator = (_parameters(net) for net in (train_step.generator, train_step.discriminator))
     weights_bytes = FLOAT32_BYTES * generator * (1 if train_step.ema is None else 2)
     state_bytes = weights_bytes + FLOAT32_BYTES * (ADAM_MOMENTS * generator + (1 + ADAM_MOMENTS) * discriminator)
@@ -105,23 +125,19 @@ def check_disk(
     # The latest weights count twice: the old file is replaced after the new one has been written.
     weights_files = steps_left // options.train.keep_weights + 2 * (saves > 0) + best
     discriminators_bytes = 2 * (saves > 0) * FLOAT32_BYTES * discriminator  # likewise
-    images_bytes = sum(_sr_bytes(benchmark, train_step.generator.scale) for benchmark in benchmarks)
+    images_bytes = sum(sr_bytes(benchmark, train_step.generator.scale) for benchmark in benchmarks)
     validations = -(-steps_left // options.validation.every_steps)
     weights_total_bytes = weights_files * weights_bytes + discriminators_bytes
     needed_bytes = states * state_bytes + weights_total_bytes + validations * images_bytes - present_bytes
-    free_bytes = shutil.disk_usage(folder.existing_parent).free
-    if needed_bytes > free_bytes:
-        raise UserError(
-            f"{folder.root} will grow by about {needed_bytes / 1e9:.3g} GB ({states} training states of "
-            f"{state_bytes / 1e9:.3g} GB, {weights_total_bytes / 1e9:.3g} GB of weights, images of {validations} "
-            f"validations of {images_bytes / 1e9:.3g} GB), but only {free_bytes / 1e9:.3g} GB are free there: free "
-            "some space, or raise train.save_every_steps or validation.every_steps"
-        )
-    return f"{free_bytes / 1e9:.3g} GB free, about {max(needed_bytes, 0) / 1e9:.3g} GB needed"
+    parts = (
+        f"{states} training states of {state_bytes / 1e9:.3g} GB, {weights_total_bytes / 1e9:.3g} GB of weights, "
+        f"images of {validations} validations of {images_bytes / 1e9:.3g} GB"
+    )
+    return max(needed_bytes, 0), parts
 
 
-def _sr_bytes(benchmark: Benchmark, scale: int) -> int:
-    """Approximate size of the SR images of one validation."""
+def sr_bytes(benchmark: Benchmark, scale: int) -> int:
+    """Approximate size of the SR images of a benchmark."""
     return sum(round(PNG_BYTES_PER_PX * math.prod(image_size(image.lr)) * scale**2) for image in benchmark.images)
 
 
