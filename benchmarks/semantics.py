@@ -34,6 +34,7 @@ from sed_sr.data.imresize import MARGIN_PX, imresize
 from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.models.build import build_generator, build_train_step, records_graphs
 from sed_sr.models.cuda_graph import CudaRecorder
+from sed_sr.models.train_step import TrainStep
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
@@ -57,6 +58,7 @@ SCALE = 4
 HELD_OUT = 4  # one photograph in so many
 FEATURES = "timm/tf_efficientnet_lite0"
 JUDGE = "timm/tf_efficientnet_lite2"
+SENSITIVITY = "D depends on semantics"
 SCORES = {"PSNR-Y": 2, "SSIM-Y": 4, "Lite2 distance": 4}  # and their decimals
 SHOWN, DETAIL_PX, ZOOM = 4, 96, 2  # photographs in the picture, side of the details in HR pixels
 
@@ -184,8 +186,8 @@ class Experiment:
             if (variant, seed) in done:
                 continue
             began_s = time.perf_counter()
-            generator, losses = self.train(variant, seed)
-            run = {"variant": variant, "seed": seed, "took_s": time.perf_counter() - began_s, "losses": losses}
+            generator, measured = self.train(variant, seed)
+            run = {"variant": variant, "seed": seed, "took_s": time.perf_counter() - began_s, "measured": measured}
             checkpoint.save(generator.state_dict(), self.weights(variant, seed))
             run["scores"] = self.score(generator)
             runs.append(run)
@@ -199,7 +201,7 @@ class Experiment:
         return self.output / f"{variant.replace(',', '').replace(' ', '_')}_{seed}.pth"
 
     def train(self, variant: str, seed: int) -> tuple[nn.Module, dict[str, float]]:
-        """The generator after the run, and the losses of the last step with their shares in its gradient."""
+        """The generator after the run, and what its last step has measured, with the sensitivity of D."""
         options = self.options(variant, seed)
         generator = build_generator(options)
         if variant != START:
@@ -219,7 +221,20 @@ class Experiment:
         for batch in self.batches(options, seed):
             outcome = step(batch, watch=step.step == options.train.total_steps - 1)
         assert outcome is not None
-        return step.generator, outcome.terms
+        return step.generator, {**outcome.terms, **self.sensitivity(step)}
+
+    @torch.inference_mode()
+    def sensitivity(self, step: TrainStep) -> dict[str, float]:
+        """How much the logits of D change if the semantics are exchanged, relative to their standard deviation."""
+        discriminator, extractor = step.discriminator, step.extractor
+        if discriminator is None or extractor is None:
+            return {}
+        discriminator.eval()
+        side = self.plan.hr_patch_px
+        hr = to_float(torch.stack([photo[:, :side, :side] for photo in self.held_out]).to(self.device))
+        semantic = extractor(hr)
+        logits, exchanged = discriminator(hr, semantic), discriminator(hr, semantic.roll(1, dims=0))
+        return {SENSITIVITY: ((logits - exchanged).std() / logits.std()).item()}
 
     def options(self, variant: str, seed: int) -> Options:
         plan = self.plan
@@ -317,7 +332,7 @@ class OfAnotherImage(nn.Module):
 
 def format_table(runs: list[dict], plan: Plan) -> str:
     """Means of all runs of a variant, their deviation between seeds, and the differences of P+SeD to the others."""
-    header = ["", *SCORES, *(f"P+SeD - this: {score}" for score in SCORES)]
+    header = ["", *SCORES, SENSITIVITY, *(f"P+SeD - this: {score}" for score in SCORES)]
     lines = [header, ["---"] * len(header)]
     sed = scores_of(runs, SED)
     for variant in (START, *VARIANTS):
@@ -326,6 +341,9 @@ def format_table(runs: list[dict], plan: Plan) -> str:
             of_seeds = scores[score].mean(axis=1)
             deviation = f" ± {of_seeds.std(ddof=1):.{decimals}f}" if len(of_seeds) > 1 else ""
             line.append(f"{of_seeds.mean():.{decimals}f}{deviation}")
+        measured = [run["measured"] for run in runs if run["variant"] == variant]
+        changes = [values[SENSITIVITY] for values in measured if SENSITIVITY in values]
+        line.append(f"{100 * statistics.mean(changes):.2g} %" if changes else "")
         for score, decimals in SCORES.items():
             if variant == SED:
                 line.append("")
@@ -339,7 +357,8 @@ def format_table(runs: list[dict], plan: Plan) -> str:
         "".join(f"| {' | '.join(line)} |\n" for line in lines)
         + f"\n{photographs} held-out photographs, seeds {', '.join(map(str, plan.seeds))}, {plan.steps} steps from a "
         f"start of {plan.start_steps}. ±: standard deviation between seeds. [ ]: 95 % bootstrap interval over the "
-        "photographs, of the means over the seeds.\n"
+        "photographs, of the means over the seeds. D depends on semantics: change of its logits when each photograph "
+        "gets the semantics of another one, relative to their standard deviation.\n"
     )
 
 
