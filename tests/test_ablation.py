@@ -134,6 +134,7 @@ def test_interrupted_grid_waits_until_its_command_has_stopped(ablation, tmp_path
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for commands in the background
     thread, before = threading.Thread(target=interrupt), signal.getsignal(signal.SIGTERM)
     thread.start()
     with pytest.raises(KeyboardInterrupt):

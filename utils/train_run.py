@@ -1,7 +1,7 @@
 """What `train.py` does: prepare a run, then train, or only check that it could start."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 
@@ -22,7 +22,7 @@ from sed_sr.options.schema import Options
 from sed_sr.utils.runtime.distributed import World, joined_world
 from sed_sr.utils.training.checklist import Checklist
 from sed_sr.utils.training.frozen_weights import pretrained_weights
-from sed_sr.utils.training.loggers import TensorBoard
+from sed_sr.utils.training.loggers import ExperimentLogger, TensorBoard
 from sed_sr.utils.training.loop import TrainLoop
 from sed_sr.utils.training.run_log import RunLog, SilentLog
 from sed_sr.utils.training.setup import TrainingSetup, prepare
@@ -91,10 +91,11 @@ def train(setup: TrainingSetup, notes: dict[str, str], *, world: World) -> None:
     if records_graphs(options, setup.device):
         setup.train_step.record(CudaRecorder, warn=log.warning)
     try:
-        log_header(log, setup, notes, world=world)
         with world.raise_together():
-            if world.main:
-                add_loggers(log, setup)
+            loggers = start_loggers(log, setup) if world.main else []
+        for logger in loggers:
+            log.add(logger)
+        log_header(log, setup, notes, loggers, world=world)
         build_loop(setup, world=world, log=log).run()
     except KeyboardInterrupt:
         step = setup.train_step.step
@@ -197,17 +198,26 @@ def refill_pool(
     log.info(f"the pool of pairs is restored from {made} batches in {time.perf_counter() - started_s:.2g} s")
 
 
-def add_loggers(log: SilentLog, setup: TrainingSetup) -> None:
+def start_loggers(log: SilentLog, setup: TrainingSetup) -> list[ExperimentLogger]:
     """Start the experiment loggers that the options list."""
     options, folder, start = setup.options, setup.folder, setup.start
+    loggers: list[ExperimentLogger] = []
     if "tensorboard" in options.logging:
-        log.add(TensorBoard(folder.tensorboard, step=start.step))
+        loggers.append(TensorBoard(folder.tensorboard, step=start.step))
     if "wandb" in options.logging:
         config = options.model_dump(mode="json")
-        log.add(Wandb(folder, name=options.name, config=config, in_place=start.in_place, warn=log.warning))
+        loggers.append(Wandb(folder, name=options.name, config=config, in_place=start.in_place, warn=log.warning))
+    return loggers
 
 
-def log_header(log: SilentLog, setup: TrainingSetup, notes: dict[str, str], *, world: World) -> None:
+def log_header(
+    log: SilentLog,
+    setup: TrainingSetup,
+    notes: dict[str, str],
+    loggers: Sequence[ExperimentLogger],
+    *,
+    world: World,
+) -> None:
     """The first lines of the log: what is trained on what, and where the results are."""
     options, folder, device, start = setup.options, setup.folder, setup.device, setup.start
     train, batches = options.train, setup.batches
@@ -228,6 +238,8 @@ def log_header(log: SilentLog, setup: TrainingSetup, notes: dict[str, str], *, w
     )
     for message in start.messages:
         log.info(message)
+    for logger in loggers:
+        log.info(logger.about)
     for network, weights in pretrained_weights(options).items():
         if weights == RANDOM:
             log.warning(f"the {network} has random weights, as set in the options; results do not reproduce the paper")

@@ -31,7 +31,7 @@ SHORT = (
     "dataloader.num_workers=0",
     "validation={benchmarks: [Set5], metrics: [psnr], every_steps: 4}",
     "test={benchmarks: [Set5, Photos], metrics: [psnr, ssim]}",
-    "losses.perceptual={vgg_weights: random}",
+    "losses.perceptual={weights: random}",
     "semantic_extractor.weights=random",
 )
 

@@ -66,7 +66,6 @@ class RunLog(SilentLog):
 
     def add(self, logger: ExperimentLogger) -> None:
         self._loggers.append(BackgroundLogger(logger))
-        self.info(logger.about)
 
     def info(self, text: str) -> None:
         self._print(text)

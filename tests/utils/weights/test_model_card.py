@@ -105,7 +105,7 @@ def test_no_path_of_the_machine_is_published(tmp_path):
     """Whichever option holds it; also keys (folders of images) and labels."""
     options = options_of_a_run()
     secrets = hidden(options) | {"name": "run", "generator": TINY}
-    secrets["semantic_extractor"]["model"] = "clip/RN50"
+    secrets["semantic_extractor"]["model"], secrets["losses"]["perceptual"]["model"] = "clip/RN50", "vgg19"
     secrets["test"]["weights"] = [f"A={SECRET}/a.pth", f"{SECRET}/b/", "hf://user/net/a.pth", "B=hf://user/net/a.pth"]
     folder = tmp_path / "secret"
     folder.mkdir()
