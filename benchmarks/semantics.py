@@ -232,8 +232,9 @@ class Experiment:
         discriminator.eval()
         side = self.plan.hr_patch_px
         hr = to_float(torch.stack([photo[:, :side, :side] for photo in self.held_out]).to(self.device))
-        semantic = extractor(hr)
-        logits, exchanged = discriminator(hr, semantic), discriminator(hr, semantic.roll(1, dims=0))
+        with step.autocast():
+            semantic = extractor(hr)
+            logits, exchanged = (discriminator(hr, given).float() for given in (semantic, semantic.roll(1, dims=0)))
         return {SENSITIVITY: ((logits - exchanged).std() / logits.std()).item()}
 
     def options(self, variant: str, seed: int) -> Options:
