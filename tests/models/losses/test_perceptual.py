@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from sed_sr.models.losses.perceptual import VGG19_LAYERS, PerceptualLoss
 from sed_sr.options.errors import UserError
+from tests.models.test_semantic_extractor import perturbed
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -123,16 +124,6 @@ def test_loss_of_a_timm_model_equals_that_of_its_feature_extractor(model, layers
     expected = sum(weight * (of_sr[name] - of_hr[name]).abs().mean() for name, weight in layers.items())
     loss = PerceptualLoss(model=f"timm/{model}", layer_weights=layers, state=whole.state_dict()).train()
     torch.testing.assert_close(loss(sr, hr), expected, rtol=1e-4, atol=1e-6)
-
-
-def perturbed(network):
-    """Change all weights and statistics, so that none is zero or one by its initialisation."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in network.state_dict().values():
-            if value.is_floating_point():
-                value.add_(0.02 * torch.rand(value.shape, generator=generator))
-    return network
 
 
 def test_layers_of_a_timm_model_are_listed_for_a_wrong_one_and_for_those_of_vgg19():
