@@ -28,9 +28,9 @@ from sed_sr.utils.visualization.comparison import busiest_detail, comparison
 from sed_sr.utils.weights.efficientnet_lite import efficientnet_lite_state
 from sed_sr.utils.weights.extractor_file import published_weights
 
-# And two views of a motorcycle. The last four are grey.
-TRAINING_PHOTOS = ("rocket", "immunohistochemistry", "camera", "brick", "grass", "gravel")
-TEST_PHOTOS = ("astronaut", "chelsea", "coffee")
+# The last four are grey.
+TRAINING_PHOTOS = ("astronaut", "chelsea", "rocket", "immunohistochemistry", "camera", "brick", "grass", "gravel")
+TEST_PHOTOS = ("coffee", "motorcycle")
 SCALE = 4
 RESULTS = ("bicubic", "PSNR-oriented", "SeD")
 DETAIL_PX = 128  # side of the HR crop in the comparison
@@ -75,13 +75,12 @@ def create_output_folder(root: Path) -> None:
 def write_photos(root: Path) -> Path:
     """Write training and test photographs of scikit-image; return the folder of the benchmark."""
     step("Photographs of the scikit-image package")
-    left, right, _ = skimage.data.stereo_motorcycle()
-    photos = [getattr(skimage.data, name)() for name in TRAINING_PHOTOS] + [left, right]
+    photos = [getattr(skimage.data, name)() for name in TRAINING_PHOTOS]
     for number, photo in enumerate(photos, start=1):
         write_image(root / f"DF2K/train/{number:04d}.png", photo if photo.ndim == 3 else gray2rgb(photo))
     benchmark = root / "Evaluation/Photos"
-    for name in TEST_PHOTOS:
-        photo = getattr(skimage.data, name)()
+    motorcycle, _, _ = skimage.data.stereo_motorcycle()
+    for name, photo in zip(TEST_PHOTOS, (skimage.data.coffee(), motorcycle), strict=True):
         height, width = (side // SCALE * SCALE for side in photo.shape[:2])
         write_image(benchmark / f"GTmod12/{name}.png", photo[:height, :width])
     console.print(f"{len(photos)} for training, {len(TEST_PHOTOS)} for testing ({', '.join(TEST_PHOTOS)})")
