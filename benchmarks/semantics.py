@@ -319,7 +319,7 @@ class Experiment:
             images = {"LR": lr.repeat(SCALE, 0).repeat(SCALE, 1), **sr, "HR": hr}
             detail = busiest_detail(hr, DETAIL_PX, step_px=SCALE)
             rows.append([images[title][detail] for title in columns])
-        return comparison([title.replace(", ", ",\n") for title in columns], rows, zoom=ZOOM)
+        return comparison([title.replace(", ", ",\n").replace(" of ", "\nof ") for title in columns], rows, zoom=ZOOM)
 
 
 class OfAnotherImage(nn.Module):
