@@ -1,22 +1,29 @@
 """Networks and the training step built from options: published sizes, seeds, support checks, compilation."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
+from torch.nn import functional as F
 
 from benchmarks.random_step import random_recipe, random_step
 from sed_sr.models.build import (
     build_discriminator,
     build_extractor,
     build_generator,
+    build_image_losses,
     build_schedule,
     build_train_step,
     records_graphs,
 )
 from sed_sr.models.generator import Generator
+from sed_sr.models.losses.dists import DISTSLoss
+from sed_sr.models.losses.focal_frequency import focal_frequency_loss
+from sed_sr.models.losses.lpips import LPIPSDistance
+from sed_sr.models.losses.ms_ssim import ms_ssim_loss
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 
@@ -90,6 +97,24 @@ def test_losses_of_real_sr_compare_with_sharpened_hr(recipe, expected):
     options = read(recipe, generator__blocks=1, generator__features=8)
     step = build_step(options)
     assert set(step.sharpened) == expected
+
+
+def test_each_option_of_the_losses_builds_its_formula():
+    """With the numbers of the options, on images whose losses all differ."""
+    sections = {"ms_ssim": {}, "focal_frequency": {"alpha": 0.5}, "lpips": {"net": "alex"}, "dists": {}}
+    options = read("train_rrdb_psnr", **{f"losses__{name}": numbers for name, numbers in sections.items()})
+    sr, hr = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = {
+        "pixel": F.l1_loss,
+        "ms_ssim": ms_ssim_loss,
+        "focal_frequency": partial(focal_frequency_loss, alpha=0.5),
+        "lpips": LPIPSDistance("alex"),
+        "dists": DISTSLoss(),
+    }
+    losses = build_image_losses(options, {})
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss(sr, hr), expected[name](sr, hr), msg=name)
 
 
 ALL_LOSSES = {"ms_ssim", "dists", "lpips", "focal_frequency", "feature_matching", "r1"}
