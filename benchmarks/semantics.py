@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from anyw
 
 from sed_sr.data.batches import Batch, BicubicPairs
 from sed_sr.data.files import write_text
-from sed_sr.data.images import IMAGE_SUFFIXES, read_rgb, write_image
+from sed_sr.data.image_folders import check_images, find_images, read_image
+from sed_sr.data.images import write_image
 from sed_sr.data.imresize import MARGIN_PX, imresize
 from sed_sr.data.tensors import to_array, to_float, to_tensor, to_uint8
 from sed_sr.models.build import build_generator, build_train_step, records_graphs
@@ -57,6 +58,7 @@ VARIANTS = {  # discriminator.fusion of each
     "P, semantics concatenated": "concatenation",
 }
 SCALE = 4
+MARGINS_PX = 2 * SCALE * MARGIN_PX  # of HR crops, for the bicubic kernel
 HELD_OUT = 4  # one photograph in so many
 FEATURES = "timm/tf_efficientnet_lite0"
 JUDGE = "timm/tf_efficientnet_lite2"
@@ -134,8 +136,9 @@ def main() -> int:
     plan = replace(plan, steps=arguments.steps or plan.steps, seeds=seeds)
     device = World().device(arguments.device)
     settings = [Override.parse(text) for text in arguments.set]
-    files = sorted(path for path in arguments.images.iterdir() if path.suffix in IMAGE_SUFFIXES)
-    photos = [to_tensor(read_rgb(path)) for path in files[: plan.photographs]]
+    found = find_images(arguments.images)
+    check_images([found], patch_px=plan.hr_patch_px + MARGINS_PX)
+    photos = [to_tensor(read_image(found[i])) for i in range(len(found))[: plan.photographs]]
     held_out, training = photos[::HELD_OUT], [photo for i, photo in enumerate(photos) if i % HELD_OUT]
     if len(training) < plan.batch_size:
         raise UserError(f"{arguments.images} has {len(photos)} images, too few for batches of {plan.batch_size}")
@@ -275,7 +278,7 @@ class Experiment:
     def batches(self, options: Options, seed: int) -> Iterator[Batch]:
         """Random crops of different photographs, flipped and transposed at random, with bicubic LR."""
         rng, pairs = np.random.default_rng(seed), BicubicPairs(scale=SCALE)
-        side = options.dataset.hr_patch_px + 2 * SCALE * MARGIN_PX
+        side = options.dataset.hr_patch_px + MARGINS_PX
         for number in range(options.train.total_steps):
             crops = []
             for index in rng.choice(len(self.training), self.plan.batch_size, replace=False):
