@@ -28,9 +28,9 @@ from sed_sr.utils.visualization.comparison import busiest_detail, comparison
 from sed_sr.utils.weights.efficientnet_lite import efficientnet_lite_state
 from sed_sr.utils.weights.extractor_file import published_weights
 
-# The last four are grey.
-TRAINING_PHOTOS = ("astronaut", "chelsea", "rocket", "immunohistochemistry", "camera", "brick", "grass", "gravel")
-TEST_PHOTOS = ("coffee", "motorcycle")
+TRAINING_PHOTOS = ("astronaut", "chelsea", "rocket", "immunohistochemistry", "camera", "grass")
+DIVIDED_PHOTOS = ("brick", "gravel", "coffee")  # the right third is for testing, the rest for training
+TEST_PHOTOS = (*DIVIDED_PHOTOS, "motorcycle")
 SCALE = 4
 RESULTS = ("bicubic", "PSNR-oriented", "SeD")
 DETAIL_PX = 128  # side of the HR crop in the comparison
@@ -75,16 +75,27 @@ def create_output_folder(root: Path) -> None:
 def write_photos(root: Path) -> Path:
     """Write training and test photographs of scikit-image; return the folder of the benchmark."""
     step("Photographs of the scikit-image package")
-    photos = [getattr(skimage.data, name)() for name in TRAINING_PHOTOS]
-    for number, photo in enumerate(photos, start=1):
-        write_image(root / f"DF2K/train/{number:04d}.png", photo if photo.ndim == 3 else gray2rgb(photo))
+    training = [photo(name) for name in TRAINING_PHOTOS]
+    testing = {"motorcycle": photo("motorcycle")}
+    for name in DIVIDED_PHOTOS:
+        whole = photo(name)
+        column = whole.shape[1] * 2 // 3
+        training.append(whole[:, :column])
+        testing[name] = whole[:, column:]
+    for number, image in enumerate(training, start=1):
+        write_image(root / f"DF2K/train/{number:04d}.png", image)
     benchmark = root / "Evaluation/Photos"
-    motorcycle, _, _ = skimage.data.stereo_motorcycle()
-    for name, photo in zip(TEST_PHOTOS, (skimage.data.coffee(), motorcycle), strict=True):
-        height, width = (side // SCALE * SCALE for side in photo.shape[:2])
-        write_image(benchmark / f"GTmod12/{name}.png", photo[:height, :width])
-    console.print(f"{len(photos)} for training, {len(TEST_PHOTOS)} for testing ({', '.join(TEST_PHOTOS)})")
+    for name in TEST_PHOTOS:
+        height, width = (side // SCALE * SCALE for side in testing[name].shape[:2])
+        write_image(benchmark / f"GTmod12/{name}.png", testing[name][:height, :width])
+    console.print(f"{len(training)} for training, {len(testing)} for testing ({', '.join(TEST_PHOTOS)})")
     return benchmark
+
+
+def photo(name: str) -> np.ndarray:
+    """A photograph of scikit-image, (H, W, 3) uint8; of the motorcycle, the left one of a stereo pair."""
+    image = skimage.data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(skimage.data, name)()
+    return image if image.ndim == 3 else gray2rgb(image)
 
 
 def prepare_training_set(root: Path) -> None:

@@ -1,11 +1,12 @@
-"""The demo deletes no files of others, and uses the real weights that it has."""
+"""The demo deletes no files of others, tests on what it did not train on, and uses the real weights that it has."""
 
 from pathlib import Path
 
 import pytest
 
 from examples import demo
-from examples.demo import choose_semantics, create_output_folder
+from examples.demo import choose_semantics, create_output_folder, write_photos
+from sed_sr.data.images import read_rgb
 from sed_sr.options.errors import UserError
 from sed_sr.options.recipe import Override, load_options
 from sed_sr.utils.evaluation.metrics import metric_weights
@@ -27,6 +28,15 @@ def test_output_of_an_earlier_demo_is_deleted(tmp_path):
     (tmp_path / "demo" / "results").mkdir()
     create_output_folder(tmp_path / "demo")
     assert not (tmp_path / "demo" / "results").exists()
+
+
+def test_corners_of_the_test_photographs_are_in_no_training_photograph(tmp_path):
+    testing = [read_rgb(path) for path in (write_photos(tmp_path) / "GTmod12").iterdir()]
+    training = [read_rgb(path).tobytes() for path in (tmp_path / "DF2K/train").iterdir()]
+    for image in testing:
+        for row in (image[0], image[-1]):
+            for pixels in (row[:32], row[-32:]):
+                assert not any(pixels.tobytes() in photo for photo in training)
 
 
 def options_of(semantics):
