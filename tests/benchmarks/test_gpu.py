@@ -20,7 +20,6 @@ CPU = torch.device("cpu")
 LATER_S = time.perf_counter() + 10**6
 
 
-@pytest.mark.long
 def test_everything_is_measured_once_however_often_the_command_is_given(tmp_path: Path, command):
     """Tiny, on a CPU. The figures agree with each other."""
     arguments = ("benchmarks/gpu.py", "--device", "cpu", "--quick", "--output", "kept.jsonl")

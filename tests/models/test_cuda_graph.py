@@ -211,6 +211,8 @@ def test_recorded_step_equals_the_unrecorded_step(generator, discriminator, more
 
 RECIPES = [
     ("train_rrdb_psnr", "fp32"),
+    ("train_rrdb_P+SeD", "bf16"),
+    ("train_rrdb_U", "bf16"),
     ("train_rrdb_U+SeD_real", "fp32"),
     ("train_swinir_psnr_real", "bf16"),
     ("train_swinir_P", "fp32"),
